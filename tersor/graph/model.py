@@ -1,0 +1,167 @@
+"""The model inside Tersor: a `torch.export` graph in training IR, with a dynamic batch.
+
+The graph is functional (`run_decompositions({})`): no in-place writes, no nested set_grad regions, and operators such as
+`linear`, `layer_norm`, `scaled_dot_product_attention`, `lstm` stay whole. Parameters are `get_attr` nodes that keep the
+user's names.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from tersor.errors import ModelError
+
+Visitor = Callable[[fx.Node, Any], Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A captured model. Treat it as a value: `copy()` before editing `module`.
+
+    `module` called with the user's arguments gives the user's structure. `run` takes the flat input tensors, in the
+    order of `inputs`, and gives the flat outputs, in the order of `outputs`.
+    """
+
+    module: fx.GraphModule
+    example: tuple[Tensor, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    structure: pytree.TreeSpec  # of (args, kwargs), as the user calls the model
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.module.graph
+
+    def copy(self) -> Model:
+        """A model that shares nothing with this one."""
+        return replace(self, module=copy.deepcopy(self.module))
+
+    def arguments(self, flat: Sequence[Tensor]) -> tuple[tuple, dict]:
+        """The flat inputs as the user's (args, kwargs)."""
+        args, kwargs = pytree.tree_unflatten(list(flat), self.structure)
+        return args, kwargs
+
+    @torch.no_grad()
+    def run(self, *flat: Tensor) -> tuple[Tensor, ...]:
+        """The flat outputs for flat inputs, without gradients."""
+        args, kwargs = self.arguments(flat)
+        return tuple(pytree.tree_leaves(self.module(*args, **kwargs)))
+
+    def interpret(self, flat: Sequence[Tensor], visit: Visitor) -> tuple[Tensor, ...]:
+        """Run node by node; `visit(node, value)` sees each value and returns the one to go on with."""
+        args, kwargs = self.arguments(flat)
+        return tuple(pytree.tree_leaves(_Visiting(self.module, visit).run(*pytree.tree_leaves((args, kwargs)))))
+
+    def tensor(self, name: str) -> Tensor:
+        """The parameter or buffer called `name`."""
+        owner, _, leaf = name.rpartition(".")
+        return getattr(self.module.get_submodule(owner), leaf)
+
+    def assign(self, name: str, value: Tensor) -> None:
+        """Replace a parameter or buffer, under every name that shares its storage."""
+        old = self.tensor(name)
+        alias = [n for n, t in self.tensors() if t.data_ptr() == old.data_ptr() and t.shape == old.shape] or [name]
+        fresh = nn.Parameter(value.detach().clone(), requires_grad=False) if isinstance(old, nn.Parameter) else value
+        for each in alias:
+            owner, _, leaf = each.rpartition(".")
+            setattr(self.module.get_submodule(owner), leaf, fresh)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter and buffer with every name it has."""
+        yield from self.module.named_parameters(remove_duplicate=False)
+        yield from self.module.named_buffers(remove_duplicate=False)
+
+    def program(self) -> ExportedProgram:
+        """This model as an exported program with a dynamic batch."""
+        args, kwargs = self.arguments(self.example)
+        return _export(self.module, args, kwargs)
+
+
+class _Visiting(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, visit: Visitor):
+        super().__init__(module)
+        self._visit = visit
+
+    @torch.no_grad()
+    def run_node(self, n: fx.Node) -> Any:
+        return self._visit(n, super().run_node(n))
+
+
+def capture(module: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Model:
+    """Capture a module, given one example batch (at least two items, first axis of every input).
+
+    Raises `ModelError` when `torch.export` cannot follow the module; the message names the user's line.
+    """
+    args, kwargs = tuple(args), dict(kwargs or {})
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            out = module(*args, **kwargs)
+            program = _export(module, args, kwargs).run_decompositions({})
+    except Exception as cause:
+        raise ModelError(_why_not(cause)) from cause
+    finally:
+        module.train(training)
+    graph_module = program.module(check_guards=False)
+    assert isinstance(graph_module, fx.GraphModule)
+    flat, structure = pytree.tree_flatten((args, kwargs))
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    for parameter in graph_module.parameters():
+        parameter.requires_grad_(False)
+    return Model(graph_module, tuple(flat), _input_names(graph_module), _output_names(out), structure)
+
+
+def restore(program: ExportedProgram) -> Model:
+    """A model from an exported program, for example one that `torch.export.load` read."""
+    if program.example_inputs is None:
+        raise ModelError("The exported archive holds no example inputs; export it again with example arguments.")
+    args, kwargs = program.example_inputs
+    return capture(program.module(check_guards=False), args, kwargs)
+
+
+def _export(module: nn.Module, args: tuple, kwargs: dict) -> ExportedProgram:
+    shapes = pytree.tree_map(lambda t: {0: Dim.DYNAMIC} if isinstance(t, Tensor) and t.ndim else None, (args, kwargs))
+    if not kwargs:
+        shapes = shapes[0]
+    else:
+        import inspect
+
+        names = [p for p in inspect.signature(module.forward).parameters if p not in kwargs]
+        shapes = {**dict(zip(names, shapes[0], strict=False)), **shapes[1]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _input_names(module: fx.GraphModule) -> tuple[str, ...]:
+    return tuple(n.name for n in module.graph.nodes if n.op == "placeholder")
+
+
+def _output_names(out: Any) -> tuple[str, ...]:
+    if isinstance(out, Tensor):
+        return ("output",)
+    leaves = pytree.tree_leaves_with_path(out)
+    if isinstance(out, Mapping):
+        return tuple("_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) for path, _ in leaves)
+    return tuple(f"output_{i}" for i in range(len(leaves)))
+
+
+def _why_not(cause: Exception) -> str:
+    lines = str(cause).strip().splitlines()
+    where = [line.strip() for line in lines if 'File "' in line and "/torch/" not in line]
+    place = f" at {where[-1]}" if where else ""
+    return (
+        f"The model cannot be captured by torch.export{place}: {type(cause).__name__}: {lines[0] if lines else cause}. "
+        "Make the forward pass independent of tensor values and of the batch size, or bring an exported archive (.pt2)."
+    )

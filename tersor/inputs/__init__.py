@@ -1,0 +1,1 @@
+"""Models, data and metrics as users bring them."""

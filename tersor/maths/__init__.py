@@ -1,0 +1,1 @@
+"""Tensors in, tensors out; knows no model. Names follow the papers."""

@@ -1,0 +1,1 @@
+"""Clock, accuracy, regression: what is claimed."""

@@ -1,0 +1,1 @@
+"""(table, budget) to plan."""

@@ -1,0 +1,1 @@
+"""Model to model, same outputs."""

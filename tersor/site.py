@@ -1,0 +1,117 @@
+"""Places in a model where something can be decided: sites (what reads an activation) and groups (what lives together).
+
+`sites(model)` finds the matrices; `groups(model)` (dependency analysis, `graph/`) finds the prunable axes.
+Everything is named by the user's parameter names and by graph node names, and holds no tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from tersor.graph.model import Model
+from tersor.graph.operators import matrix_arguments
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """How a convolution unfolds its input into rows of `c = (channels / groups) * prod(kernel)` values."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix that reads an activation: the weight of a linear, convolution or embedding.
+
+    `name` is the weight's name without `.weight`; `node` the graph node that applies it, `shape` the weight's shape.
+    Viewed as `groups` matrices of (rows / groups, columns): see `maths.unfold`.
+    """
+
+    name: str
+    node: str
+    weight: str
+    bias: str | None
+    shape: tuple[int, ...]
+    convolution: Convolution | None = None
+
+    @property
+    def groups(self) -> int:
+        return self.convolution.groups if self.convolution else 1
+
+
+@dataclass(frozen=True)
+class Site:
+    """One activation (a graph node's value) and the matrices that read it; adds and pools are sites without matrices."""
+
+    activation: str
+    matrices: tuple[Matrix, ...]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one parameter or buffer that belongs to a group.
+
+    `positions[b]` are the indices along `axis` that live and die with block `b`. `role` is "produces" (rows of the
+    matrix that makes the axis, and its bias), "reads" (columns of a matrix that consumes it) or "carries" (norms,
+    scales and buffers in between).
+    """
+
+    tensor: str
+    axis: int
+    role: str
+    positions: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prunable axis: `blocks` things (channels, heads, neurons) of which each can be removed.
+
+    `refused` says, where it cannot be pruned, which operator forbids it. `counted` names the norm, mean or softmax
+    nodes that read the axis' width: there, removing is not the same as zeroing.
+    """
+
+    name: str
+    blocks: int
+    members: tuple[Member, ...]
+    refused: str | None = None
+    counted: tuple[str, ...] = ()
+
+
+def sites(model: Model) -> tuple[Site, ...]:
+    """The activations of `model` that a matrix reads, in execution order."""
+    by_activation: dict[str, list[Matrix]] = {}
+    for node in model.graph.nodes:
+        found = matrix_of(model, node)
+        if found is not None:
+            by_activation.setdefault(node.all_input_nodes[0].name, []).append(found)
+    return tuple(Site(activation, tuple(found)) for activation, found in by_activation.items())
+
+
+def matrices(model: Model) -> tuple[Matrix, ...]:
+    """All matrices of `model`, in execution order."""
+    found = (matrix_of(model, node) for node in model.graph.nodes)
+    return tuple(m for m in found if m is not None)
+
+
+def matrix_of(model: Model, node: fx.Node) -> Matrix | None:
+    """The matrix that `node` applies, if it is a linear or a convolution whose weight is a parameter."""
+    found = matrix_arguments(node)
+    if found is None:
+        return None
+    weight, bias, convolution = found
+    name = str(weight.target)
+    return Matrix(
+        name=name.removesuffix(".weight"),
+        node=node.name,
+        weight=name,
+        bias=str(bias.target) if bias is not None else None,
+        shape=tuple(model.tensor(name).shape),
+        convolution=Convolution(**convolution) if convolution else None,
+    )

@@ -1,0 +1,1 @@
+"""Manifest, checksums, atomic files."""

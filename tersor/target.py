@@ -1,0 +1,104 @@
+"""Where the model runs.
+
+A target is a frozen dataclass, one instance per way to run (`OpenVINO("bf16")`), with three methods. Everything it cannot
+run natively is made dense first.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from tersor.graph.model import Model
+from tersor.weight import Weight
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An affine 8-bit grid for an activation: `real = scale * (code - zero)`, codes in [low, high]."""
+
+    scale: float
+    zero: int
+    low: int = 0
+    high: int = 255
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A fitted model, ready for any target.
+
+    `model` holds the dense float32 values and gives the outputs that the decisions imply, but for the feeds.
+    `weights` says, by parameter name, in which form a value is stored; what is not listed is dense.
+    `feeds` gives, by graph node name, the grid through which that activation is read; empty for float models.
+    """
+
+    model: Model
+    weights: Mapping[str, Weight] = field(default_factory=dict)
+    feeds: Mapping[str, Grid] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One heavy operator (convolution, matrix product) as the runtime executes it."""
+
+    name: str
+    kind: str
+    precision: str  # of the arithmetic: "f32", "bf16", "i8"
+    reason: str = ""  # why not lower, where known
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The precision that every heavy operator ran in, read from the runtime's own graph."""
+
+    operators: tuple[Operator, ...]
+
+    def count(self, precision: str) -> int:
+        return sum(o.precision == precision for o in self.operators)
+
+
+class Runner(ABC):
+    """An exported model, loaded in its own runtime."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @abstractmethod
+    def predict(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Flat outputs for flat inputs, first axis the batch."""
+
+    @abstractmethod
+    def audit(self) -> Audit:
+        """What the runtime really executes."""
+
+
+class Target(ABC):
+    """One way to run a model on this machine. Its fields are its settings; its `repr` is its name."""
+
+    precision: str
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    """The values of `precision` that this target knows on some machine."""
+
+    @abstractmethod
+    def export(self, compressed: Compressed, folder: Path) -> None:
+        """Write what the runtime loads into the existing, empty `folder`.
+
+        Raises `ExportError` where the model cannot be expressed, `MissingRuntime` where the runtime is absent.
+        """
+
+    @abstractmethod
+    def load(self, folder: Path, threads: int = 0) -> Runner:
+        """Load what `export` wrote; `threads` 0 leaves the choice to the runtime. Raises `ArtifactError` on damage."""
+
+    @abstractmethod
+    def available(self) -> str | None:
+        """None where this target can run here, else a sentence that says what is missing and what to install."""
+
+    def usage(self, inputs: tuple[str, ...]) -> str:
+        """Python lines that run the exported folder without Tersor, for the artifact's README."""
+        return ""

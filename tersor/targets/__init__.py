@@ -1,0 +1,1 @@
+"""One target each; the file name is the name a user types."""

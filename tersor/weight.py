@@ -1,0 +1,32 @@
+"""What a tensor has become.
+
+A `Weight` is an expression tree over *forms* (`forms/`): the leaves hold tensors, the inner nodes combine weights.
+It is a frozen dataclass whose fields are tensors, plain numbers, strings, tuples or other weights; that is all the store
+needs to write it to disk and read it back.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+
+class Weight(ABC):
+    """One value of a parameter, in the form in which it is stored."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The exact value, float32, in the parameter's shape; the same every time."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that a file grows by when this weight is written: the sum over its tensors."""
+
+    @abstractmethod
+    def nearest(self, latent: Tensor) -> Weight:
+        """The closest point to `latent` (the parameter's shape) of the set that this weight was chosen from.
+
+        Training runs through it with a straight-through gradient.
+        """
