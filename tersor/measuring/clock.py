@@ -104,9 +104,9 @@ def race(
     """Time the contenders against each other.
 
     rounds: turns for each. seconds: stop after so many, but not before 5 rounds. control: the name of the contender
-    to run in a second process as well. threads: what OMP_NUM_THREADS and its like are set to; a runtime with a
-    setting of its own must be told in `arguments`. cores: the processors to run on; empty for all. timeout: seconds
-    for one contender to load and warm up, or for one turn. turn: seconds that one turn lasts at least.
+    to run in a second process as well. threads: what OMP_NUM_THREADS and its like are set to, 0 for not at all; a
+    runtime with a setting of its own must be told in `arguments`. cores: the processors to run on; empty for all.
+    timeout: seconds for one contender to load and warm up, or for one turn. turn: seconds that one turn lasts at least.
     Raises `TargetError` with the end of its stderr where a contender fails.
     """
     _check(contenders, control)

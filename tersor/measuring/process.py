@@ -130,7 +130,8 @@ class Process:
 
 def _environment(threads: int) -> dict[str, str]:
     path = os.pathsep.join(os.path.abspath(p) for p in sys.path)
-    return {**os.environ, **dict.fromkeys(_THREADS, str(threads)), "PYTHONPATH": path}
+    pinned = dict.fromkeys(_THREADS, str(threads)) if threads else {}
+    return {**os.environ, **pinned, "PYTHONPATH": path}
 
 
 def _close(stream: Any) -> None:
