@@ -113,7 +113,7 @@ def _stuffed(
     """The input of a transposed convolution with zeros between and around, over which a plain convolution slides."""
     space = x.shape[2:]
     stuffed = x.new_zeros((*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(space, stride, strict=True))))
-    stuffed[:, :, *(slice(None, None, s) for s in stride)] = x  # type: ignore[index]
+    stuffed[:, :, *(slice(None, None, s) for s in stride)] = x
     pads = [(d * (k - 1) - p, d * (k - 1) - p + e) for k, p, d, e in zip(kernel, padding, dilation, extra, strict=True)]
     return F.pad(stuffed, [p for pair in reversed(pads) for p in pair])
 
