@@ -1,7 +1,7 @@
 """The model inside Tersor: a `torch.export` graph in training IR, with a dynamic batch.
 
-The graph is functional (`run_decompositions({})`): no in-place writes, no nested set_grad regions, and operators such as
-`linear`, `layer_norm`, `scaled_dot_product_attention`, `lstm` stay whole. Parameters are `get_attr` nodes that keep the
+The graph is functional (`run_decompositions({})`): no in-place writes, no nested set_grad regions, and operators
+such as `linear`, `layer_norm`, `scaled_dot_product_attention`, `lstm` stay whole. Parameters are `get_attr` nodes that keep the
 user's names.
 """
 
