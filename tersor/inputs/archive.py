@@ -74,14 +74,18 @@ def _screen(path: Path) -> None:
             elif re.fullmatch(r"data/sample_inputs/.*", name):
                 _screen_sample(archive.read(member), str(path))
             elif name.endswith((".pt", ".so")) or re.search(r"(^|/)(aotinductor|executorch|mtia)/", name):
-                raise ModelError(f"'{path}' holds '{name}', which can run code; export the model with torch.export.save.")
+                raise ModelError(
+                    f"'{path}' holds '{name}', which can run code; export the model with torch.export.save."
+                )
 
 
 def _members(archive: zipfile.ZipFile, size: int, where: str) -> dict[str, str]:
     names = [i.filename for i in archive.infolist()]
     packed = any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist())
     if packed or sum(i.file_size for i in archive.infolist()) > size or len(set(names)) != len(names):
-        raise ModelError(f"'{where}' declares more bytes than it holds, or the same file twice; it is damaged or hostile.")
+        raise ModelError(
+            f"'{where}' declares more bytes than it holds, or the same file twice; it is damaged or hostile."
+        )
     return {name.partition("/")[2]: name for name in names}
 
 
@@ -109,7 +113,9 @@ def _screen_sample(content: bytes, where: str) -> None:
     except ModelError:
         raise
     except Exception as cause:
-        raise ModelError(f"'{where}': its example inputs hold more than tensors; export it with plain tensors.") from cause
+        raise ModelError(
+            f"'{where}': its example inputs hold more than tensors; export it with plain tensors."
+        ) from cause
 
 
 def _screen_graph(graph: dict[str, Any], where: str) -> None:
@@ -122,9 +128,13 @@ def _screen_graph(graph: dict[str, Any], where: str) -> None:
         if key == "expr_str" and not _is_arithmetic(value):
             raise ModelError(f"'{where}' holds a shape expression that is no arithmetic: '{value[:80]}'.")
         if key in ("in_spec", "out_spec") and value and not _is_structure(value):
-            raise ModelError(f"'{where}' takes or gives structures other than tuples, lists and dicts; export it without.")
+            raise ModelError(
+                f"'{where}' takes or gives structures other than tuples, lists and dicts; export it without."
+            )
         if key not in _FREE and not _PLAIN.fullmatch(value):
-            raise ModelError(f"'{where}' holds the name '{value[:80]}', which torch never writes; it is damaged or hostile.")
+            raise ModelError(
+                f"'{where}' holds the name '{value[:80]}', which torch never writes; it is damaged or hostile."
+            )
 
 
 def _strings(value: Any, key: str) -> Iterator[tuple[str, str]]:
@@ -152,7 +162,11 @@ def _is_arithmetic(text: str) -> bool:
             return False
         if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS):
             return False
-        if isinstance(node, ast.Name) and id(node) not in calls and not re.fullmatch(r"[a-z]{1,2}\d+|oo|int_oo", node.id):
+        if (
+            isinstance(node, ast.Name)
+            and id(node) not in calls
+            and not re.fullmatch(r"[a-z]{1,2}\d+|oo|int_oo", node.id)
+        ):
             return False
         if isinstance(node, ast.Constant) and not _is_symbol_or_number(node.value):
             return False
