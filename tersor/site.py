@@ -50,7 +50,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Site:
-    """One activation (a graph node's value) and the matrices that read it; adds and pools are sites without matrices."""
+    """One activation (a graph node's value) and the matrices that read it."""
 
     activation: str
     matrices: tuple[Matrix, ...]
