@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod, sqrt
 from typing import Any
 
@@ -35,9 +35,12 @@ class Cut:
     dependency: Dependency
     dead: frozenset[int]
     model: Model
+    _live: dict[Axis, list[int]] = field(default_factory=dict)
 
     def live(self, axis: Axis) -> list[int]:
-        return self.dependency.live(axis, self.dead)
+        if axis not in self._live:
+            self._live[axis] = self.dependency.live(axis, self.dead)
+        return self._live[axis]
 
     def changed(self, axis: Axis) -> bool:
         return len(self.live(axis)) != len(axis)
