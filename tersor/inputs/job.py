@@ -12,10 +12,7 @@ import torch
 
 from tersor.errors import InputError
 from tersor.graph.model import Model
-from tersor.inputs import amounts
-from tersor.inputs import data as data_room
-from tersor.inputs import metrics as metrics_room
-from tersor.inputs import models as models_room
+from tersor.inputs import amounts, data, metrics, models
 from tersor.measuring.batches import Batches
 from tersor.measuring.metrics import Metric, Predict, Score, predictor, prepared
 
@@ -61,7 +58,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 def bring(
     model: Any,
-    data: Any,
+    training: Any,
     metric: Any,
     max_drop: float | str,
     eval_data: Any,
@@ -78,17 +75,16 @@ def bring(
     limit = float("inf") if time_limit is None else time.monotonic() + amounts.seconds(time_limit)
     allowed = amounts.drop(max_drop)
     progress("reading the model", 0, 0)
-    brought = models_room.bring(model)
-    found = metrics_room.bring(metric)
+    brought = models.bring(model)
+    found = metrics.bring(metric)
     progress("reading the data", 0, 0)
-    everything = data_room.bring(data, brought)
-    captured = models_room.captured(brought, data_room.example(everything))
-    data_room.check(everything, captured)
+    source = data.bring(training)
+    captured = models.captured(brought, data.example(source, brought))
+    everything = data.batches(source, captured)
     if eval_data is None:
-        everything, evaluation = data_room.keep_aside(everything, seed)
+        everything, evaluation = data.split(everything, seed)
     else:
-        evaluation = data_room.bring(eval_data, brought)
-        data_room.check(evaluation, captured)
+        evaluation = data.batches(data.bring(eval_data, "EVAL-DATA"), captured)
     calibration, held = _split(everything, seed)
     original = predict_with(captured)
     evaluation = prepared(found, evaluation, original)
