@@ -1,8 +1,8 @@
 """Read a `torch.export` archive (.pt2) without letting it run code or take more memory than its size explains.
 
-`torch.export.load` unpickles payloads that ask for it, evaluates the archive's shape expressions with sympy and resolves
-any name below `torch.` as an operator. So an archive is screened before torch sees it: plain stored members, no pickled
-payload, operators of known namespaces only, shape expressions of numbers, symbols and torch's own functions only.
+`torch.export.load` unpickles payloads that ask for it, evaluates the archive's shape expressions with sympy and
+resolves any name below `torch.` as an operator. So an archive is screened before torch sees it: plain stored members,
+no pickled payload, operators of known namespaces only, shape expressions of numbers, symbols and torch's own functions.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _OPERATOR = re.compile(
     rf"torch\.ops\.(?:{_NAMESPACES})\.\w+(?:\.\w+)?|torch\.ops\.higher_order\.\w+|torch\._?sym_\w+|math\.(?:ceil|floor|trunc)"
     r"|_operator\.(?:getitem|add|sub|mul|floordiv|truediv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_|not_)"
 )
-_FUNCTIONS = frozenset(
-    "FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural FloatPow "
-    "FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat "
-    "Identity Symbol Integer Float Rational Add Mul Pow Max Min Abs Eq Ne Lt Le Gt Ge And Or Not".split()
+_FUNCTIONS = re.compile(
+    "FloorDiv|ModularIndexing|Where|PythonMod|Mod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|LShift|RShift|PowByNatural|"
+    "FloatPow|FloatTrueDiv|IntTrueDiv|IsNonOverlappingAndDenseIndicator|TruncToFloat|TruncToInt|RoundToInt|RoundDecimal|"
+    "ToFloat|Identity|Symbol|Integer|Float|Rational|Add|Mul|Pow|Max|Min|Abs|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not"
 )
 _EXPRESSION = (
     *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.Constant, ast.Name, ast.Call, ast.keyword),
@@ -74,14 +74,18 @@ def _screen(path: Path) -> None:
             elif re.fullmatch(r"data/sample_inputs/.*", name):
                 _screen_sample(archive.read(member), str(path))
             elif name.endswith((".pt", ".so")) or re.search(r"(^|/)(aotinductor|executorch|mtia)/", name):
-                raise ModelError(f"'{path}' holds '{name}', which can run code; export the model with torch.export.save.")
+                raise ModelError(
+                    f"'{path}' holds '{name}', which can run code; export the model with torch.export.save."
+                )
 
 
 def _members(archive: zipfile.ZipFile, size: int, where: str) -> dict[str, str]:
     names = [i.filename for i in archive.infolist()]
     packed = any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist())
     if packed or sum(i.file_size for i in archive.infolist()) > size or len(set(names)) != len(names):
-        raise ModelError(f"'{where}' declares more bytes than it holds, or the same file twice; it is damaged or hostile.")
+        raise ModelError(
+            f"'{where}' declares more bytes than it holds, or the same file twice; it is damaged or hostile."
+        )
     return {name.partition("/")[2]: name for name in names}
 
 
@@ -109,7 +113,9 @@ def _screen_sample(content: bytes, where: str) -> None:
     except ModelError:
         raise
     except Exception as cause:
-        raise ModelError(f"'{where}': its example inputs hold more than tensors; export it with plain tensors.") from cause
+        raise ModelError(
+            f"'{where}': its example inputs hold more than tensors; export it with plain tensors."
+        ) from cause
 
 
 def _screen_graph(graph: dict[str, Any], where: str) -> None:
@@ -122,9 +128,13 @@ def _screen_graph(graph: dict[str, Any], where: str) -> None:
         if key == "expr_str" and not _is_arithmetic(value):
             raise ModelError(f"'{where}' holds a shape expression that is no arithmetic: '{value[:80]}'.")
         if key in ("in_spec", "out_spec") and value and not _is_structure(value):
-            raise ModelError(f"'{where}' takes or gives structures other than tuples, lists and dicts; export it without.")
+            raise ModelError(
+                f"'{where}' takes or gives structures other than tuples, lists and dicts; export it without."
+            )
         if key not in _FREE and not _PLAIN.fullmatch(value):
-            raise ModelError(f"'{where}' holds the name '{value[:80]}', which torch never writes; it is damaged or hostile.")
+            raise ModelError(
+                f"'{where}' holds the name '{value[:80]}', which torch never writes; it is damaged or hostile."
+            )
 
 
 def _strings(value: Any, key: str) -> Iterator[tuple[str, str]]:
@@ -150,9 +160,13 @@ def _is_arithmetic(text: str) -> bool:
     for node in nodes:
         if not isinstance(node, _EXPRESSION):
             return False
-        if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS):
+        if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and _FUNCTIONS.fullmatch(node.func.id)):
             return False
-        if isinstance(node, ast.Name) and id(node) not in calls and not re.fullmatch(r"[a-z]{1,2}\d+|oo|int_oo", node.id):
+        if (
+            isinstance(node, ast.Name)
+            and id(node) not in calls
+            and not re.fullmatch(r"[a-z]{1,2}\d+|oo|int_oo", node.id)
+        ):
             return False
         if isinstance(node, ast.Constant) and not _is_symbol_or_number(node.value):
             return False
