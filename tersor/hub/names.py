@@ -26,7 +26,8 @@ def value_names(
     """
     graph = program.graph if decomposed is None else decomposed.graph
     present = {v.name for node in onnx.graph for v in node.outputs}
-    names = {name: name for name in model.inputs}
+    placeholders = model.graph.find_nodes(op="placeholder")
+    names = {node.name: name for node, name in zip(placeholders, model.inputs, strict=True)}
     last = {_origin(node): node.name for node in graph.nodes if node.op == "call_function"}
     for mine, again in zip(*_matched(model, program), strict=True):
         value = last.get((again.name, None)) if mine.target is not operator.getitem else last.get(_pick(again))
