@@ -1,6 +1,7 @@
 """Weights to one file and back: tensors by safetensors, the trees as JSON in its header.
 
-Reading runs no code of the file's. A form is named "file.Class"; only dataclasses that `forms/<file>.py` defines itself are accepted.
+Reading runs no code of the file's: a form is named "file.Class", and only classes that `forms/<file>.py` itself defines
+are accepted.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def test_a_killed_parent_leaves_no_orphan(tmp_path: Path, stopped: bool) -> None
         f"import sys; sys.path.insert(0, {HERE!r})\n"
         "from tersor.measuring.clock import Contender, race\n"
         f"a = Contender('a', 'contenders:writing_pid', {{'path': {str(tmp_path / 'a')!r}}})\n"
-        f"b = Contender('b', {'contenders:hanging' if stopped else 'contenders:adder'!r}, {{}} if {stopped} else {{'n': 9}})\n"
+        f"b = Contender('b', 'contenders:{'hanging' if stopped else 'adder'}', {{}} if {stopped} else {{'n': 9}})\n"
         "race([a, b], rounds=10**9)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
