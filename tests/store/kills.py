@@ -7,21 +7,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-_EVENTS = frozenset(
-    {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "open", "ctypes.get_errno", "os.utime", "os.listdir"}
-)
+_EVENTS = frozenset({"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.listdir", "open"})
 
 
-def killed_before_event(number: int, action: Callable[[], None]) -> bool:
-    """Run `action` in a forked child that is killed just before it touches the disk for the `number`-th time.
+def killed_before_event(number: int, folder: Path, action: Callable[[], None]) -> bool:
+    """Run `action` in a forked child that is killed just before it touches `folder` for the `number`-th time.
 
     False where the action ended before.
     """
     seen = [0]
 
-    def watch(event: str, _: object) -> None:
-        if event in _EVENTS:
+    def watch(event: str, arguments: tuple) -> None:
+        if event in _EVENTS and _concerns(str(arguments[0]), folder):
             seen[0] += 1
             if seen[0] > number:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -29,10 +28,14 @@ def killed_before_event(number: int, action: Callable[[], None]) -> bool:
     return _killed(_forked(action, lambda: sys.addaudithook(watch)))
 
 
-def every_event(action: Callable[[], None]) -> Iterator[int]:
+def _concerns(path: str, folder: Path) -> bool:
+    return path.startswith(str(folder)) or not path.startswith("/")  # a relative name is what rmtree works with
+
+
+def every_event(folder: Path, action: Callable[[], None]) -> Iterator[int]:
     """Kill `action` before its first event, its second, ... until it ends unharmed; gives the number after each."""
     number = 0
-    while killed_before_event(number, action):
+    while killed_before_event(number, folder, action):
         yield number
         number += 1
 

@@ -89,10 +89,10 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
 def test_killed_before_every_system_call(tmp_path: Path, mode: str, old: str | None) -> None:
     """The old or the new folder is whole, and the next run succeeds and leaves nothing behind."""
     out, kept, kills, seen = tmp_path / "out", tmp_path.with_name("kept"), 0, set()
-    deliver(kept, "old")  # also fills the caches of importlib, so that every child touches the disk equally often
+    deliver(kept, "old")
     if old:
         shutil.copytree(kept, out)
-    for kill in every_event(lambda: deliver(out, "new", 1)):
+    for kill in every_event(tmp_path, lambda: deliver(out, "new", 1)):
         kills += 1
         repair(out)
         seen.add(content(out) if out.exists() else None)
@@ -288,7 +288,7 @@ def test_a_file_is_written_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old" * 1000)
     seen = set()
-    for _ in every_event(lambda: atomic_write(path, b"new" * 1000)):
+    for _ in every_event(tmp_path, lambda: atomic_write(path, b"new" * 1000)):
         seen.add(path.read_bytes()[:3])
         assert len(path.read_bytes()) == 3000
         path.write_bytes(b"old" * 1000)
