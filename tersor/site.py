@@ -45,6 +45,10 @@ class Matrix:
     def groups(self) -> int:
         return self.convolution.groups if self.convolution else 1
 
+    @property
+    def transposed(self) -> bool:
+        return self.convolution is not None and self.convolution.transposed
+
 
 @dataclass(frozen=True)
 class Site:
