@@ -1,7 +1,7 @@
 """Where the model runs.
 
-A target is a frozen dataclass, one instance per way to run (`OpenVINO("bf16")`), with three methods. Everything it cannot
-run natively is made dense first.
+A target is a frozen dataclass, one instance per way to run (`OpenVINO("bf16")`), with three methods. Everything it
+cannot run natively is made dense first.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a tensor has become.
 
 A `Weight` is an expression tree over *forms* (`forms/`): the leaves hold tensors, the inner nodes combine weights.
-It is a frozen dataclass whose fields are tensors, plain numbers, strings, tuples or other weights; that is all the store
-needs to write it to disk and read it back.
+It is a frozen dataclass whose fields are tensors, plain numbers, strings, tuples or other weights; that is all the
+store needs to write it to disk and read it back.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """The model inside Tersor: a `torch.export` graph in training IR, with a dynamic batch.
 
-The graph is functional (`run_decompositions({})`): no in-place writes, no nested set_grad regions, and operators such as
-`linear`, `layer_norm`, `scaled_dot_product_attention`, `lstm` stay whole. Parameters are `get_attr` nodes that keep the
-user's names.
+The graph is functional (`run_decompositions({})`): no in-place writes, no nested set_grad regions, and operators
+such as `linear`, `layer_norm`, `scaled_dot_product_attention`, `lstm` stay whole. Parameters are `get_attr` nodes that
+keep the user's names.
 """
 
 from __future__ import annotations
 
 import copy
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ class Model:
 
     def copy(self) -> Model:
         """A model that shares nothing with this one."""
-        return replace(self, module=copy.deepcopy(self.module))
+        return replace(self, module=_deepcopy(self.module))
 
     def arguments(self, flat: Sequence[Tensor]) -> tuple[tuple, dict]:
         """The flat inputs as the user's (args, kwargs)."""
@@ -99,21 +100,28 @@ class _Visiting(fx.Interpreter):
 def capture(module: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Model:
     """Capture a module, given one example batch (at least two items, first axis of every input).
 
-    Raises `ModelError` when `torch.export` cannot follow the module; the message names the user's line.
+    The model shares nothing with `module`, which is left as it was. Raises `ModelError` when `torch.export` cannot
+    follow the module; the message names the user's line.
     """
-    args, kwargs = tuple(args), dict(kwargs or {})
-    training = module.training
+    modes = [(m, m.training) for m in module.modules()]
     module.eval()
+    try:
+        return _captured(module, tuple(args), dict(kwargs or {}))
+    finally:
+        for each, training in modes:
+            each.training = training
+
+
+def _captured(module: nn.Module, args: tuple, kwargs: dict) -> Model:
     try:
         with torch.no_grad():
             out = module(*args, **kwargs)
             program = _export(module, args, kwargs).run_decompositions({})
     except Exception as cause:
         raise ModelError(_why_not(cause)) from cause
-    finally:
-        module.train(training)
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, fx.GraphModule)
+    graph_module = _deepcopy(graph_module)
     flat, structure = pytree.tree_flatten((args, kwargs))
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
@@ -127,7 +135,13 @@ def restore(program: ExportedProgram) -> Model:
     if program.example_inputs is None:
         raise ModelError("The exported archive holds no example inputs; export it again with example arguments.")
     args, kwargs = program.example_inputs
-    return capture(program.module(check_guards=False), args, kwargs)
+    return _captured(program.module(check_guards=False), args, kwargs)
+
+
+def _deepcopy(module: fx.GraphModule) -> fx.GraphModule:
+    with warnings.catch_warnings():  # torch warns about its own tree specifications
+        warnings.simplefilter("ignore")
+        return copy.deepcopy(module)
 
 
 def _export(module: nn.Module, args: tuple, kwargs: dict) -> ExportedProgram:
@@ -145,7 +159,8 @@ def _export(module: nn.Module, args: tuple, kwargs: dict) -> ExportedProgram:
 
 
 def _input_names(module: fx.GraphModule) -> tuple[str, ...]:
-    return tuple(n.name for n in module.graph.nodes if n.op == "placeholder")
+    # the target is the argument's own name; the node's name avoids builtins ("input" becomes "input_1")
+    return tuple(str(n.target) for n in module.graph.nodes if n.op == "placeholder")
 
 
 def _output_names(out: Any) -> tuple[str, ...]:
@@ -159,9 +174,21 @@ def _output_names(out: Any) -> tuple[str, ...]:
 
 def _why_not(cause: Exception) -> str:
     lines = str(cause).strip().splitlines()
-    where = [line.strip() for line in lines if 'File "' in line and "/torch/" not in line]
+    what = lines[0].rstrip(". ") if lines else type(cause).__name__
+    if "Constraints violated" in what:
+        return (
+            f"The model cannot be captured by torch.export: its forward pass works for one batch size only ({what}). "
+            "Make it independent of the batch size, the first axis of every input and output."
+        )
+    where = [line.strip() for line in lines if 'File "' in line and "/torch/" not in line] or _users_frames(cause)
     place = f" at {where[-1]}" if where else ""
     return (
-        f"The model cannot be captured by torch.export{place}: {type(cause).__name__}: {lines[0] if lines else cause}. "
+        f"The model cannot be captured by torch.export{place}: {type(cause).__name__}: {what}. "
         "Make the forward pass independent of tensor values and of the batch size, or bring an exported archive (.pt2)."
     )
+
+
+def _users_frames(cause: Exception) -> list[str]:
+    frames = traceback.extract_tb(cause.__traceback__)
+    users = (f for f in frames if "site-packages" not in f.filename and f.filename != __file__)
+    return [f'File "{f.filename}", line {f.lineno}, in {f.name}' for f in users if not f.filename.startswith("<")]

@@ -1,1 +1,1 @@
-"""QDQ ONNX, the format through which grids reach the runtimes: export, placement, simulation."""
+"""The hub format: ONNX with QuantizeLinear/DequantizeLinear, from which every integer runtime is served."""

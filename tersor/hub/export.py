@@ -1,0 +1,164 @@
+"""From a captured model to float32 ONNX, with the names that the user knows.
+
+Inputs and outputs are called as in `Model.inputs` and `Model.outputs`, the batch axis is dynamic, and nothing that the
+exporter notes for itself (stack traces, scopes) is left in the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from torch.export import ExportedProgram
+
+from tersor.errors import ExportError
+from tersor.graph.model import Model
+from tersor.hub.names import value_names
+from tersor.target import Compressed
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A float32 ONNX model, and the ONNX value that carries each graph node's activation (where one does)."""
+
+    onnx: ir.Model
+    values: dict[str, str]
+
+
+def to_onnx(compressed: Compressed) -> Exported:
+    """The dense float32 model as ONNX; feeds and weight forms are not in it yet (see `insertion`).
+
+    Raises `ExportError`, with the user's line where it is known, when the exporter refuses an operator.
+    """
+    model = compressed.model
+    program = model.program()
+    args, kwargs = model.arguments(model.example)
+    with _quiet():
+        try:
+            made = torch.onnx.export(program, args, kwargs=kwargs, dynamo=True, verbose=False)
+        except Exception as cause:
+            raise ExportError(_why_not(program, cause)) from cause
+    assert made is not None
+    onnx = made.model
+    renamed = _rename(onnx, model)
+    values = value_names(model, program, made.exported_program, onnx) if compressed.feeds else {}
+    _strip(onnx)
+    return Exported(onnx, {node: renamed.get(value, value) for node, value in values.items()})
+
+
+def _rename(onnx: ir.Model, model: Model) -> dict[str, str]:
+    """Give inputs and outputs their names; inner values that bear one of these get out of the way."""
+    graph = onnx.graph
+    inputs = list(model.inputs)
+    outputs = [f"{name}_out" if name in inputs else name for name in model.outputs]
+    _check_count("inputs", graph.inputs, inputs)
+    _check_count("outputs", graph.outputs, outputs)
+    taken, renamed = {*inputs, *outputs}, {}
+    for value in [v for node in graph for v in node.outputs] + list(graph.initializers.values()):
+        if value.name in taken:
+            renamed[str(value.name)] = f"{value.name}_inner"
+            _set_name(graph, value, f"{value.name}_inner")
+    for value, name in [*zip(graph.inputs, inputs, strict=True), *zip(graph.outputs, outputs, strict=True)]:
+        original = next((old for old, new in renamed.items() if new == value.name), str(value.name))
+        renamed[original] = name
+        value.name = name
+    return renamed
+
+
+def _set_name(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    if value.is_initializer():
+        del graph.initializers[str(value.name)]
+        value.name = name
+        graph.register_initializer(value)
+    else:
+        value.name = name
+
+
+def _check_count(what: str, seen: object, wanted: list[str]) -> None:
+    if len(list(seen)) != len(wanted):  # type: ignore[call-overload]
+        raise ExportError(
+            f"The exported file has {len(list(seen))} {what} where the model has {len(wanted)} ({', '.join(wanted)}); "  # type: ignore[call-overload]
+            f"make sure that the forward pass takes and returns only tensors."
+        )
+
+
+def _strip(onnx: ir.Model) -> None:
+    """Drop what the exporter noted for debugging, and the shapes of inner values (each runtime infers its own)."""
+    graph = onnx.graph
+    for holder in [onnx, graph, *graph]:
+        holder.metadata_props.clear()
+        holder.doc_string = None
+    for value in [v for node in graph for v in node.outputs]:
+        value.metadata_props.clear()
+        if not value.is_graph_output():
+            value.shape = value.type = None
+    for value in [*graph.inputs, *graph.outputs, *graph.initializers.values()]:
+        value.metadata_props.clear()
+    _name_batch(graph)
+
+
+def _name_batch(graph: ir.Graph) -> None:
+    """Call the dynamic axes `batch`, `batch_1`, ... instead of what the tracer happened to number."""
+    first = [str(v.shape[0]) for v in graph.inputs if v.shape is not None and len(v.shape) and _symbolic(v.shape[0])]
+    names = {old: f"batch_{i}" if i else "batch" for i, old in enumerate(dict.fromkeys(first))}
+    for value in [*graph.inputs, *graph.outputs]:
+        if value.shape is not None:
+            value.shape = ir.Shape([_substitute(d, names) for d in value.shape])
+
+
+def _symbolic(dimension: object) -> bool:
+    return isinstance(dimension, ir.SymbolicDim)
+
+
+def _substitute(dimension: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | None:
+    if isinstance(dimension, int):
+        return dimension
+    text = dimension.value
+    return None if text is None else re.sub(r"\w+", lambda m: names.get(m[0], m[0]), text)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints and logs about packages that do not matter here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _why_not(program: ExportedProgram, cause: Exception) -> str:
+    chain: list[BaseException] = [cause]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    text = next((str(e) for e in chain if "translating node %" in str(e)), str(cause))
+    found = re.search(r"translating node %(\w+)", text)
+    operator, where = _operator_and_line(program, found[1]) if found else ("an operator", "")
+    reason = (str(chain[-1]).strip().splitlines() or [type(chain[-1]).__name__])[0]
+    return (
+        f"The model cannot be written as ONNX: {operator}{where} has no translation ({reason}). "
+        "Replace that operation by one that ONNX has, or use target eager or inductor."
+    )
+
+
+def _operator_and_line(program: ExportedProgram, name: str) -> tuple[str, str]:
+    for node in program.graph.nodes:
+        if node.name == name:
+            trace = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace", "") or "")
+            mine = [place for place in trace if "/torch/" not in place[0]] or trace
+            return str(node.target), f" at {mine[-1][0]}:{mine[-1][1]}" if mine else ""
+    return name, ""

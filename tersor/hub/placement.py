@@ -1,0 +1,101 @@
+"""Where Q/DQ pairs go. The rule is one; a target chooses its flags.
+
+An activation gets a pair when an integer kernel wants it on a grid: the input of each matrix whose weight is stored in
+integers (and its output, past the ReLU or clip that kernels absorb), both inputs of each add, every part of a concat,
+input and output of each average. Operators that only move values (slice, pad, reshape, max pool) take the grid of what
+they move, before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from tersor.hub.values import constant
+
+MATRICES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+AVERAGES = ("ReduceMean", "AveragePool", "GlobalAveragePool")
+MOVES = ("Slice", "Pad", "Reshape", "Transpose", "MaxPool", "Flatten", "Squeeze", "Unsqueeze", "Split", "Identity")
+ABSORBED = ("Relu", "Clip")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A target's choices.
+
+    signed: activation codes are int8 instead of uint8 (u8 is what VNNI kernels want).
+    outputs: the model's final outputs are read through a grid as well.
+    averages: averages run on grids on both sides.
+    padded_zero: moving operators that pad channels may carry a grid whose zero is not code 0.
+    """
+
+    signed: bool = False
+    outputs: bool = False
+    averages: bool = True
+    padded_zero: bool = True
+
+
+def wanted(graph: ir.Graph, integer: Collection[ir.Node], placement: Placement) -> list[ir.Value]:
+    """Values that should be read through a grid, in execution order; `integer` are the matrices with integer weights."""
+    found: dict[ir.Value, None] = {}
+    for node in graph:
+        for value in _wanted_by(node, node in integer, placement):
+            if placement.outputs or not (value.is_graph_output() and not value.uses()):
+                found.setdefault(value)
+    return list(found)
+
+
+def _wanted_by(node: ir.Node, integer: bool, placement: Placement) -> list[ir.Value]:
+    first, out = node.inputs[0] if node.inputs else None, node.outputs[0]
+    if integer and first is not None:
+        return [first, after_activation(out)]
+    if node.op_type in ("Add", "Concat"):
+        parts = [v for v in node.inputs if v is not None]
+        return [] if any(constant(v) is not None for v in parts) else parts
+    if node.op_type in AVERAGES and placement.averages and first is not None:
+        return [first, out]
+    return []
+
+
+def after_activation(value: ir.Value) -> ir.Value:
+    """`value`, or what a ReLU or clip makes of it when that is all that reads it."""
+    uses = list(value.uses())
+    if len(uses) == 1 and uses[0].node.op_type in ABSORBED and not value.is_graph_output():
+        return uses[0].node.outputs[0]
+    return value
+
+
+def moved_from(value: ir.Value) -> ir.Value | None:
+    """What `value` is a rearrangement of, one step back; None where it is computed."""
+    node = value.producer()
+    if node is None or node.op_type not in MOVES:
+        return None
+    if node.op_type == "Pad" and not _pads_zero(node):
+        return None
+    return node.inputs[0]
+
+
+def pads_channels(node: ir.Node | None) -> bool:
+    """True for a Pad that adds channels (axis 1), or whose widths are not known."""
+    if node is None or node.op_type != "Pad":
+        return False
+    widths = constant(node.inputs[1])
+    axes = constant(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] is not None else None
+    if widths is None:
+        return True
+    count = len(widths) // 2
+    along = [int(a) for a in axes] if axes is not None else list(range(count))
+    return any(widths[i] or widths[i + count] for i, axis in enumerate(along) if axis == 1)
+
+
+def _pads_zero(node: ir.Node) -> bool:
+    mode = node.attributes.get("mode")
+    if mode is not None and mode.as_string() != "constant":
+        return True
+    fill = node.inputs[2] if len(node.inputs) > 2 else None
+    if fill is None:
+        return True
+    value = constant(fill)
+    return value is not None and float(value.reshape(-1)[0]) == 0.0

@@ -1,0 +1,40 @@
+"""Small tools on onnx-ir graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array behind an initialiser or a Constant node; None where the value depends on an input."""
+    if value is None or value.is_graph_input():
+        return None
+    tensor = value.const_value if value.const_value is not None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Register `array` under `name`."""
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    value.shape = ir.Shape(array.shape)
+    value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    graph.register_initializer(value)
+    return value
+
+
+def node(kind: str, inputs: Sequence[ir.Value | None], name: str, axis: int | None = None) -> ir.Node:
+    """One node of the default domain whose single output is called `name`."""
+    attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
+    made = ir.Node("", kind, list(inputs), attributes, num_outputs=1, name=f"node_{name}")
+    made.outputs[0].name = name
+    return made
+
+
+def drop_unused(graph: ir.Graph) -> None:
+    """Forget initialisers that nothing reads."""
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]

@@ -1,0 +1,46 @@
+"""Amounts as users write them: `0.5%` or `0.005`, `10m`."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from tersor.errors import InputError
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def drop(text: str | float) -> float:
+    """A drop as a fraction: `0.5%` and `0.005` are 0.005. Raises `InputError` for what is no number in [0, 1)."""
+    shown = str(text).strip()
+    number = _number(shown.removesuffix("%").rstrip())
+    if number is None:
+        raise InputError(f"The largest drop '{shown}' is no number; write 0.5% or 0.005.")
+    value = number / 100 if shown.endswith("%") else number
+    if not 0 <= value < 1:
+        hint = f" (did you mean {shown}%?)" if 1 <= value < 100 and not shown.endswith("%") else ""
+        raise InputError(f"The largest drop '{shown}' lies outside 0% to 100%{hint}; write 0.5% or 0.005.")
+    return value
+
+
+def seconds(text: str | float) -> float:
+    """Seconds of a duration: `90`, `90s`, `10m`, `1.5h`, `1h30m`. Raises `InputError` for what is none above zero."""
+    shown = str(text).strip()
+    parts = re.findall(r"([\d.]+)\s*([a-z]*)", shown)
+    value = 0.0
+    for amount, unit in parts:
+        number = _number(amount)
+        if number is None or unit not in _UNITS:
+            raise InputError(f"The time '{shown}' is no duration; write 90s, 10m or 1.5h.")
+        value += number * _UNITS[unit]
+    if value <= 0 or re.sub(r"[\d.]+\s*[a-z]*\s*", "", shown):
+        raise InputError(f"The time '{shown}' is no duration above zero; write 90s, 10m or 1.5h.")
+    return value
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

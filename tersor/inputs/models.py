@@ -1,0 +1,230 @@
+"""Models as users bring them: a function that returns a module, a `torch.export` archive, or Python objects.
+
+`bring` finds the model and refuses what no later stage could use; `captured` turns it into the graph that Tersor
+works on.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from tersor.errors import ModelError
+from tersor.graph.model import Model, capture, restore
+from tersor.inputs import archive, functions
+
+Bringable: TypeAlias = "str | Path | nn.Module | ExportedProgram | tuple[nn.Module, Any]"
+
+_QUANTISED = ("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic", "torchao.", "bitsandbytes.")
+_QUANTISING = ("quantized", "torchao", "quantize_per", "fake_quant", "dequantize")
+_RANDOM = ("bernoulli", "rand", "randn", "rand_like", "randn_like", "normal", "multinomial", "randint", "randperm")
+
+
+@dataclass(frozen=True)
+class Brought:
+    """A model as the user brought it; `example` is one batch as (args, kwargs), None where none was given."""
+
+    name: str
+    module: nn.Module | ExportedProgram
+    example: tuple[tuple[Any, ...], dict[str, Any]] | None
+
+    @property
+    def wants(self) -> int:
+        """How many inputs the forward pass requires."""
+        if isinstance(self.module, ExportedProgram):
+            return len(self.module.graph_signature.user_inputs)
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = inspect.signature(self.module.forward).parameters.values()
+        return sum(p.kind in kinds and p.default is p.empty for p in parameters)
+
+
+def bring(model: Bringable) -> Brought:
+    """Find the model that `model` names or is.
+
+    A string is `path/to/file.py:function`, `package.module:function` or `path/to/archive.pt2`; a function returns a
+    module or (module, example). An example is a tensor, a tuple of tensors or a dict of tensors by argument name, first
+    axis the batch. Raises `ModelError` where there is no model, where a weight is NaN or Inf, or is already quantised.
+    """
+    name = model if isinstance(model, str) else str(model) if isinstance(model, Path) else ""
+    if not name:
+        return _checked(_unpack(model, "", "The model"))
+    if name.endswith(".pt2"):
+        return _checked(_unpack(archive.read(Path(name)), name, f"MODEL '{name}'"))
+    if name.endswith((".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".keras", ".h5")):
+        raise ModelError(
+            f"MODEL '{name}' holds no PyTorch program; write a function that builds the network and loads these "
+            "weights, and bring it as path/to/file.py:function, or bring a torch.export archive (.pt2)."
+        )
+    function = functions.named(name, "MODEL", ModelError)
+    made = functions.called(function, f"MODEL '{name}'", ModelError)
+    return _checked(_unpack(made, name, f"MODEL '{name}' returned"))
+
+
+def captured(brought: Brought, example: tuple[tuple[Any, ...], dict[str, Any]] | None = None) -> Model:
+    """The graph of a brought model, traced on its own example, else on `example`, as (args, kwargs).
+
+    Raises `ModelError` where the model cannot be traced, gives NaN, draws random numbers or mixes the items of a batch.
+    """
+    if isinstance(brought.module, ExportedProgram):
+        model = restore(brought.module)
+    else:
+        found = brought.example if brought.example is not None else example
+        if found is None:
+            raise ModelError(
+                f"Model {brought.name} came without an example input; return (module, example) or give data as well."
+            )
+        model = capture(brought.module, *_example(found))
+    _check_graph(model)
+    _check_outputs(model)
+    return model
+
+
+def _unpack(made: Any, name: str, where: str) -> Brought:
+    example = None
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
+        made, example = made[0], _call_form(made[1])
+    if isinstance(made, ExportedProgram):
+        return Brought(name or "ExportedProgram", made, None)
+    if not isinstance(made, nn.Module):
+        raise ModelError(
+            f"{where} is a {type(made).__name__}; wanted a torch.nn.Module or (module, example input)"
+            + (", for example torch.load'ed weights put into a module." if isinstance(made, Mapping) else ".")
+        )
+    if isinstance(made, torch.jit.ScriptModule):
+        raise ModelError(f"{where} is a TorchScript module, which torch.export cannot trace; bring the Python module.")
+    return Brought(name or type(made).__name__, made, example)
+
+
+def _call_form(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if isinstance(example, list | tuple):
+        return tuple(example), {}
+    return (example,), {}
+
+
+def _example(found: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    leaves = pytree.tree_leaves(found)
+    wrong = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]
+    if wrong or not leaves:
+        raise ModelError(
+            f"The example input holds {', '.join(sorted(set(wrong))) or 'nothing'}; only tensors can be inputs: "
+            "wrap the model so that everything else is fixed."
+        )
+    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+    if len(sizes) != 1 or None in sizes or 0 in sizes:
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
+        raise ModelError(
+            f"The example inputs have shapes {shapes}; the first axis of every input must be the same batch."
+        )
+    twice = sizes == {1}  # torch.export takes a size of one for a constant
+    args, kwargs = pytree.tree_map(lambda t: _float32(torch.cat([t, t]) if twice else t), found)
+    return args, kwargs
+
+
+def _float32(t: Tensor) -> Tensor:
+    t = t.detach().cpu()
+    return t.float() if t.is_floating_point() else t
+
+
+def _checked(brought: Brought) -> Brought:
+    module = brought.module
+    if isinstance(module, nn.Module):
+        _check_modules(module, brought.name)
+        tensors = [*module.named_parameters(), *module.named_buffers()]
+    else:
+        tensors = list(module.state_dict.items())
+    parameters = {n for n, _ in module.named_parameters()}
+    for name, tensor in tensors:
+        _check_tensor(name, tensor, brought.name, name in parameters)
+    if isinstance(module, nn.Module) and any(_is_foreign(t) for _, t in tensors):
+        return Brought(brought.name, copy.deepcopy(module).float().cpu(), brought.example)
+    return brought
+
+
+def _is_foreign(t: Tensor) -> bool:
+    return t.device.type != "cpu" or (t.is_floating_point() and t.dtype != torch.float32)
+
+
+def _check_modules(module: nn.Module, model: str) -> None:
+    for name, each in module.named_modules():
+        kind = f"{type(each).__module__}.{type(each).__name__}"
+        if kind.startswith(_QUANTISED) or "FakeQuantize" in kind:
+            raise ModelError(
+                f"Model {model} is already quantised: '{name}' is a {kind}; bring the float model it was made from."
+            )
+
+
+def _check_tensor(name: str, tensor: Tensor, model: str, is_parameter: bool) -> None:
+    if tensor.device.type == "meta":
+        raise ModelError(f"'{name}' of model {model} has no values (meta device); load the weights first.")
+    odd = tensor.is_quantized or type(tensor).__module__.startswith(_QUANTISED)
+    if odd or (is_parameter and not tensor.is_floating_point()):
+        kind = type(tensor).__name__ if odd and not tensor.is_quantized else str(tensor.dtype).removeprefix("torch.")
+        raise ModelError(
+            f"Model {model} is already quantised: '{name}' holds {kind}; bring the float model that it was made from."
+        )
+    if tensor.is_floating_point():
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise ModelError(
+                f"'{name}' of model {model} holds {bad} NaN or Inf among {tensor.numel()} values; "
+                "bring a checkpoint from before training diverged."
+            )
+
+
+def _check_graph(model: Model) -> None:
+    for node in model.graph.nodes:
+        if node.op != "call_function":
+            continue
+        target = str(node.target)
+        if any(word in target for word in _QUANTISING):
+            raise ModelError(
+                f"The model is already quantised: it applies {target}{_line(node)}; bring the float model."
+            )
+        if _is_random(node, target):
+            raise ModelError(
+                f"The model draws random numbers when it predicts: {target}{_line(node)}; "
+                "make it depend on self.training (F.dropout(x, p, self.training))."
+            )
+        if "batch_norm" in target and True in node.args:
+            raise ModelError(
+                f"The model normalises with the statistics of the batch when it predicts: {target}{_line(node)}; "
+                "an item's result would depend on its neighbours: use track_running_stats=True and train it so."
+            )
+
+
+def _is_random(node: fx.Node, target: str) -> bool:
+    words = target.split(".")
+    name = words[1].rstrip("_") if len(words) > 1 else target
+    return name in _RANDOM or ("dropout" in name and True in node.args)
+
+
+def _line(node: fx.Node) -> str:
+    lines = [s.strip() for s in node.meta.get("stack_trace", "").splitlines()]
+    users = [s for s in lines if s.startswith('File "') and "/torch/" not in s]
+    return f" at {users[-1]}" if users else ""
+
+
+def _check_outputs(model: Model) -> None:
+    for name, value in zip(model.outputs, model.run(*model.example), strict=True):
+        if not isinstance(value, Tensor):
+            raise ModelError(f"Output '{name}' is a {type(value).__name__}; every output must be a tensor.")
+        if value.ndim == 0 or value.shape[0] != model.example[0].shape[0]:
+            raise ModelError(
+                f"Output '{name}' has shape {tuple(value.shape)} for a batch of {model.example[0].shape[0]}; "
+                "the first axis of every output must be the batch."
+            )
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ModelError(
+                f"Output '{name}' is NaN or Inf on the example input; check the input's range and the weights."
+            )

@@ -1,0 +1,186 @@
+"""What a metric is, what its drop is, and how a model is called by one.
+
+A metric is called as `metric(predict, batches)` and gives a number, or a number by name. `predict(*inputs)` takes
+arrays (or tensors) and returns what the model does: an array, a tuple of arrays, or arrays by output name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+
+from tersor.errors import DataError, MetricError, TersorError
+from tersor.measuring.batches import Batch, Batches
+
+Outputs = np.ndarray | tuple[np.ndarray, ...] | Mapping[str, np.ndarray]
+Predict = Callable[..., Outputs]
+Score = float | dict[str, float]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named score. `lower` says that less is better.
+
+    bounded: True where scores lie in [0, 1] (or are shares, such as a cosine), so that a drop is in absolute points;
+        False where a drop is relative; None decides by the values seen.
+    original: what the original model's outputs are for: "unused", "labels" (they always take the labels' place) or
+        "spare" (they do where the data has no labels that are real values).
+    """
+
+    name: str
+    function: Callable[[Predict, Batches], Score]
+    lower: bool = False
+    bounded: bool | None = None
+    original: str = "unused"
+
+    @property
+    def direction(self) -> str:
+        return "lower" if self.lower else "higher"
+
+    def __call__(self, predict: Predict, batches: Batches) -> Score:
+        """The score. Raises `MetricError` where the function raises or gives anything but finite numbers."""
+        try:
+            score = self.function(predict, batches)
+        except TersorError:
+            raise
+        except Exception as cause:
+            raise MetricError(f"The metric {self.name} raised {type(cause).__name__}: {cause}.") from cause
+        if isinstance(score, Mapping):
+            if not score:
+                raise MetricError(f"The metric {self.name} returned an empty dict; it must hold at least one number.")
+            return {str(key): self._number(value, f"[{key!r}]") for key, value in score.items()}
+        return self._number(score, "")
+
+    def _number(self, value: Any, entry: str) -> float:
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu().numpy()
+        if isinstance(value, np.ndarray | np.generic) and value.size == 1:
+            value = value.item()
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise MetricError(
+                f"The metric {self.name}{entry} returned {type(value).__name__}; "
+                "it must return a number, or a dict of numbers."
+            )
+        if not math.isfinite(float(value)):
+            raise MetricError(
+                f"The metric {self.name}{entry} is {float(value)}; it must be finite to be kept in a budget."
+            )
+        return float(value)
+
+
+def from_function(name: str, function: Callable[[Predict, Batches], Score], lower: bool | None = None) -> Metric:
+    """A user's function as a metric; its own `direction` ("higher" or "lower") counts where `lower` is None."""
+    direction = getattr(function, "direction", "higher")
+    if direction not in ("higher", "lower"):
+        raise MetricError(f'The metric {name} has the direction {direction!r}; it must be "higher" or "lower".')
+    return Metric(name, function, direction == "lower" if lower is None else lower)
+
+
+def prepared(metric: Metric, batches: Batches, original: Predict) -> Batches:
+    """The batches on which to call `metric`: with the original's outputs for labels, where the metric wants them."""
+    if metric.original == "labels" or (metric.original == "spare" and not _has_values(batches)):
+        return reference(original, batches)
+    return batches
+
+
+def _has_values(batches: Batches) -> bool:
+    return all(isinstance(b.labels, torch.Tensor) and b.labels.is_floating_point() for b in batches)
+
+
+def reference(original: Predict, batches: Batches) -> Batches:
+    """The batches with the original's first output for labels."""
+
+    def outputs(batch: Batch) -> torch.Tensor:
+        return torch.from_numpy(np.array(first(original(*batch.arrays()))))
+
+    return batches.relabel(outputs)
+
+
+def predictor(run: Callable[..., tuple[np.ndarray, ...]], outputs: tuple[str, ...]) -> Predict:
+    """`predict` for a metric, from flat outputs with the names that `Model` gave them."""
+
+    def predict(*inputs: Any) -> Outputs:
+        flat = run(*(x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x) for x in inputs))
+        return structured(tuple(np.asarray(x) for x in flat), outputs)
+
+    return predict
+
+
+def structured(flat: tuple[np.ndarray, ...], names: tuple[str, ...]) -> Outputs:
+    """Flat outputs as the model returns them: "output" alone is an array, "output_0", ... a tuple, else a dict."""
+    if names == ("output",):
+        return flat[0]
+    if names == tuple(f"output_{i}" for i in range(len(names))):
+        return flat
+    return dict(zip(names, flat, strict=True))
+
+
+def first(outputs: Any) -> np.ndarray:
+    """The first output of a model. Raises `MetricError` where it holds NaN."""
+    if isinstance(outputs, Mapping):
+        outputs = next(iter(outputs.values()))
+    while isinstance(outputs, tuple | list):
+        outputs = outputs[0]
+    array = outputs.detach().cpu().numpy() if isinstance(outputs, torch.Tensor) else np.asarray(outputs)
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        items = int(np.isnan(array.reshape(len(array), -1)).any(1).sum())
+        raise MetricError(f"The model's output is NaN for {items} of {len(array)} items of a batch; check the model.")
+    return array
+
+
+def labels_of(batch: Batch, name: str) -> np.ndarray:
+    """The labels as an array. Raises `DataError` where the data has none."""
+    if batch.labels is None:
+        raise DataError(
+            f"The metric {name} needs labels and the data has none; give (inputs, labels), or use agreement or cosine, "
+            "which compare with the original model."
+        )
+    if isinstance(batch.labels, tuple | Mapping):
+        raise DataError(f"The metric {name} needs one tensor of labels; several were given. Bring your own metric.")
+    return batch.labels.detach().cpu().numpy() if isinstance(batch.labels, torch.Tensor) else np.asarray(batch.labels)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """How much worse a score became: `amount` > 0 is worse, in points of [0, 1], or relative to the reference."""
+
+    amount: float
+    relative: bool
+    text: str
+    entry: str = ""
+
+    def within(self, limit: float) -> bool:
+        """Whether the drop keeps a budget; a rounding error of float32 does not break it."""
+        return self.amount <= limit + 1e-9
+
+
+def drop(before: Score, after: Score, metric: Metric) -> Drop:
+    """How much worse `after` is than `before`; of a dict, the entry that lost most: each must hold the budget."""
+    if isinstance(before, dict) != isinstance(after, dict):
+        raise MetricError(f"The metric {metric.name} returned a dict for one model and a number for the other.")
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return _drop(before, after, metric, "")  # type: ignore[arg-type]
+    if before.keys() != after.keys():
+        odd = sorted(before.keys() ^ after.keys())
+        raise MetricError(f"The metric {metric.name} returned {odd} for only one of the two models.")
+    return max((_drop(before[k], after[k], metric, k) for k in before), key=lambda d: d.amount)
+
+
+def _drop(before: float, after: float, metric: Metric, entry: str) -> Drop:
+    worse = after - before if metric.lower else before - after
+    name = f"{metric.name}[{entry}]" if entry else metric.name
+    bounded = metric.bounded
+    if bounded is None:
+        bounded = 0 <= before <= 1 and 0 <= after <= 1
+    verb = "worse" if worse > 0 else "better"
+    change = f"{name} {before:.6g} -> {after:.6g}"
+    if bounded:
+        return Drop(worse, False, f"{change} ({abs(100 * worse):.2f} points {verb}, absolute)", entry)
+    amount = worse / abs(before) if before else math.copysign(math.inf, worse) if worse else 0.0
+    return Drop(amount, True, f"{change} ({abs(100 * amount):.2f} % {verb}, relative)", entry)

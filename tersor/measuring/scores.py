@@ -1,0 +1,228 @@
+"""The built-in metrics, over a model's first output."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from tersor.errors import MetricError
+from tersor.measuring.batches import Batches
+from tersor.measuring.metrics import Metric, Predict, first, labels_of
+
+IGNORED = -100
+"""The label that torch's losses skip."""
+
+_NO_LOSS = 100.0
+"""Decibels given to an item that equals its label exactly."""
+
+
+def built_in(name: str) -> Metric:
+    """The metric called `name`; `lower:name` and `higher:name` set the direction. Raises `MetricError` if unknown."""
+    direction, _, plain = name.rpartition(":")
+    found = BUILT_IN.get(plain)
+    if found is None:
+        near = difflib.get_close_matches(plain, BUILT_IN, 1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise MetricError(f"There is no metric {plain!r}.{meant} Known: {', '.join(BUILT_IN)}; or file.py:function.")
+    if direction not in ("", "lower", "higher") or (direction and direction != found.direction):
+        raise MetricError(f"For the metric {plain}, {found.direction} is better; {direction!r} was asked for.")
+    return found
+
+
+def accuracy(predict: Predict, batches: Batches) -> float:
+    """Share of labels that are the class with the highest score."""
+    return _share(np.concatenate([s.argmax(-1) == y for s, y in class_scores(predict, batches, "accuracy")]))
+
+
+def top5(predict: Predict, batches: Batches) -> float:
+    """Share of labels among the five highest scores; of equal scores, the first class counts as higher."""
+    hits = []
+    for scores, labels in class_scores(predict, batches, "top5"):
+        own = np.take_along_axis(scores, labels[:, None], 1)
+        earlier = np.arange(scores.shape[1]) < labels[:, None]
+        hits.append(((scores > own) | ((scores == own) & earlier)).sum(-1) < 5)
+    return _share(np.concatenate(hits))
+
+
+def f1(predict: Predict, batches: Batches) -> float:
+    """Harmonic mean of precision and recall of each class, averaged over the classes that occur (macro F1)."""
+    right, said, true = _confusion(predict, batches, "f1")
+    seen = said + true > 0
+    return float(np.mean(2 * right[seen] / (said + true)[seen]))
+
+
+def iou(predict: Predict, batches: Batches) -> float:
+    """Intersection over union of each class, averaged over the classes that occur (mean IoU of a segmentation)."""
+    right, said, true = _confusion(predict, batches, "iou")
+    union = said + true - right
+    return float(np.mean(right[union > 0] / union[union > 0]))
+
+
+def cross_entropy(predict: Predict, batches: Batches) -> float:
+    """Mean of -log p(label), nats; p is the softmax of the scores, or the scores where they already sum to 1."""
+    return _mean_nll(predict, batches, "cross_entropy")
+
+
+def perplexity(predict: Predict, batches: Batches) -> float:
+    """exp of the mean cross-entropy per token."""
+    return float(np.exp(min(_mean_nll(predict, batches, "perplexity"), 700.0)))
+
+
+def agreement(predict: Predict, batches: Batches) -> float:
+    """Share of decisions (highest score) equal to those of the scores in the labels."""
+    same = []
+    for out, wanted in _pairs(predict, batches, "agreement"):
+        axis = 1 if out.ndim in (2, 4, 5) else -1
+        if out.ndim < 2 or out.shape[axis] < 2:
+            raise MetricError(f"agreement compares classes and the output has the shape {out.shape}; use cosine or r2.")
+        same.append((out.argmax(axis) == wanted.argmax(axis)).ravel())
+    return _share(np.concatenate(same))
+
+
+def cosine(predict: Predict, batches: Batches) -> float:
+    """Mean over items of the cosine between output and label, both flattened."""
+    values = []
+    for out, wanted in _pairs(predict, batches, "cosine"):
+        a, b = _flat(out), _flat(wanted)
+        norm = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        same = (a == b).all(1)
+        values.append(np.where(same, 1.0, (a * b).sum(1) / np.where(norm > 0, norm, 1.0)))
+    return _share(np.concatenate(values))
+
+
+def mse(predict: Predict, batches: Batches) -> float:
+    """Mean squared error to the labels."""
+    return _mean_error(predict, batches, "mse", 2)
+
+
+def mae(predict: Predict, batches: Batches) -> float:
+    """Mean absolute error to the labels."""
+    return _mean_error(predict, batches, "mae", 1)
+
+
+def r2(predict: Predict, batches: Batches) -> float:
+    """1 - squared error / variance of the labels, over all values; 1 is perfect."""
+    pairs = [(_flat(out), _flat(wanted)) for out, wanted in _pairs(predict, batches, "r2")]
+    count = sum(w.size for _, w in pairs)
+    mean = sum(w.sum() for _, w in pairs) / count
+    spread = sum(((w - mean) ** 2).sum() for _, w in pairs)
+    if spread == 0:
+        raise MetricError("r2 needs labels that vary and all of them are equal; use mse.")
+    return float(1 - sum(((o - w) ** 2).sum() for o, w in pairs) / spread)
+
+
+def psnr(predict: Predict, batches: Batches) -> float:
+    """Mean over items of 10 log10(peak^2 / mse), decibels; the peak is 1 for labels in [0, 1], else 255."""
+    pairs = [(_flat(out), _flat(wanted)) for out, wanted in _pairs(predict, batches, "psnr")]
+    top, low = max(w.max() for _, w in pairs), min(w.min() for _, w in pairs)
+    if low < 0 or top > 255:
+        raise MetricError(f"psnr needs labels in [0, 1] or [0, 255] and they lie in [{low:.4g}, {top:.4g}]; use mse.")
+    peak = 1.0 if top <= 1 else 255.0
+    errors = np.concatenate([((o - w) ** 2).mean(1) for o, w in pairs])
+    with np.errstate(divide="ignore"):
+        return float(np.minimum(10 * np.log10(peak**2 / errors), _NO_LOSS).mean())
+
+
+BUILT_IN: Mapping[str, Metric] = MappingProxyType(
+    {
+        "accuracy": Metric("accuracy", accuracy, bounded=True),
+        "top5": Metric("top5", top5, bounded=True),
+        "f1": Metric("f1", f1, bounded=True),
+        "iou": Metric("iou", iou, bounded=True),
+        "agreement": Metric("agreement", agreement, bounded=True, original="labels"),
+        "cosine": Metric("cosine", cosine, bounded=True, original="spare"),
+        "r2": Metric("r2", r2, bounded=True, original="spare"),
+        "cross_entropy": Metric("cross_entropy", cross_entropy, lower=True, bounded=False),
+        "perplexity": Metric("perplexity", perplexity, lower=True, bounded=False),
+        "mse": Metric("mse", mse, lower=True, bounded=False),
+        "mae": Metric("mae", mae, lower=True, bounded=False),
+        "psnr": Metric("psnr", psnr, bounded=False),
+    }
+)
+
+
+def class_scores(predict: Predict, batches: Batches, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(scores (n, classes), labels (n,)) per batch, positions flattened, ignored labels left out.
+
+    Raises `MetricError` where output and labels do not fit, `DataError` where there are no labels.
+    """
+    for batch in batches:
+        scores, labels = first(predict(*batch.arrays())), labels_of(batch, name)
+        if labels.shape == scores.shape and labels.dtype.kind == "f" and scores.ndim > 1:
+            labels = labels.argmax(1)
+        if scores.ndim > 1 and scores.shape[:-1] == labels.shape:
+            flat = scores.reshape(-1, scores.shape[-1])
+        elif scores.ndim > 1 and (scores.shape[0], *scores.shape[2:]) == labels.shape:
+            flat = np.moveaxis(scores, 1, -1).reshape(-1, scores.shape[1])
+        else:
+            raise MetricError(
+                f"{name} needs scores of (items, classes, ...) and labels without the class axis; "
+                f"the output has the shape {scores.shape} and the labels {labels.shape}."
+            )
+        if flat.shape[1] < 2:
+            raise MetricError(f"{name} needs at least two classes and the output has the shape {scores.shape}.")
+        wanted = labels.astype(np.int64).ravel()
+        kept = wanted != IGNORED
+        _check_classes(wanted[kept], flat.shape[1], name)
+        yield flat[kept], wanted[kept]
+
+
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    """log p over the last axis, float64; p is softmax(scores), or the scores where all rows already sum to 1."""
+    if scores.size and scores.min() >= 0 and np.allclose(scores.sum(-1, dtype=np.float64), 1, atol=2e-3):
+        return np.log(np.maximum(scores.astype(np.float64), 1e-12))
+    shifted = scores.astype(np.float64) - scores.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _check_classes(labels: np.ndarray, classes: int, name: str) -> None:
+    if labels.size and (labels.min() < 0 or labels.max() >= classes):
+        odd = int(labels.min() if labels.min() < 0 else labels.max())
+        raise MetricError(f"{name} found the label {odd} and the model has the classes 0 to {classes - 1}.")
+
+
+def _share(values: np.ndarray) -> float:
+    if values.size == 0:
+        raise MetricError("The data holds no label that counts: all are ignored.")
+    return float(values.mean(dtype=np.float64))
+
+
+def _confusion(predict: Predict, batches: Batches, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    right, said, true = (np.zeros(0) for _ in range(3))
+    for scores, labels in class_scores(predict, batches, name):
+        classes, guess = scores.shape[1], scores.argmax(-1)
+        right, said, true = (x if x.size else np.zeros(classes) for x in (right, said, true))
+        right = right + np.bincount(labels[guess == labels], minlength=classes)
+        said = said + np.bincount(guess, minlength=classes)
+        true = true + np.bincount(labels, minlength=classes)
+    return right, said, true
+
+
+def _mean_nll(predict: Predict, batches: Batches, name: str) -> float:
+    losses = []
+    for scores, labels in class_scores(predict, batches, name):
+        losses.append(-np.take_along_axis(log_softmax(scores), labels[:, None], 1).ravel())
+    return _share(np.concatenate(losses))
+
+
+def _mean_error(predict: Predict, batches: Batches, name: str, power: int) -> float:
+    total, count = 0.0, 0
+    for out, wanted in _pairs(predict, batches, name):
+        total += float((np.abs(_flat(out) - _flat(wanted)) ** power).sum())
+        count += out.size
+    return total / count
+
+
+def _pairs(predict: Predict, batches: Batches, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for batch in batches:
+        out, wanted = first(predict(*batch.arrays())), labels_of(batch, name)
+        if out.shape != wanted.shape and out.size != wanted.size:
+            raise MetricError(f"{name} needs labels in the output's shape {out.shape}; the labels have {wanted.shape}.")
+        yield out, wanted.reshape(out.shape)
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    return x.reshape(len(x), -1).astype(np.float64)

@@ -1,0 +1,34 @@
+"""Shared fixtures: the real models and data, found through TERSOR_DATA."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+DATA = Path(os.environ.get("TERSOR_DATA", Path(__file__).resolve().parents[1] / ".." / "shared" / "data")).resolve()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with trained models and data; skips where it is absent."""
+    if not (DATA / "loaders.py").exists():
+        pytest.skip(f"no trained models and data at {DATA}; set TERSOR_DATA")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def loaders(shared_data: Path) -> ModuleType:
+    """The module that loads them."""
+    if str(shared_data) not in sys.path:
+        sys.path.insert(0, str(shared_data))
+    return importlib.import_module("loaders")
