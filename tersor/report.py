@@ -1,12 +1,19 @@
 """What is claimed, as one record: before and after, the plan, what changed, what was measured and on what machine.
 
 The record is plain data: `to_json` and `from_json` are inverse, `to_html` is one page without network or script, `rows`
-and `to_text` are the table that a terminal shows.
+and `to_text` are the table that a terminal shows. Seconds, bytes and shares are stored; units are made when shown.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from tersor.records import plain, record
+from tersor.units import count, ms, number, points, quantity, size
 
 
 @dataclass(frozen=True)
@@ -67,3 +74,269 @@ class Regression:
     difference: Interval | None = None
     classes: tuple[ClassChange, ...] = ()
     worst: tuple[Example, ...] = ()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One model as it was measured: `seconds` of one call on one batch, score by entry ("" for a single number)."""
+
+    name: str
+    score: Mapping[str, float] = field(default_factory=dict)
+    seconds: Interval | None = None
+    nbytes: int | None = None
+    macs: int | None = None
+    parameters: int | None = None
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One candidate. `amount` is its drop as the budget counts it; `note` says why it was refused or left."""
+
+    name: str
+    seconds: float | None = None
+    score: Mapping[str, float] = field(default_factory=dict)
+    amount: float | None = None
+    nbytes: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One matrix: what was decided for it. `damage` is predicted, nats; widths are output channels."""
+
+    name: str
+    shape: tuple[int, ...]
+    technique: str = "as it was"
+    bits: float = 32.0
+    width_before: int | None = None
+    width_after: int | None = None
+    damage: float | None = None
+    nbytes_before: int | None = None
+    nbytes_after: int | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """Seconds of one call that a layer or a kind of operator takes, before and after."""
+
+    name: str
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True)
+class Executed:
+    """The precision in which the runtime executed one heavy operator, and why not a lower one, where known."""
+
+    name: str
+    kind: str
+    precision: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A figure that was predicted, beside the measured one. `unit` is "seconds", "bytes", "nats", "share" or ""."""
+
+    name: str
+    predicted: float | None
+    measured: float | None
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is claimed of an artifact.
+
+    metric: its name; lower: less is better. drop: the sentence that says by how much it fell. budget: what may be
+    lost, as a sentence; limit: the same as a number, in absolute points or relative as `drop` says.
+    ratio: time after / time before; noise: the same of one file against itself. target: what was chosen, its `repr`.
+    cost: what it took to compress, "seconds" and "bytes" (peak memory). load: the machine's load average.
+    """
+
+    model: str
+    metric: str
+    before: Figures
+    after: Figures
+    lower: bool = False
+    drop: str = ""
+    budget: str = ""
+    limit: float | None = None
+    batch: int = 1
+    threads: int = 0
+    ratio: Interval | None = None
+    noise: Interval | None = None
+    verdict: str = ""
+    rounds: int = 0
+    target: str = ""
+    tried: tuple[Tried, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    time: tuple[Share, ...] = ()
+    regression: Regression | None = None
+    audit: tuple[Executed, ...] = ()
+    compared: tuple[Compared, ...] = ()
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    load: tuple[float, ...] = ()
+    cost: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; a number that is not finite becomes None."""
+        return cast(dict[str, Any], plain(self))
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> Report:
+        """The report `to_json` gave. Raises `ArtifactError` where a field is missing, unknown or of a wrong type."""
+        return cast(Report, record(Report, content, "report"))
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """(what, before, after, change) of the before/after table."""
+        b, a = self.before, self.after
+        return [
+            *self._score_rows(),
+            (self._time_name(), _spread(b.seconds), _spread(a.seconds), self.speed()),
+            ("bytes", *_both(b.nbytes, a.nbytes, size), _times(b.nbytes, a.nbytes, "smaller", "larger")),
+            ("multiply-adds", *_both(b.macs, a.macs, count), _times(b.macs, a.macs, "fewer", "more")),
+            (
+                "parameters",
+                *_both(b.parameters, a.parameters, count),
+                _times(b.parameters, a.parameters, "fewer", "more"),
+            ),
+            ("peak memory", *_both(b.memory, a.memory, size), _times(b.memory, a.memory, "less", "more")),
+        ]
+
+    def speed(self) -> str:
+        """The ratio of times in words, such as "1.78x faster [1.70, 1.85]"; "" where none was measured."""
+        if self.ratio is None:
+            return ""
+        r = self.ratio
+        if not r.excludes(1.0) or self.verdict == "no difference":
+            return f"no measurable difference [{1 / r.high:.2f}x, {1 / r.low:.2f}x]"
+        if r.value < 1:
+            return f"{1 / r.value:.2f}x faster [{1 / r.high:.2f}, {1 / r.low:.2f}]"
+        return f"{r.value:.2f}x slower [{r.low:.2f}, {r.high:.2f}]"
+
+    def executed(self) -> str:
+        """Such as "18 of 21 heavy operators ran in int8; 3 in f32 (...)"; "" without an audit."""
+        if not self.audit:
+            return ""
+        by = {p: [o for o in self.audit if o.precision == p] for p in dict.fromkeys(o.precision for o in self.audit)}
+        ordered = sorted(by.items(), key=lambda item: -len(item[1]))
+        (most, found), rest = ordered[0], ordered[1:]
+        others = "".join(f"; {len(ops)} in {p} ({'; '.join(_reasons(ops))})" for p, ops in rest)
+        return f"{len(found)} of {len(self.audit)} heavy operators ran in {most}{others}"
+
+    def to_text(self) -> str:
+        """The before/after table and what else fits a terminal, as plain text."""
+        table = [("", self.before.name, self.after.name, ""), *(row for row in self.rows() if row[1] or row[2])]
+        widths = [max(len(row[i]) for row in table) for i in range(4)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
+        lines.insert(1, "-" * max(len(line) for line in lines))
+        said = [self.drop, self.executed(), *(f"Warning: {w}" for w in self.warnings), *self.notes]
+        return "\n".join([*lines, "", *(s for s in said if s)]).rstrip() + "\n"
+
+    def to_html(self) -> str:
+        """One self-contained page: no network, no script; every string of the user's is escaped."""
+        from jinja2 import Environment, StrictUndefined
+
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment.filters.update(ms=ms, size=size, count=count, points=points, number=number, quantity=quantity)
+        template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+        return template.render(r=self, scatter=_scatter(self), classes=_class_bars(self))
+
+    def _score_rows(self) -> list[tuple[str, str, str, str]]:
+        found = []
+        for entry, after in self.after.score.items():
+            before = self.before.score.get(entry)
+            name = f"{self.metric}[{entry}]" if entry else self.metric
+            change = "" if before is None else f"{after - before:+.4g}"
+            found.append((name, "" if before is None else number(before), number(after), change))
+        return found
+
+    def _time_name(self) -> str:
+        return f"time of a batch of {self.batch}, median"
+
+
+def _spread(seconds: Interval | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{ms(seconds.value)} [{1e3 * seconds.low:.3g}, {1e3 * seconds.high:.3g}]"
+
+
+def _both(before: float | None, after: float | None, shown: Callable[[float | None], str]) -> tuple[str, str]:
+    return shown(before), shown(after)
+
+
+def _times(before: float | None, after: float | None, less: str, more: str) -> str:
+    if not before or not after:
+        return ""
+    if before == after:
+        return "the same"
+    return f"{before / after:.2f}x {less}" if after < before else f"{after / before:.2f}x {more}"
+
+
+def _reasons(operators: list[Executed]) -> list[str]:
+    return list(dict.fromkeys(o.reason or "no reason known" for o in operators))
+
+
+@dataclass(frozen=True)
+class _Point:
+    x: float
+    y: float
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class _Scatter:
+    points: tuple[_Point, ...]
+    xs: tuple[tuple[float, str], ...]
+    ys: tuple[tuple[float, str], ...]
+    limit: float | None
+
+
+def _scatter(report: Report) -> _Scatter | None:
+    """Candidates by time (x, 0..1 from left) and drop (y, 0..1 from the top), with the budget's line."""
+    found = [t for t in report.tried if t.seconds is not None and t.amount is not None]
+    if len(found) < 2:
+        return None
+    times = [t.seconds or 0.0 for t in found]
+    drops = [t.amount or 0.0 for t in found]
+    right = 1.08 * max(times)
+    reach = report.limit or 0.0
+    # One ruined candidate must not flatten all others: what lies far outside the budget is drawn at the edge.
+    top = min(max([*drops, 1.2 * reach, 1e-4]), max(4 * reach, sorted(drops)[len(drops) // 2], 1e-4)) * 1.05
+    low = min([*drops, 0.0]) - 0.06 * top
+    place = {
+        t.name: (s / right, min(1.0, (d - low) / (top - low))) for t, s, d in zip(found, times, drops, strict=True)
+    }
+    kinds = {t.name: "chosen" if t.name == report.after.name else "other" for t in found}
+    kinds |= {t.name: "original" for t in found if t.name == report.before.name}
+    shown = tuple(
+        _Point(*place[t.name], f"{t.name}: {ms(t.seconds)}, drop {points(t.amount)}", kinds[t.name]) for t in found
+    )
+    xs = tuple((x / right, ms(x)) for x in _ticks(0.0, right))
+    ys = tuple(((y - low) / (top - low), f"{100 * y:.2g}") for y in _ticks(low, top))
+    limit = None if report.limit is None else (reach - low) / (top - low)
+    return _Scatter(shown, xs, ys, limit)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    raw = (high - low) / 4
+    step = 10 ** math.floor(math.log10(raw))
+    step *= next(k for k in (1, 2, 5, 10) if k * step >= raw)
+    return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _class_bars(report: Report) -> list[tuple[ClassChange, float]]:
+    """Classes, most changed first, with the change as a share of the largest change."""
+    if report.regression is None:
+        return []
+    changes = report.regression.classes
+    largest = max((abs(c.after - c.before) for c in changes), default=0.0) or 1.0
+    return sorted(((c, (c.after - c.before) / largest) for c in changes), key=lambda pair: (pair[1], pair[0].label))

@@ -6,10 +6,12 @@ Everything is named by the user's parameter names and by graph node names, and h
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
 
+from tersor.graph.dependency import Dependency, analyse
 from tersor.graph.model import Model
 from tersor.graph.operators import matrix_arguments
 
@@ -44,6 +46,15 @@ class Matrix:
     @property
     def groups(self) -> int:
         return self.convolution.groups if self.convolution else 1
+
+    @property
+    def transposed(self) -> bool:
+        return self.convolution is not None and self.convolution.transposed
+
+    @property
+    def rows(self) -> int:
+        """Outputs of all groups."""
+        return self.shape[1] * self.groups if self.transposed else self.shape[0]
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,36 @@ def matrices(model: Model) -> tuple[Matrix, ...]:
     """All matrices of `model`, in execution order."""
     found = (matrix_of(model, node) for node in model.graph.nodes)
     return tuple(m for m in found if m is not None)
+
+
+def groups(model: Model) -> tuple[Group, ...]:
+    """The prunable axes of `model`, in execution order, then the rows of matrices that cannot be pruned, and why not.
+
+    A tensor that is read twice in different ways (a tied embedding) is a member once in each role.
+    """
+    dependency = analyse(model)
+    prunable = tuple(
+        Group(
+            family.name,
+            len(family.variables),
+            tuple(Member(t.tensor, t.axis, t.role, t.positions) for t in family.touches),
+            counted=family.counted,
+        )
+        for family in dependency.families
+    )
+    names = {group.name for group in prunable}
+    return prunable + tuple(_refused(model, dependency, names))
+
+
+def _refused(model: Model, dependency: Dependency, taken: set[str]) -> Iterator[Group]:
+    for matrix in matrices(model):
+        axis = 1 if matrix.convolution and matrix.convolution.transposed else 0
+        labels = dependency.tensors[matrix.weight][axis]
+        refused = dependency.refusal(labels)
+        if refused is not None and matrix.name not in taken:
+            taken.add(matrix.name)
+            positions = tuple((i,) for i in range(len(labels)))
+            yield Group(matrix.name, len(labels), (Member(matrix.weight, axis, "produces", positions),), refused)
 
 
 def matrix_of(model: Model, node: fx.Node) -> Matrix | None:

@@ -156,8 +156,9 @@ def _whole(part: Batch) -> bool:
                 "the first axis of every input must be the items of the batch."
             )
     for name, leaf in _leaves("labels", part.labels):
-        if isinstance(leaf, Tensor) and leaf.ndim == 0 or len(leaf) != len(part):
-            seen = "a single value" if isinstance(leaf, Tensor) and leaf.ndim == 0 else f"{len(leaf)} entries"
+        single = isinstance(leaf, Tensor) and leaf.ndim == 0
+        if single or len(leaf) != len(part):
+            seen = "a single value" if single else f"{len(leaf)} entries"
             raise DataError(f"A batch of {len(part)} items has {name} with {seen}; give one label per item.")
     return len(part) > 0
 
@@ -252,13 +253,13 @@ def _raw(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def _not_finite(name: str, i: int, number: int, tensor: Tensor) -> str:
     bad = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero().flatten()
     seen = "NaN" if torch.isnan(tensor).any() else "Inf"
     return (
-        f"The {name} holds {seen}: input {i} of batch {number}, item {int(bad[0])} ({len(bad)} such items in the batch). "
-        "Remove or repair these items."
+        f"The {name} holds {seen}: input {i} of batch {number}, item {int(bad[0])} ({len(bad)} such items there)."
+        " Remove or repair these items."
     )

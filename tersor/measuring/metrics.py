@@ -1,7 +1,7 @@
 """What a metric is, what its drop is, and how a model is called by one.
 
-A metric is called as `metric(predict, batches)` and gives a number, or a number by name. `predict(*inputs)` takes arrays
-(or tensors) and returns what the model does: an array, a tuple of arrays, or arrays by output name.
+A metric is called as `metric(predict, batches)` and gives a number, or a number by name. `predict(*inputs)` takes
+arrays (or tensors) and returns what the model does: an array, a tuple of arrays, or arrays by output name.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Score = float | dict[str, float]
 class Metric:
     """A named score. `lower` says that less is better.
 
-    bounded: True where scores lie in [0, 1] (or are shares, such as a cosine), so that a drop is in absolute points; False
-        where a drop is relative; None decides by the values seen.
+    bounded: True where scores lie in [0, 1] (or are shares, such as a cosine), so that a drop is in absolute points;
+        False where a drop is relative; None decides by the values seen.
     original: what the original model's outputs are for: "unused", "labels" (they always take the labels' place) or
         "spare" (they do where the data has no labels that are real values).
     """
@@ -161,7 +161,7 @@ class Drop:
 
 
 def drop(before: Score, after: Score, metric: Metric) -> Drop:
-    """How much worse `after` is than `before`; of a dict, the entry that lost most: every entry must hold the budget."""
+    """How much worse `after` is than `before`; of a dict, the entry that lost most: each must hold the budget."""
     if isinstance(before, dict) != isinstance(after, dict):
         raise MetricError(f"The metric {metric.name} returned a dict for one model and a number for the other.")
     if not isinstance(before, dict) or not isinstance(after, dict):

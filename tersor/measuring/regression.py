@@ -77,17 +77,20 @@ def paired_difference(before: np.ndarray, after: np.ndarray, seed: int = 0, draw
 
 
 def _collect(before: Predict, after: Predict, batches: Batches) -> _Items:
-    old, new, labels = [], [], []
+    old: list[np.ndarray] = []
+    new: list[np.ndarray] = []
+    found: list[np.ndarray | None] = []
     for batch in batches:
         arrays = batch.arrays()
         old.append(first(before(*arrays)))
         new.append(first(after(*arrays)))
-        labels.append(_class_labels(batch))
+        found.append(_class_labels(batch))
         if old[-1].shape != new[-1].shape:
             raise DataError(f"The original gives {old[-1].shape} and the compressed model {new[-1].shape}.")
     if len({x.shape[1:] for x in old}) > 1:
-        old, new, labels = _per_item_means(old), _per_item_means(new), [None]
-    known = None if any(x is None for x in labels) else np.concatenate(labels)
+        old, new, found = _per_item_means(old), _per_item_means(new), []
+    labels = [x for x in found if x is not None]
+    known = np.concatenate(labels) if len(labels) == len(old) else None
     unlabelled = all(b.labels is None for b in batches)
     flat = [np.concatenate(x).reshape(len(batches), -1).astype(np.float64) for x in (old, new)]
     classes = old[0].ndim == 2 and flat[0].shape[1] > 1 and (unlabelled or known is not None)

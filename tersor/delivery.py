@@ -1,0 +1,118 @@
+"""The artifact: written aside, checked, exchanged into place; and what anyone can do with it later.
+
+out/
+  model/           what the runtime loads; needs no Tersor
+  manifest.json    versions, seeds, hashes, plan, predicted and measured figures, sha256 of every file and of itself
+  plan.yaml        the recipe: `--recipe plan.yaml` gives the same model files
+  probe.npz        two example items and what the exported model answered
+  report.html      for people
+  README.md        ten lines that run it without Tersor
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tersor.errors import ArtifactError
+from tersor.measuring.batches import Batches
+from tersor.measuring.metrics import Metric, Score, predictor
+from tersor.report import Report
+from tersor.store.files import repair, staging
+from tersor.store.manifest import Manifest, check, other_cpu, seal
+from tersor.target import Runner
+from tersor.trials import Trial, target_called, target_name
+
+TOLERANCE = 1e-3  # of the probe's largest output: the same file in the same runtime on another CPU
+
+
+def deliver(out: Path, trial: Trial, report: Report, recipe: str, fields: Mapping[str, Any], threads: int) -> None:
+    """Put the tried artifact with its report into `out`, whole or not at all."""
+    with staging(out) as folder:
+        model = folder / "model"
+        trial.candidate.target.export(trial.candidate.compressed, _made(model))
+        runner = trial.candidate.target.load(model, threads)
+        _write_probe(folder / "probe.npz", runner, trial)
+        (folder / "plan.yaml").write_text(recipe, encoding="utf-8")
+        (folder / "report.html").write_text(report.to_html(), encoding="utf-8")
+        (folder / "README.md").write_text(_readme(trial, runner), encoding="utf-8")
+        file, precision = target_name(trial.candidate.target)
+        seal(folder, {**fields, "target": {"file": file, "precision": precision}, "report": report.to_json()})
+
+
+def load(folder: str | Path, threads: int = 0) -> Runner:
+    """The delivered model, in its own runtime.
+
+    Raises `ArtifactError` where a file is not what the manifest says; warns on another CPU than it was measured on.
+    """
+    return _open(Path(folder), threads)[1]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` found: everything is as the manifest says, and, where data was given, the scores of today."""
+
+    manifest: Manifest
+    difference: float  # largest deviation from the recorded outputs, relative to the largest of them
+    score: Score | None
+
+
+def verify(folder: str | Path, data: Batches | None = None, metric: Metric | None = None, threads: int = 0) -> Verified:
+    """Check every file, run the recorded example again and, where data is given, measure the metric again.
+
+    Raises `ArtifactError` where anything differs from the manifest.
+    """
+    manifest, runner = _open(Path(folder), threads)
+    difference = _probe(Path(folder), runner)
+    if difference > TOLERANCE:
+        raise ArtifactError(
+            f"{folder} loads, but its outputs differ from the recorded ones by {difference:.2g} of the largest, where at "
+            f"most {TOLERANCE} was wanted; the runtime or the CPU differs: compress again on this machine."
+        )
+    judged = data is not None and metric is not None
+    score = metric(predictor(runner.predict, runner.outputs), data) if judged else None
+    return Verified(manifest, difference, score)
+
+
+def _open(folder: Path, threads: int) -> tuple[Manifest, Runner]:
+    repair(folder)
+    manifest = check(folder)
+    elsewhere = other_cpu(manifest)
+    if elsewhere is not None:
+        warnings.warn(elsewhere, stacklevel=3)
+    written = manifest.fields["target"]
+    return manifest, target_called(written["file"], written["precision"]).load(folder / "model", threads)
+
+
+def _write_probe(path: Path, runner: Runner, trial: Trial) -> None:
+    inputs = [np.asarray(t) for t in trial.candidate.compressed.model.example]
+    arrays = {f"in_{i:03d}": a for i, a in enumerate(inputs)}
+    arrays |= {f"out_{i:03d}": a for i, a in enumerate(runner.predict(*inputs))}
+    np.savez(path, **arrays)
+
+
+def _probe(folder: Path, runner: Runner) -> float:
+    with np.load(folder / "probe.npz", allow_pickle=False) as stored:
+        inputs = [stored[k] for k in sorted(stored.files) if k.startswith("in_")]
+        wanted = [stored[k] for k in sorted(stored.files) if k.startswith("out_")]
+    found = runner.predict(*inputs)
+    pairs = zip(wanted, found, strict=True)
+    return max(float(np.abs(w - f).max() / max(np.abs(w).max(), 1e-12)) for w, f in pairs)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _readme(trial: Trial, runner: Runner) -> str:
+    usage: Callable[[tuple[str, ...]], str] = trial.candidate.target.usage
+    return (
+        f"# {trial.name}\n\nMade by Tersor; runs without it. `report.html` shows what changed, `manifest.json` what was "
+        f"measured.\n\n```python\n{usage(runner.inputs).strip()}\n```\n"
+    )

@@ -1,0 +1,128 @@
+"""What a user asked for, found, checked and split: the input of the pipeline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tersor.errors import InputError
+from tersor.graph.model import Model
+from tersor.inputs import amounts, data, metrics, models
+from tersor.measuring.batches import Batches
+from tersor.measuring.metrics import Metric, Predict, Score, predictor, prepared
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage, how much of it is done, and of how much (0: unknown)."""
+
+CALIBRATION_ITEMS = 1024
+HELD_ITEMS = 1024
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that one `compress` works on.
+
+    calibration: what ranges, Gram matrices and repairs are computed from; held: what the search compares plans on;
+    evaluation: what exported artifacts are judged on, and nothing else. All three are disjoint.
+    """
+
+    name: str
+    model: Model
+    calibration: Batches
+    held: Batches
+    evaluation: Batches
+    metric: Metric
+    before: Score  # of the original, on `evaluation`
+    before_held: Score  # of the original, on `held`
+    max_drop: float
+    batch: int
+    threads: int
+    seed: int
+    exclude: tuple[str, ...]
+    deadline: float  # of time.monotonic()
+    progress: Progress
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.deadline
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """The progress of a caller who does not want to see any."""
+
+
+def bring(
+    model: Any,
+    training: Any,
+    metric: Any,
+    max_drop: float | str,
+    eval_data: Any,
+    batch: int,
+    threads: int,
+    seed: int,
+    exclude: tuple[str, ...],
+    time_limit: float | str | None,
+    progress: Progress,
+) -> Job:
+    """Find, check and split what the user named. Raises an `InputError` that says what is wrong with it."""
+    if batch < 1:
+        raise InputError(f"The batch size is {batch}; it must be at least 1.")
+    limit = float("inf") if time_limit is None else time.monotonic() + amounts.seconds(time_limit)
+    allowed = amounts.drop(max_drop)
+    progress("reading the model", 0, 0)
+    brought = models.bring(model)
+    found = metrics.bring(metric)
+    progress("reading the data", 0, 0)
+    source = data.bring(training)
+    captured = models.captured(brought, data.example(source, brought))
+    everything = data.batches(source, captured)
+    if eval_data is None:
+        everything, evaluation = data.split(everything, seed)
+    else:
+        evaluation = data.batches(data.bring(eval_data, "EVAL-DATA"), captured)
+    calibration, held = _split(everything, seed)
+    original = predict_with(captured)
+    evaluation = prepared(found, evaluation, original)
+    held = prepared(found, held, original)
+    progress("scoring the original", 0, 0)
+    before, before_held = found(original, evaluation), found(original, held)
+    count = threads or torch.get_num_threads()
+    return Job(
+        brought.name,
+        captured,
+        calibration,
+        held,
+        evaluation,
+        found,
+        before,
+        before_held,
+        allowed,
+        batch,
+        count,
+        seed,
+        exclude,
+        limit,
+        progress,
+    )
+
+
+def predict_with(model: Model) -> Predict:
+    """The captured model, run by torch, as a metric calls it."""
+
+    def run(*inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(t.numpy() for t in model.run(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs)))
+
+    return predictor(run, model.outputs)
+
+
+def _split(everything: Batches, seed: int) -> tuple[Batches, Batches]:
+    """Items for calibration and, disjoint, for comparing plans; a random draw of each, the same for the same seed."""
+    calibration, held = everything.split(min(0.25, HELD_ITEMS / len(everything)), seed + 1)
+    if len(calibration) > CALIBRATION_ITEMS:
+        _, calibration = calibration.split(CALIBRATION_ITEMS / len(calibration), seed + 2)
+    return calibration, held

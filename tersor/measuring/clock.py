@@ -1,0 +1,156 @@
+"""The clock: every contender in a process of its own, taking turns, with a control that shows the clock's own error.
+
+Two runtimes in one process disturb each other by 2 to 10 times: their pools of threads go on spinning after a run. So
+each contender has a process, and a process whose turn it is not is stopped (SIGSTOP), not merely idle. Rounds visit all
+contenders in a new random order, so that a drift of the machine falls on all of them. A ratio is that of the medians;
+its 95 % interval is a bootstrap over rounds, both sides drawn together.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tersor.errors import InputError
+from tersor.measuring.process import Process
+from tersor.report import Interval
+
+AGAIN = " (again)"
+"""Ends the name of the control: the same contender in a second process."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to time: `make` ("package.module:function") called with `arguments` (JSON) gives the call to time."""
+
+    name: str
+    make: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Race:
+    """What a race measured.
+
+    samples: seconds of one call, by contender, one entry a round (each the mean of the calls in one turn).
+    control: the contender that ran twice, or None. memory: peak bytes of each process.
+    load: the machine's load average over one minute, before and after.
+    """
+
+    samples: Mapping[str, tuple[float, ...]]
+    control: str | None
+    load: tuple[float, float]
+    threads: int
+    memory: Mapping[str, int] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def rounds(self) -> int:
+        return min(len(s) for s in self.samples.values())
+
+    def median(self, name: str) -> float:
+        """Seconds of one call."""
+        return float(np.median(self._of(name)))
+
+    def seconds(self, name: str) -> Interval:
+        """Median seconds of one call, with its bootstrap interval."""
+        drawn = np.median(self._of(name)[self._draws()], axis=1)
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        return Interval(float(low), self.median(name), float(high))
+
+    def ratio(self, a: str, b: str) -> Interval:
+        """Median of `a` over median of `b` (below 1: `a` is faster), with its paired bootstrap interval."""
+        draws = self._draws()
+        drawn = np.median(self._of(a)[draws], axis=1) / np.median(self._of(b)[draws], axis=1)
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        return Interval(float(low), self.median(a) / self.median(b), float(high))
+
+    def noise(self) -> Interval | None:
+        """The ratio of the control to itself: what this clock shows where there is no difference."""
+        return None if self.control is None else self.ratio(self.control + AGAIN, self.control)
+
+    def verdict(self, a: str, b: str) -> str:
+        """ "faster" or "slower" where the interval excludes 1 and the control's own error, else "no difference"."""
+        ratio, noise = self.ratio(a, b), self.noise()
+        margin = 1.0 if noise is None else max(noise.value, 1 / noise.value)
+        if ratio.high < 1 / margin:
+            return "faster"
+        return "slower" if ratio.low > margin else "no difference"
+
+    def _of(self, name: str) -> np.ndarray:
+        return np.array(self.samples[name])[: self.rounds]
+
+    def _draws(self, count: int = 4000) -> np.ndarray:
+        return np.random.default_rng(self.seed).integers(self.rounds, size=(count, self.rounds))
+
+
+def race(
+    contenders: Sequence[Contender],
+    rounds: int = 50,
+    seconds: float | None = None,
+    control: str | None = None,
+    threads: int = 2,
+    timeout: float = 300.0,
+    cores: Sequence[int] = (),
+    turn: float = 0.004,
+    seed: int = 0,
+) -> Race:
+    """Time the contenders against each other.
+
+    rounds: turns for each. seconds: stop after so many, but not before 5 rounds. control: the name of the contender
+    to run in a second process as well. threads: what OMP_NUM_THREADS and its like are set to, 0 for not at all; a
+    runtime with a setting of its own must be told in `arguments`. cores: the processors to run on; empty for all.
+    timeout: seconds for one contender to load and warm up, or for one turn. turn: seconds that one turn lasts at least.
+    Raises `TargetError` with the end of its stderr where a contender fails.
+    """
+    _check(contenders, control)
+    names = [c.name for c in contenders]
+    before = os.getloadavg()[0]
+    with _started(contenders, control, threads, timeout, tuple(cores), turn) as processes:
+        samples: dict[str, list[float]] = {name: [] for name in processes}
+        order = list(processes)
+        shuffle = np.random.default_rng(seed)
+        end = None if seconds is None else time.monotonic() + seconds
+        while len(samples[names[0]]) < rounds:
+            if end is not None and time.monotonic() > end and len(samples[names[0]]) >= 5:
+                break
+            shuffle.shuffle(order)
+            for name in order:
+                samples[name].append(processes[name].turn())
+        memory = {name: process.memory for name, process in processes.items()}
+    fixed = {name: tuple(values) for name, values in samples.items()}
+    return Race(fixed, control, (before, os.getloadavg()[0]), threads, memory, seed)
+
+
+@contextmanager
+def _started(
+    contenders: Sequence[Contender],
+    control: str | None,
+    threads: int,
+    timeout: float,
+    cores: tuple[int, ...],
+    turn: float,
+) -> Iterator[dict[str, Process]]:
+    twice = [Contender(c.name + AGAIN, c.make, c.arguments) for c in contenders if c.name == control]
+    with ExitStack() as stack:
+        processes = {}
+        for c in (*contenders, *twice):
+            process = Process(c.name, threads, timeout)
+            stack.callback(process.end)
+            process.start({"make": c.make, "arguments": dict(c.arguments), "cores": cores, "turn": turn, "warm": 0.2})
+            processes[c.name] = process
+        yield processes
+
+
+def _check(contenders: Sequence[Contender], control: str | None) -> None:
+    names = [c.name for c in contenders]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"A race needs contenders with different names; it was given {names}.")
+    if control is not None and control not in names:
+        raise InputError(f"The control {control!r} is none of the contenders {names}.")

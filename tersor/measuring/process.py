@@ -1,0 +1,141 @@
+"""A child process that takes turns, seen from the parent. Stopped whenever it is not its turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from tersor.errors import TargetError
+
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "TBB_NUM_THREADS",
+)
+
+_SETTLE = 0.02
+"""Seconds left to a finished turn's spinning threads where a process cannot be stopped."""
+
+
+class Process:
+    """One contender's process. `start`, then `turn` as often as wanted, then `end`, whatever happened."""
+
+    def __init__(self, name: str, threads: int, timeout: float):
+        self.name = name
+        self.memory = 0
+        self._timeout = timeout
+        self._calls = 1
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._rest = b""
+        command = [sys.executable, "-m", "tersor.measuring.child", str(os.getpid())]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=_environment(threads),
+            start_new_session=True,  # its own group: workers that it starts are stopped and ended with it
+        )
+
+    def start(self, order: dict[str, Any]) -> None:
+        """Load and warm up. Raises `TargetError`."""
+        self._calls = int(self._ask(order, "could not be started")["ready"])
+        self._pause()
+
+    def turn(self) -> float:
+        """Seconds of one call, the mean of one turn. Raises `TargetError`."""
+        self._signal(signal.SIGCONT)
+        answer = self._ask({"calls": self._calls}, "failed while it was timed")
+        self._pause()
+        self.memory = int(answer["memory"])
+        return float(answer["seconds"])
+
+    def end(self) -> None:
+        """End the process and all that it started."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                _close(stream)
+
+    def _ask(self, order: dict[str, Any], failed: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            self._process.stdin.flush()
+            answer = json.loads(self._line())
+        except (OSError, EOFError) as cause:
+            raise TargetError(f"{self.name} {failed}: {self._how_it_ended()}") from cause
+        except TimeoutError as cause:
+            raise TargetError(f"{self.name} {failed}: no answer in {self._timeout:g} s. {self._tail()}") from cause
+        if "error" in answer:
+            raise TargetError(f"{self.name} {failed}: {answer['error']}") from RuntimeError(answer["trace"])
+        return answer
+
+    def _line(self) -> bytes:
+        assert self._process.stdout is not None
+        source = self._process.stdout.fileno()
+        end = time.monotonic() + self._timeout
+        while b"\n" not in self._rest:
+            ready, _, _ = select.select([source], [], [], max(0.0, end - time.monotonic()))
+            if not ready:
+                raise TimeoutError
+            read = os.read(source, 65536)
+            if not read:
+                raise EOFError
+            self._rest += read
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def _pause(self) -> None:
+        if sys.platform != "linux":  # elsewhere a stopped child would outlive a killed parent
+            time.sleep(_SETTLE)
+            return
+        self._signal(signal.SIGSTOP)
+        # Wait until every thread of it stands; a look first, so that an exit is left for Popen to reap.
+        seen = os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if seen is not None and seen.si_code == os.CLD_STOPPED:
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            return f"it closed its output. {self._tail()}"
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"its process ended with {how}. {self._tail()}"
+
+    def _tail(self) -> str:
+        size = self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, size - 2000))
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return "Its last words: " + " | ".join(lines[-3:]) if lines else "It wrote nothing to stderr."
+
+
+def _environment(threads: int) -> dict[str, str]:
+    path = os.pathsep.join(os.path.abspath(p) for p in sys.path)
+    pinned = dict.fromkeys(_THREADS, str(threads)) if threads else {}
+    return {**os.environ, **pinned, "PYTHONPATH": path}
+
+
+def _close(stream: Any) -> None:
+    try:
+        stream.close()
+    except OSError:  # a pipe that broke with something left to flush
+        return

@@ -1,0 +1,69 @@
+"""The whole of Tersor on one page.
+
+    model   = rewrite(model)                          lossless: fold norms
+    profile = measure(model, data, needs)             one pass over calibration data
+    table   = price(model, profile, techniques, ...)  damage exact per layer, bytes exact, seconds measured
+    plan    = knapsack(table, budget)                 arithmetic
+    small   = fit(model, data, profile, decisions)    in execution order, inputs drifted, target original outputs
+    report  = deliver(...)                            export aside, run, compare, measure, back off, exchange into place
+
+Search and calibration see the calibration part of the data only. The evaluation part is read when an exported artifact is
+judged, fastest first; the first one inside the budget is delivered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tersor.delivery import deliver
+from tersor.inputs.job import Progress, bring, quiet
+from tersor.recipe import read_recipe
+from tersor.report import Report
+from tersor.rewrites.fold_norms import fold_norms
+from tersor.search import Search
+from tersor.summary import summarise
+from tersor.trials import Workbench, targets_called
+
+
+def compress(
+    model: Any,
+    data: Any,
+    *,
+    metric: Any = "accuracy",
+    max_drop: float | str = 0.005,
+    target: str = "auto",
+    out: str | Path | None = None,
+    eval_data: Any = None,
+    batch: int = 1,
+    threads: int = 0,
+    seed: int = 0,
+    exclude: Sequence[str] = (),
+    time_limit: float | str | None = None,
+    recipe: str | Path | None = None,
+    dry_run: bool = False,
+    progress: Progress = quiet,
+) -> Report:
+    """Make a trained model small and fast on this machine, and prove it.
+
+    model: a module, (module, example), an exported program, or their spec (`file.py:function`, `archive.pt2`).
+    data, eval_data: batches of (inputs, labels), or their spec; without `eval_data` a seeded part of `data` is kept aside.
+    metric: a built-in name, a `Metric`, or a spec; `max_drop`: what may be lost of it (0.005 or "0.5%").
+    target: target names separated by commas, or "auto" for every installed one; `batch` is the size that is timed.
+    out: where the artifact goes (None: nowhere, only the report). Raises a `TersorError` whose message is one sentence.
+    """
+    job = bring(model, data, metric, max_drop, eval_data, batch, threads, seed, tuple(exclude), time_limit, progress)
+    with TemporaryDirectory(prefix="tersor-") as scratch:
+        search = Search(job, fold_norms(job.model), Workbench(job, Path(scratch)), targets_called(target))
+        if recipe is not None:
+            search.follow(read_recipe(Path(recipe)))
+        else:
+            search.lossless_and_int8()
+            search.ladder()
+        chosen, race = search.choose()
+        report = summarise(job, search, chosen, race)
+        if out is not None and not dry_run:
+            deliver(Path(out), chosen, report, search.recipe(chosen), job.threads)
+    return report

@@ -1,0 +1,115 @@
+"""What was decided, as a file: `plan.yaml`.
+
+Re-applied with `--recipe` to the same model, data, versions and seed it gives the same model files, byte for byte.
+Techniques are written as their `repr` and read back without evaluating anything.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from tersor import techniques as techniques_room
+from tersor.errors import RecipeError
+from tersor.fitting import Decisions
+from tersor.maths import grid
+from tersor.technique import Technique
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A decision that can be re-applied: where to run, what to fit, and what the fit depends on."""
+
+    target: tuple[str, str]  # (file, precision)
+    decisions: Decisions | None  # None: nothing lossy
+    seed: int
+    items: int  # calibration items
+    threads: int
+
+    def to_yaml(self) -> str:
+        """The file's text; the same recipe gives the same text."""
+        d = self.decisions
+        written: dict[str, Any] = {
+            "tersor_recipe": VERSION,
+            "target": {"file": self.target[0], "precision": self.target[1]},
+            "seed": self.seed,
+            "calibration_items": self.items,
+            "threads": self.threads,
+        }
+        if d is not None:
+            written["feeds"] = d.feeds
+            written["techniques"] = {name: repr(technique) for name, technique in sorted(d.techniques.items())}
+            written["keep"] = {name: list(kept) for name, kept in sorted(d.keep.items())}
+        return yaml.safe_dump(written, sort_keys=False, width=120)
+
+
+def read_recipe(text: str) -> Recipe:
+    """A recipe from a file's text. Raises `RecipeError` that names the entry that is wrong."""
+    try:
+        written = yaml.safe_load(text)
+    except yaml.YAMLError as cause:
+        raise RecipeError(f"The recipe is no YAML: {str(cause).splitlines()[0]}.") from cause
+    if not isinstance(written, dict) or written.get("tersor_recipe") != VERSION:
+        raise RecipeError(
+            f"The recipe does not start with tersor_recipe: {VERSION}; bring a plan.yaml that Tersor wrote."
+        )
+    try:
+        decisions = None
+        if "techniques" in written:
+            decisions = Decisions(
+                keep={str(g): tuple(int(i) for i in kept) for g, kept in written["keep"].items()},
+                techniques={str(m): technique_called(t) for m, t in written["techniques"].items()},
+                feeds=bool(written["feeds"]),
+            )
+        target = written["target"]
+        return Recipe(
+            (str(target["file"]), str(target["precision"])),
+            decisions,
+            int(written["seed"]),
+            int(written["calibration_items"]),
+            int(written["threads"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as cause:
+        raise RecipeError(f"The recipe lacks or misstates {cause}; bring a plan.yaml that Tersor wrote.") from cause
+
+
+def technique_called(text: str) -> Technique:
+    """The technique that `text` is the repr of, without evaluating it. Raises `RecipeError`."""
+    try:
+        value = _built(ast.parse(text, mode="eval").body, dict(_constructors()))
+    except (SyntaxError, ValueError, TypeError) as cause:
+        raise RecipeError(f"{text!r} is no technique: {cause}.") from cause
+    if not isinstance(value, Technique):
+        raise RecipeError(f"{text!r} is no technique; wanted one such as GPTQ(bits=8).")
+    return value
+
+
+def _built(node: ast.expr, constructors: dict[str, type]) -> Any:
+    if isinstance(node, ast.Call):
+        if not isinstance(node.func, ast.Name) or node.func.id not in constructors:
+            raise ValueError(f"{ast.unparse(node.func)} is unknown")
+        keywords = {str(k.arg): _built(k.value, constructors) for k in node.keywords}
+        return constructors[node.func.id](*(_built(a, constructors) for a in node.args), **keywords)
+    return ast.literal_eval(node)
+
+
+def _constructors() -> Iterator[tuple[str, type]]:
+    modules = [importlib.import_module(f"{techniques_room.__name__}.{m.name}") for m in _files()]
+    for module in [*modules, grid]:
+        for name, kind in inspect.getmembers(module, inspect.isclass):
+            if kind.__module__ == module.__name__ and dataclasses.is_dataclass(kind):
+                yield name, kind
+
+
+def _files() -> Iterator[pkgutil.ModuleInfo]:
+    return pkgutil.iter_modules(techniques_room.__path__)

@@ -1,0 +1,189 @@
+"""The search for the fastest artifact inside the budget.
+
+1. *Lossless*: every target at every float precision, and everything in int8, are exported and timed side by side.
+2. *Ladder*: a planner decides per layer and per group under a budget of seconds. Where all-int8 keeps the promise the rungs
+   go down (narrower layers), else up (some layers back in float), until the promise breaks or holds.
+3. *Choice*: the fastest trial that keeps the promise is raced once more, longer, against the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor
+
+from tersor.errors import BudgetError
+from tersor.fitting import Decisions, fit
+from tersor.graph.model import Model
+from tersor.inputs.job import Job
+from tersor.measuring.clock import Race
+from tersor.plan import Budget, Plan, Table
+from tersor.planners.knapsack import knapsack
+from tersor.pricing import FLOAT, Speeds, price, widths
+from tersor.profile import Profile, measure
+from tersor.recipe import Recipe, technique_called
+from tersor.site import matrices
+from tersor.target import Compressed, Target
+from tersor.techniques.gptq import GPTQ
+from tersor.trials import Candidate, Trial, Workbench, target_called, target_name
+
+TECHNIQUE = GPTQ(bits=8)
+NEEDS = frozenset({"gram", "fisher"})
+BOLDER = (0.85, 0.7)  # of the seconds with everything in int8
+GENTLER = (0.1, 0.25, 0.5, 0.75)  # of the way back from int8 to float
+ORIGINAL = "original (torch eager)"
+ROUNDS, FINAL_ROUNDS = 20, 60
+
+
+@dataclass
+class Search:
+    """One search, as far as it has come: what was decided for each trial, and why."""
+
+    job: Job
+    model: Model  # rewritten, lossless
+    bench: Workbench
+    targets: Sequence[Target]
+    decided: dict[str, Decisions | None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def profile(self) -> Profile:
+        """H, g and ranges of the rewritten model on the calibration items."""
+        self.job.progress("measuring activations", 0, 0)
+        return measure(self.model, self._inputs(), NEEDS, seed=self.job.seed)
+
+    def lossless_and_int8(self) -> None:
+        """Try every target at every precision, whole, and time them side by side."""
+        self._try_whole([t for t in self.targets if t.precision != "int8"])
+        if any(t.precision == "int8" for t in self.targets):
+            self._try_decisions(self._everything_int8(), "")
+        self.bench.time([*self.bench.alive()], ROUNDS)
+
+    def ladder(self) -> None:
+        """Plan under budgets of seconds around all-int8: bolder while it looks good, else gentler until it does."""
+        int8 = self._fastest_int8()
+        if int8 is None:
+            return
+        bold = self.bench.promising(int8.name)
+        table = self._table(int8, bold)
+        for seconds in self._rungs(int8, bold):
+            best = self.bench.fastest_promising()
+            if self.job.late or (best is not None and not bold and seconds >= (best.seconds or 0.0)):
+                return
+            if self._rung(table, seconds) != bold:
+                return
+
+    def follow(self, recipe: Recipe) -> None:
+        """Re-apply a saved decision instead of searching."""
+        self.targets = [target_called(*recipe.target)]
+        if recipe.decisions is None:
+            self._try_whole(self.targets)
+        else:
+            self._try_decisions(recipe.decisions, "")
+        self.bench.time([*self.bench.alive()], ROUNDS)
+
+    def choose(self) -> tuple[Trial, Race]:
+        """The fastest trial that keeps the promise, raced against the original. Raises `BudgetError` if there is none."""
+        best = self.bench.fastest_inside()
+        if best is None:
+            raise BudgetError(self._best_reached())
+        self.bench.export([Candidate(ORIGINAL, target_called("eager", "fp32"), Compressed(self.job.model))])
+        race = self.bench.time([best.name, ORIGINAL], FINAL_ROUNDS)
+        return self.bench.trials[best.name], race
+
+    def recipe(self, trial: Trial) -> Recipe:
+        """What gives this trial again."""
+        target = target_name(trial.candidate.target)
+        items = len(self.job.calibration)
+        return Recipe(target, self.decided[trial.name], self.job.seed, items, self.job.threads)
+
+    def _everything_int8(self) -> Decisions:
+        chosen = {m.name: TECHNIQUE for m in matrices(self.model) if m.name not in self.job.exclude}
+        return Decisions(keep={}, techniques=chosen, feeds=True)
+
+    def _try_whole(self, targets: Sequence[Target]) -> None:
+        self._try([Candidate(_label(t), t, Compressed(self.model)) for t in targets], None)
+
+    def _try_decisions(self, decisions: Decisions, suffix: str, plan: Plan | None = None) -> list[Trial]:
+        self.job.progress("fitting weights", 0, 0)
+        compressed = fit(self.model, self._inputs(), self.profile, decisions, seed=self.job.seed)
+        precision = "int8" if decisions.feeds else "fp32"
+        fitting = [t for t in self.targets if t.precision == precision]
+        return self._try([Candidate(_label(t) + suffix, t, compressed, plan) for t in fitting], decisions)
+
+    def _try(self, candidates: Sequence[Candidate], decisions: Decisions | None) -> list[Trial]:
+        self.decided |= {candidate.name: decisions for candidate in candidates}
+        return self.bench.export(candidates)
+
+    def _fastest_int8(self) -> Trial | None:
+        found = [t for t in self.bench.alive().values() if t.candidate.target.precision == "int8"]
+        return min(found, key=lambda t: t.seconds or 0.0, default=None)
+
+    def _table(self, int8: Trial, bold: bool) -> Table:
+        speeds = Speeds(self._seconds_in_float(int8), int8.seconds or 0.0)
+        cuts = widths(self.model, self.profile, self.job.exclude) if bold else ()
+        return price(self.model, self.profile, [TECHNIQUE], speeds, cuts, self.job.exclude)
+
+    def _seconds_in_float(self, int8: Trial) -> float:
+        """Of the same runtime, whole in fp32."""
+        target = int8.candidate.target
+        same = [
+            trial.seconds or 0.0
+            for trial in self.bench.alive().values()
+            if isinstance(trial.candidate.target, type(target)) and trial.candidate.target.precision == FLOAT
+        ]
+        return max([*same, int8.seconds or 0.0])
+
+    def _rungs(self, int8: Trial, bold: bool) -> list[float]:
+        fast, slow = int8.seconds or 0.0, self._seconds_in_float(int8)
+        return [fast * share for share in BOLDER] if bold else [fast + share * (slow - fast) for share in GENTLER]
+
+    def _rung(self, table: Table, seconds: float) -> bool:
+        """Plan, fit, export and time one rung; whether any of its trials looks good on data held out of calibration."""
+        shown = f"within {1e3 * seconds:.3g} ms"
+        try:
+            plan = knapsack(table, Budget(seconds=seconds))
+        except BudgetError as short:
+            self.notes.append(f"No plan {shown}: {short}")
+            return False
+        trials = self._try_decisions(self._decisions(plan), f" {shown}", plan)
+        good = [t for t in trials if self.bench.promising(t.name)]
+        if not good:
+            self.notes.append(f"The plan {shown} lost too much on data held out of calibration.")
+            return False
+        best = self.bench.fastest_promising()
+        self.bench.time([t.name for t in good] + [best.name for _ in (1,) if best is not None], ROUNDS)
+        return True
+
+    def _decisions(self, plan: Plan) -> Decisions:
+        """A plan's choices, as the fit takes them."""
+        techniques = {
+            m.name: technique_called(plan.choice[m.name]) for m in matrices(self.model) if plan.choice[m.name] != FLOAT
+        }
+        cuts = {each.group.name: each for each in widths(self.model, self.profile, self.job.exclude)}
+        keep = {
+            name: cut.blocks(int(plan.choice[name]))
+            for name, cut in cuts.items()
+            if name in plan.choice and int(plan.choice[name]) < cut.group.blocks
+        }
+        return Decisions(keep=keep, techniques=techniques, feeds=True)
+
+    def _inputs(self) -> list[tuple[Tensor, ...]]:
+        return [batch.inputs for batch in self.job.calibration]
+
+    def _best_reached(self) -> str:
+        tried = [(self.bench.judge(name), name) for name in self.bench.alive()]
+        if not tried:
+            refusals = "; ".join(f"{t.name}: {t.refused}" for t in self.bench.trials.values())
+            return f"No target could run the model ({refusals})."
+        least, name = min(tried, key=lambda found: found[0].amount)
+        return (
+            f"Nothing was inside the budget of {self.job.max_drop:.4g}; best reached: {name}, {least.text}. "
+            "Allow a larger --max-drop, give more data, or another --target."
+        )
+
+
+def _label(target: Target) -> str:
+    return " ".join(target_name(target))

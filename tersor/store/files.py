@@ -1,0 +1,293 @@
+"""Folders and files that are replaced whole or not at all.
+
+A folder is written aside (`.NAME.tersor-XXXX` next to `NAME`), flushed, and exchanged into place in one system call.
+Where the system has no exchange, a journal says what was under way and `repair` finishes it. The writer holds a lock
+on the folder it writes, which ends with its process; a folder aside that nobody locks is what a killed process left.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import glob
+import json
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tersor.errors import StorageError
+from tersor.store.manifest import not_ours
+
+_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
+_HERE = -100  # AT_FDCWD
+_FULL = 1 << 20
+"""Fewer free bytes than this after a failure: the disk is full, whatever error the writing library chose to raise."""
+
+Owned = Callable[[Path], str | None]
+"""Says why an existing folder may not be replaced, or None."""
+
+
+@contextmanager
+def staging(out: Path, refuse: Owned = not_ours) -> Iterator[Path]:
+    """A fresh, empty folder that takes the place of `out` when the block ends without an exception.
+
+    Until then `out` is untouched, and after an exception too. `refuse(out)` is asked before and after whether a
+    non-empty `out` may be replaced; by default only an artifact may, with no file of the user's in it. Raises
+    `StorageError` when the disk is full or read-only or `out` is not ours.
+    """
+    out = Path(os.path.realpath(out))
+    with _disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _check_replaceable(out, refuse)
+        repair(out)
+        clean(out)
+        folder, lock = _fresh(out)
+    try:
+        with _disk_errors(out, _DISK):
+            yield folder
+        with _disk_errors(out):
+            flush(folder)
+            _check_replaceable(out, refuse)
+            _put(folder, out)
+    finally:
+        # After an exchange this is the old folder, after a failure the new one; after a plain rename nothing.
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a file that holds either its old content or `data`, whenever the process is killed. Raises
+    `StorageError`.
+    """
+    path = Path(os.path.realpath(path))
+    aside = path.with_name(f".{path.name}.tersor-{secrets.token_hex(4)}")
+    with _disk_errors(path):
+        _forget(path)
+        try:
+            with open(aside, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+            _sync(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _forget(path: Path) -> None:
+    """Remove what `atomic_write` left aside when it was killed; nobody takes an hour to write one file."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.tersor-*"):
+        if left.is_file() and time.time() - left.stat().st_mtime > 3600:
+            left.unlink(missing_ok=True)
+
+
+def repair(out: Path) -> None:
+    """Finish a replacement that a kill interrupted between its two renames (only where there is no atomic exchange)."""
+    out = Path(os.path.realpath(out))
+    journal = _journal(out)
+    if not journal.exists():
+        return
+    with _disk_errors(out), _locked(out.parent):
+        try:
+            new = out.parent / str(json.loads(journal.read_bytes())["new"])
+        except (ValueError, KeyError, TypeError, FileNotFoundError):
+            new = None
+        if new is not None and new.parent == out.parent and not out.exists() and new.is_dir():
+            os.rename(new, out)
+            _sync(out.parent)
+        journal.unlink(missing_ok=True)
+
+
+def clean(out: Path) -> None:
+    """Remove what killed processes left beside `out`: what was written aside and no living process has locked."""
+    left_over = sorted(out.parent.glob(f".{glob.escape(out.name)}.tersor-*"))
+    if not left_over:
+        return
+    with _locked(out.parent):
+        if _journal(out).exists():
+            return
+        for left in left_over:
+            _remove_unlocked(left)
+
+
+def _remove_unlocked(left: Path) -> None:
+    try:
+        lock = _lock(left, needed=True)
+    except OSError:  # somebody writes it or removed it just now, or it is no folder
+        return
+    try:
+        shutil.rmtree(left, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def flush(folder: Path) -> None:
+    """fsync every file and folder under `folder`, and `folder`."""
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            path = os.path.join(parent, name)
+            if not os.path.islink(path):
+                _sync(Path(path))
+        _sync(Path(parent))
+
+
+def _put(folder: Path, out: Path) -> None:
+    """Make `folder` be `out`; where `out` was something, `folder` is that afterwards."""
+    with _locked(out.parent):
+        try:
+            os.rename(folder, out)  # nothing there, or an empty folder
+        except OSError as cause:
+            if cause.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if not _exchange(folder, out):
+                _replace_by_journal(folder, out)
+        _sync(out.parent)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    renameat2 = getattr(libc, "renameat2", None)  # glibc before 2.28 has none
+    if renameat2 is None:
+        return False
+    if renameat2(_HERE, os.fsencode(a), _HERE, os.fsencode(b), ctypes.c_uint(_EXCHANGE)) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(b))
+
+
+def _replace_by_journal(folder: Path, out: Path) -> None:
+    journal = _journal(out)
+    old = out.with_name(f".{out.name}.tersor-{secrets.token_hex(4)}")
+    atomic_write(journal, json.dumps({"new": folder.name}).encode())
+    os.rename(out, old)
+    try:
+        os.rename(folder, out)
+    except OSError:
+        os.rename(old, out)
+        raise
+    finally:
+        _sync(out.parent)
+        journal.unlink(missing_ok=True)
+    os.rename(old, folder)
+
+
+def _journal(out: Path) -> Path:
+    return out.with_name(f".{out.name}.tersor.journal")
+
+
+def _fresh(out: Path) -> tuple[Path, int]:
+    """A new folder beside `out` and the descriptor that locks it."""
+    while True:
+        folder = out.with_name(f".{out.name}.tersor-{secrets.token_hex(4)}")
+        folder.mkdir()
+        try:
+            lock = _lock(folder)
+        except OSError as cause:  # another process took it for a leftover before it was locked
+            if cause.errno in (errno.EWOULDBLOCK, errno.ENOENT):
+                continue
+            raise
+        if folder.exists():
+            return folder, lock
+        os.close(lock)
+
+
+def _lock(folder: Path, needed: bool = False) -> int:
+    """A descriptor that locks `folder` until it is closed; without a lock where the file system has none, unless
+    `needed`.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as cause:
+        if needed or cause.errno not in (errno.ENOTSUP, errno.EBADF, errno.ENOLCK):
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+@contextmanager
+def _locked(parent: Path, patience: float = 30.0) -> Iterator[None]:
+    """One replacement in `parent` at a time."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            descriptor = _lock(parent)
+            break
+        except OSError as cause:
+            if cause.errno != errno.EWOULDBLOCK:
+                raise
+            if time.monotonic() > end:
+                raise StorageError(f"{parent} is in use by another program; try again when it has ended.") from cause
+            time.sleep(0.01)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_replaceable(out: Path, refuse: Owned) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise StorageError(f"{out} is a file, and a folder was to be written there; choose another name.")
+    if any(out.iterdir()):
+        why = refuse(out)
+        if why is not None:
+            raise StorageError(f"{out} is not replaced: {why} Choose another folder, or move this one away.")
+
+
+@contextmanager
+def _disk_errors(out: Path, numbers: Collection[int] | None = None) -> Iterator[None]:
+    """What goes wrong with the disk, as a `StorageError` of one sentence; only for these `numbers`, where given."""
+    try:
+        yield
+    except OSError as cause:
+        why = _WHY.get(cause.errno or 0)
+        if why is None or (numbers is not None and cause.errno not in numbers):
+            raise
+        raise StorageError(f"{out} cannot be written: {why} Nothing that was there has changed.") from cause
+    except RuntimeError as cause:  # torch and OpenVINO raise these when a write fails
+        if shutil.disk_usage(out.parent).free > _FULL:
+            raise
+        raise StorageError(
+            f"{out} cannot be written: {_WHY[errno.ENOSPC]} Nothing that was there has changed."
+        ) from cause
+
+
+_WHY = {
+    errno.ENOSPC: "the disk is full; free some space or choose another disk.",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another disk.",
+    errno.EFBIG: "a file would be larger than is allowed here; choose another disk.",
+    errno.EROFS: "the disk is read-only; choose another folder.",
+    errno.EACCES: "the folder may not be written by this user; choose another folder.",
+    errno.EPERM: "the folder may not be changed by this user; choose another folder.",
+    errno.EIO: "the disk reports an error; check it, or choose another.",
+    errno.EBUSY: "the folder is in use, perhaps as a mount point; choose a folder inside it.",
+    errno.EXDEV: "it is a mount point; choose a folder inside it.",
+    errno.ENOENT: "the folder cannot be made there; choose another folder.",
+    errno.ENOTDIR: "a part of its path is a file; choose another folder.",
+    errno.EEXIST: "a part of its path is a file; choose another folder.",
+    errno.ENAMETOOLONG: "its name is too long; choose a shorter one.",
+}
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What only the disk can cause, whoever was writing."""

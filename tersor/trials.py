@@ -1,0 +1,221 @@
+"""Candidates, tried for real: exported, scored in their own runtime, timed side by side.
+
+A *candidate* is a fitted model and a target. A *trial* is what became of it. The *workbench* holds the trials of one run;
+every number that is claimed comes from there. Nothing here decides; `search` does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tersor import targets as targets_room
+from tersor.errors import InputError, TargetError
+from tersor.inputs.job import Job
+from tersor.measuring.batches import Batches
+from tersor.measuring.clock import Contender, Race, race
+from tersor.measuring.metrics import Drop, Metric, Score, drop, predictor
+from tersor.plan import Plan
+from tersor.target import Audit, Compressed, Target
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A fitted model, where it should run, and the plan that led to it (None: nothing lossy was done)."""
+
+    name: str
+    target: Target
+    compressed: Compressed
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of a candidate. `refused` says why it could not be exported or run; then nothing else is known."""
+
+    candidate: Candidate
+    folder: Path
+    nbytes: int = 0
+    seconds: float | None = None
+    score: Score | None = None
+    audit: Audit | None = None
+    refused: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.candidate.name
+
+
+class Workbench:
+    """The trials of a job, by name, in a scratch folder that the caller removes.
+
+    Scores are computed when they are first asked for, so that the evaluation data is read for as few artifacts as
+    possible.
+    """
+
+    def __init__(self, job: Job, scratch: Path):
+        self.job = job
+        self.scratch = scratch
+        self.trials: dict[str, Trial] = {}
+        self._held: dict[str, Drop] = {}
+        self._batch = one_batch(job.calibration, job.batch)
+
+    def export(self, candidates: Iterable[Candidate]) -> list[Trial]:
+        """Try the candidates out; gives those that their target accepted."""
+        fresh = []
+        for candidate in candidates:
+            self.job.progress(f"exporting {candidate.name}", 0, 0)
+            trial = try_out(candidate, self.scratch / f"{len(self.trials):03d}")
+            self.trials[trial.name] = trial
+            fresh += [trial] if trial.refused is None else []
+        return fresh
+
+    def time(self, names: Sequence[str], rounds: int) -> Race:
+        """Time trials on one batch, taking turns, each in a process of its own; the first also against itself."""
+        self.job.progress(f"timing {len(names)} candidates", 0, 0)
+        race = time_side_by_side(
+            [self.trials[n] for n in names],
+            self._batch,
+            threads=self.job.threads,
+            rounds=rounds,
+            scratch=self.scratch,
+        )
+        for name in names:
+            self.trials[name] = replace(self.trials[name], seconds=race.median(name))
+        return race
+
+    def alive(self) -> dict[str, Trial]:
+        """The trials that their target accepted, by name."""
+        return {name: trial for name, trial in self.trials.items() if trial.refused is None}
+
+    def promising(self, name: str) -> bool:
+        """Whether the exported file keeps the promise on data held out of calibration: what the search may know."""
+        if name not in self._held:
+            held = score(self.trials[name], self.job.metric, self.job.held, self.job.threads)
+            assert held.score is not None
+            self._held[name] = drop(self.job.before_held, held.score, self.job.metric)
+        return self._held[name].within(self.job.max_drop)
+
+    def looked_good(self, name: str) -> bool:
+        """Whether a trial was found promising, or was not looked at."""
+        return name not in self._held or self._held[name].within(self.job.max_drop)
+
+    def fastest_promising(self) -> Trial | None:
+        """The fastest timed trial that is `promising`."""
+        return next((t for t in self._by_speed() if self.promising(t.name)), None)
+
+    def judge(self, name: str) -> Drop:
+        """How much worse the exported file is than the original, in its own runtime, on the evaluation data."""
+        trial = self.trials[name]
+        if trial.score is None:
+            self.job.progress(f"judging {name}", 0, 0)
+            trial = self.trials[name] = score(trial, self.job.metric, self.job.evaluation, self.job.threads)
+        assert trial.score is not None
+        return drop(self.job.before, trial.score, self.job.metric)
+
+    def fastest_inside(self) -> Trial | None:
+        """The fastest timed trial that keeps the promise on the evaluation data; slower ones are not judged."""
+        for trial in self._by_speed():
+            if self.promising(trial.name) and self.judge(trial.name).within(self.job.max_drop):
+                return self.trials[trial.name]
+        return None
+
+    def _by_speed(self) -> list[Trial]:
+        timed = [t for t in self.trials.values() if t.seconds is not None]
+        return sorted(timed, key=lambda t: t.seconds or 0.0)
+
+
+def try_out(candidate: Candidate, folder: Path) -> Trial:
+    """Export a candidate into `folder` (created). A target that refuses is recorded, not raised."""
+    folder.mkdir(parents=True)
+    missing = candidate.target.available()
+    if missing is not None:
+        return Trial(candidate, folder, refused=missing)
+    try:
+        candidate.target.export(candidate.compressed, folder)
+    except TargetError as refusal:
+        return Trial(candidate, folder, refused=str(refusal))
+    return Trial(candidate, folder, nbytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()))
+
+
+def score(trial: Trial, metric: Metric, data: Batches, threads: int) -> Trial:
+    """The metric of the exported file, in its own runtime, and what that runtime executed."""
+    runner = trial.candidate.target.load(trial.folder, threads)
+    return replace(trial, score=metric(predictor(runner.predict, runner.outputs), data), audit=runner.audit())
+
+
+def time_side_by_side(
+    trials: Sequence[Trial], inputs: Sequence[np.ndarray], *, threads: int, rounds: int, scratch: Path
+) -> Race:
+    """Race the trials on one batch, each in a process of its own; the first is raced against itself as a control."""
+    example = scratch / f"batch{len(inputs[0])}.npz"
+    np.savez(example, **{f"{i:03d}": array for i, array in enumerate(inputs)})
+    contenders = [
+        Contender(
+            trial.name,
+            "tersor.trials:timed",
+            {
+                "folder": str(trial.folder),
+                "target": list(target_name(trial.candidate.target)),
+                "example": str(example),
+                "threads": threads,
+            },
+        )
+        for trial in trials
+    ]
+    return race(contenders, rounds=rounds, control=contenders[0].name, threads=threads)
+
+
+def timed(folder: str, target: list[str], example: str, threads: int) -> Callable[[], object]:
+    """In the clock's child process: the call that is timed."""
+    runner = target_called(*target).load(Path(folder), threads)
+    with np.load(example, allow_pickle=False) as stored:
+        inputs = [stored[key] for key in sorted(stored.files)]
+    return lambda: runner.predict(*inputs)
+
+
+def one_batch(data: Batches, size: int) -> tuple[np.ndarray, ...]:
+    """A batch of exactly `size` items; items are repeated where the data holds fewer."""
+    whole = next(iter(data.rebatch(min(size, len(data)))))
+    return tuple(np.resize(np.asarray(t), (size, *t.shape[1:])) for t in whole.inputs)
+
+
+def target_name(target: Target) -> tuple[str, str]:
+    """(file, precision): how a target is written into a manifest."""
+    return type(target).__module__.rpartition(".")[2], target.precision
+
+
+def target_called(file: str, precision: str) -> Target:
+    """The target of `targets/<file>.py` with that precision. Raises `InputError` where there is none."""
+    for target in targets_called(file):
+        if target.precision == precision:
+            return target
+    raise InputError(f"The target {file} has no precision {precision!r}; it knows {_precisions(file)}.")
+
+
+def targets_called(names: str) -> list[Target]:
+    """Every precision of the targets named (file names, separated by commas), or of all for "auto"."""
+    known = sorted(m.name for m in pkgutil.iter_modules(targets_room.__path__))
+    asked = known if names == "auto" else [n.strip() for n in names.split(",")]
+    unknown = [n for n in asked if n not in known]
+    if unknown:
+        raise InputError(f"There is no target {unknown[0]!r}; choose auto or some of {', '.join(known)}.")
+    return [target for name in asked for target in _instances(name)]
+
+
+def _instances(file: str) -> Iterator[Target]:
+    module = importlib.import_module(f"{targets_room.__name__}.{file}")
+    for _, kind in inspect.getmembers(module, inspect.isclass):
+        if kind.__module__ == module.__name__ and issubclass(kind, Target):
+            for precision in kind.precisions:
+                yield kind(precision)
+
+
+def _precisions(file: str) -> str:
+    return ", ".join(t.precision for t in _instances(file))

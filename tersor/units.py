@@ -1,0 +1,44 @@
+"""Numbers as people read them. None becomes ""."""
+
+from __future__ import annotations
+
+import math
+
+
+def ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.3g} ms"
+
+
+def size(nbytes: float | None) -> str:
+    """Bytes with a decimal unit."""
+    return "" if nbytes is None else _scaled(nbytes, ((1e9, " GB"), (1e6, " MB"), (1e3, " kB")), " B")
+
+
+def count(n: float | None) -> str:
+    """A count with k, M or G."""
+    return "" if n is None else _scaled(n, ((1e9, " G"), (1e6, " M"), (1e3, " k")), "")
+
+
+def points(share: float | None) -> str:
+    """A share as a percentage."""
+    return "" if share is None else f"{100 * share:.2f} %"
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if 0 < abs(value) <= 1 else f"{value:.5g}"
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A value in the unit of a `Compared`."""
+    if value is None:
+        return ""
+    plain = number(value) + (f" {unit}" if unit else "")
+    return {"seconds": ms, "bytes": size, "share": points}.get(unit, lambda _: plain)(value)
+
+
+def _scaled(value: float, units: tuple[tuple[float, str], ...], rest: str) -> str:
+    for scale, name in units:
+        if value >= 0.9995 * scale:
+            digits = max(0, 2 - math.floor(math.log10(value / scale) + 1e-9))
+            return f"{value / scale:.{digits}f}{name}"
+    return f"{value:.0f}{rest}"
