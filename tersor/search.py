@@ -47,6 +47,7 @@ class Search:
     targets: Sequence[Target]
     decided: dict[str, Decisions | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    damage: dict[tuple[str, str], float] = field(default_factory=dict)  # predicted, by matrix and technique
 
     @cached_property
     def profile(self) -> Profile:
