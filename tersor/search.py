@@ -27,8 +27,7 @@ from tersor.recipe import Recipe, technique_called
 from tersor.site import matrices
 from tersor.target import Compressed, Target
 from tersor.techniques.gptq import GPTQ
-from tersor.trials import Candidate, Trial, target_called, target_name
-from tersor.workbench import Workbench
+from tersor.trials import Candidate, Trial, Workbench, target_called, target_name
 
 TECHNIQUE = GPTQ(bits=8)
 NEEDS = frozenset({"gram", "fisher"})
@@ -48,6 +47,7 @@ class Search:
     targets: Sequence[Target]
     decided: dict[str, Decisions | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    damage: dict[tuple[str, str], float] = field(default_factory=dict)  # predicted, by matrix and technique
 
     @cached_property
     def profile(self) -> Profile:

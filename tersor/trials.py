@@ -1,6 +1,7 @@
 """Candidates, tried for real: exported, scored in their own runtime, timed side by side.
 
-A *candidate* is a fitted model and a target. A *trial* is what became of it. Nothing here decides; `pipeline` does.
+A *candidate* is a fitted model and a target. A *trial* is what became of it. The *workbench* holds the trials of one run;
+every number that is claimed comes from there. Nothing here decides; `search` does.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +17,10 @@ import numpy as np
 
 from tersor import targets as targets_room
 from tersor.errors import InputError, TargetError
+from tersor.inputs.job import Job
 from tersor.measuring.batches import Batches
 from tersor.measuring.clock import Contender, Race, race
-from tersor.measuring.metrics import Metric, Score, predictor
+from tersor.measuring.metrics import Drop, Metric, Score, drop, predictor
 from tersor.plan import Plan
 from tersor.target import Audit, Compressed, Target
 
@@ -50,6 +52,85 @@ class Trial:
         return self.candidate.name
 
 
+class Workbench:
+    """The trials of a job, by name, in a scratch folder that the caller removes.
+
+    Scores are computed when they are first asked for, so that the evaluation data is read for as few artifacts as
+    possible.
+    """
+
+    def __init__(self, job: Job, scratch: Path):
+        self.job = job
+        self.scratch = scratch
+        self.trials: dict[str, Trial] = {}
+        self._held: dict[str, Drop] = {}
+        self._batch = one_batch(job.calibration, job.batch)
+
+    def export(self, candidates: Iterable[Candidate]) -> list[Trial]:
+        """Try the candidates out; gives those that their target accepted."""
+        fresh = []
+        for candidate in candidates:
+            self.job.progress(f"exporting {candidate.name}", 0, 0)
+            trial = try_out(candidate, self.scratch / f"{len(self.trials):03d}")
+            self.trials[trial.name] = trial
+            fresh += [trial] if trial.refused is None else []
+        return fresh
+
+    def time(self, names: Sequence[str], rounds: int) -> Race:
+        """Time trials on one batch, taking turns, each in a process of its own; the first also against itself."""
+        self.job.progress(f"timing {len(names)} candidates", 0, 0)
+        race = time_side_by_side(
+            [self.trials[n] for n in names],
+            self._batch,
+            threads=self.job.threads,
+            rounds=rounds,
+            scratch=self.scratch,
+        )
+        for name in names:
+            self.trials[name] = replace(self.trials[name], seconds=race.median(name))
+        return race
+
+    def alive(self) -> dict[str, Trial]:
+        """The trials that their target accepted, by name."""
+        return {name: trial for name, trial in self.trials.items() if trial.refused is None}
+
+    def promising(self, name: str) -> bool:
+        """Whether the exported file keeps the promise on data held out of calibration: what the search may know."""
+        if name not in self._held:
+            held = score(self.trials[name], self.job.metric, self.job.held, self.job.threads)
+            assert held.score is not None
+            self._held[name] = drop(self.job.before_held, held.score, self.job.metric)
+        return self._held[name].within(self.job.max_drop)
+
+    def looked_good(self, name: str) -> bool:
+        """Whether a trial was found promising, or was not looked at."""
+        return name not in self._held or self._held[name].within(self.job.max_drop)
+
+    def fastest_promising(self) -> Trial | None:
+        """The fastest timed trial that is `promising`."""
+        return next((t for t in self._by_speed() if self.promising(t.name)), None)
+
+    def judge(self, name: str) -> Drop:
+        """How much worse the exported file is than the original, in its own runtime, on the evaluation data."""
+        trial = self.trials[name]
+        if trial.score is None:
+            self.job.progress(f"judging {name}", 0, 0)
+            trial = self.trials[name] = score(trial, self.job.metric, self.job.evaluation, self.job.threads)
+        assert trial.score is not None
+        return drop(self.job.before, trial.score, self.job.metric)
+
+    def fastest_inside(self) -> Trial | None:
+        """The fastest timed trial that keeps the promise on the evaluation data; slower ones are not judged."""
+        for trial in self._by_speed():
+            if self.promising(trial.name) and self.judge(trial.name).within(self.job.max_drop):
+                return self.trials[trial.name]
+        return None
+
+    def _by_speed(self) -> list[Trial]:
+        timed = [t for t in self.trials.values() if t.seconds is not None]
+        return sorted(timed, key=lambda t: t.seconds or 0.0)
+
+
 def try_out(candidate: Candidate, folder: Path) -> Trial:
     """Export a candidate into `folder` (created). A target that refuses is recorded, not raised."""
     folder.mkdir(parents=True)
@@ -74,7 +155,7 @@ def time_side_by_side(
 ) -> Race:
     """Race the trials on one batch, each in a process of its own; the first is raced against itself as a control."""
     example = scratch / f"batch{len(inputs[0])}.npz"
-    np.savez(example, **{f"{i:03d}": array for i, array in enumerate(inputs)})
+    save_arrays(example, {f"{i:03d}": array for i, array in enumerate(inputs)})
     contenders = [
         Contender(
             trial.name,
@@ -99,6 +180,12 @@ def timed(folder: str, target: list[str], example: str, threads: int) -> Callabl
     return lambda: runner.predict(*inputs)
 
 
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """An `.npz` of arrays by name."""
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+
+
 def one_batch(data: Batches, size: int) -> tuple[np.ndarray, ...]:
     """A batch of exactly `size` items; items are repeated where the data holds fewer."""
     whole = next(iter(data.rebatch(min(size, len(data)))))
@@ -112,20 +199,26 @@ def target_name(target: Target) -> tuple[str, str]:
 
 def target_called(file: str, precision: str) -> Target:
     """The target of `targets/<file>.py` with that precision. Raises `InputError` where there is none."""
-    for target in targets_called(file):
+    for target in _instances(file):
         if target.precision == precision:
             return target
     raise InputError(f"The target {file} has no precision {precision!r}; it knows {_precisions(file)}.")
 
 
 def targets_called(names: str) -> list[Target]:
-    """Every precision of the targets named (file names, separated by commas), or of all for "auto"."""
+    """The targets that `names` lists, separated by commas; "auto" is every one.
+
+    A file name (`openvino`) stands for all precisions it knows, `openvino:int8` for one.
+    """
     known = sorted(m.name for m in pkgutil.iter_modules(targets_room.__path__))
     asked = known if names == "auto" else [n.strip() for n in names.split(",")]
-    unknown = [n for n in asked if n not in known]
-    if unknown:
-        raise InputError(f"There is no target {unknown[0]!r}; choose auto or some of {', '.join(known)}.")
-    return [target for name in asked for target in _instances(name)]
+    found = []
+    for name in asked:
+        file, _, precision = name.partition(":")
+        if file not in known:
+            raise InputError(f"There is no target {file!r}; choose auto or some of {', '.join(known)}.")
+        found += [target_called(file, precision)] if precision else list(_instances(file))
+    return found
 
 
 def _instances(file: str) -> Iterator[Target]:
@@ -133,7 +226,7 @@ def _instances(file: str) -> Iterator[Target]:
     for _, kind in inspect.getmembers(module, inspect.isclass):
         if kind.__module__ == module.__name__ and issubclass(kind, Target):
             for precision in kind.precisions:
-                yield kind(precision)
+                yield kind(precision)  # type: ignore[call-arg]
 
 
 def _precisions(file: str) -> str:

@@ -18,6 +18,8 @@ from tersor.graph.rules_matrix import MATRIX
 from tersor.graph.rules_shape import SHAPE
 from tersor.graph.trace import Axes, Trace, Value, trace
 
+Places = Mapping[tuple[str, int], Mapping[int, list[int]]]
+"""By tensor name and axis, the positions that each variable governs."""
 RULES = {**ELEMENTWISE, **MATRIX, **SHAPE}
 
 
@@ -94,39 +96,40 @@ def analyse(model: Model) -> Dependency:
         for node in model.graph.nodes
         if node.op == "get_attr" and walk.values.get(node) is not None
     }
-    variables = _variables(walk, tensors)
-    touched = _touched(walk, tensors, variables)
-    families = [_family(walk, tensors, members) for members in _same_touch(touched, variables)]
+    places = {(name, d): _places(walk, axis) for name, axes in tensors.items() for d, axis in enumerate(axes)}
+    families = [_family(walk, places, members) for members in _same_touch(walk, places)]
     families = [f for f in families if any(t.role != "carries" for t in f.touches)]
-    order = {tensor: i for i, (tensor, _, _) in enumerate(walk.roles)}
+    order = {name: i for i, (name, _, _) in enumerate(walk.roles)}
     families.sort(key=lambda f: (order.get(f.touches[0].tensor, len(order)), f.touches[0].positions[0]))
     return Dependency(tuple(_named(families)), tensors, walk)
 
 
-def _variables(walk: Trace, tensors: Mapping[str, Axes]) -> list[int]:
-    found = {v for axes in tensors.values() for axis in axes for label in axis for v in walk.labels.normal(label)}
-    return sorted(found)
+def _places(walk: Trace, axis: Axis) -> dict[int, list[int]]:
+    """The positions of `axis` that each variable governs."""
+    where: dict[int, list[int]] = {}
+    for i, label in enumerate(axis):
+        for variable in walk.labels.normal(label):
+            where.setdefault(variable, []).append(i)
+    return where
 
 
-def _touched(walk: Trace, tensors: Mapping[str, Axes], variables: Sequence[int]) -> dict[int, tuple]:
-    """Per variable, how often it occurs on each distinct axis: of parameters, and of values on the way."""
-    counts: dict[int, list[tuple[int, int]]] = {v: [] for v in variables}
-    for number, axis in enumerate(_distinct_axes(walk, tensors)):
-        occurrences = Counter(v for label in axis for v in walk.labels.normal(label))
-        for variable, count in occurrences.items():
-            if variable in counts:
-                counts[variable].append((number, count))
-    return {v: tuple(found) for v, found in counts.items()}
+def _same_touch(walk: Trace, places: Places) -> list[list[int]]:
+    """Variables that occur equally often on each distinct axis: of parameters, and of values on the way.
 
-
-def _distinct_axes(walk: Trace, tensors: Mapping[str, Axes]) -> list[Axis]:
-    """Axes that share no object: a part of an axis that is cut off must not lose all of its blocks unnoticed."""
-    axes = {id(axis): axis for axes in tensors.values() for axis in axes}
-    for value in walk.values.values():
-        for each in flat_axes(value):
-            axes.setdefault(id(each), each)
-    distinct = {axis: axis for axis in axes.values()}
-    return list(distinct.values())
+    The values on the way matter: a part that is cut off an axis must not lose all of its blocks unnoticed.
+    """
+    touched: dict[int, list[tuple[int, int]]] = {v: [] for where in places.values() for v in where}
+    on_the_way = {id(axis): axis for value in walk.values.values() for axis in flat_axes(value)}
+    occurrences = [{v: len(at) for v, at in where.items()} for where in places.values()]
+    occurrences += [Counter(v for label in axis for v in walk.labels.normal(label)) for axis in set(on_the_way.values())]
+    for number, counts in enumerate(occurrences):
+        for variable, count in counts.items():
+            if variable in touched:
+                touched[variable].append((number, count))
+    by_touch: dict[tuple, list[int]] = {}
+    for variable in sorted(touched):
+        by_touch.setdefault(tuple(touched[variable]), []).append(variable)
+    return [members for members in by_touch.values() if len(members) > 1]
 
 
 def flat_axes(value: Value) -> list[Axis]:
@@ -138,45 +141,25 @@ def flat_axes(value: Value) -> list[Axis]:
     return [axis for axis in value if isinstance(axis, tuple)]  # type: ignore[misc]
 
 
-def _same_touch(touched: Mapping[int, tuple], variables: Sequence[int]) -> list[list[int]]:
-    by_touch: dict[tuple, list[int]] = {}
-    for variable in variables:
-        by_touch.setdefault(touched[variable], []).append(variable)
-    return [members for members in by_touch.values() if len(members) > 1]
-
-
-def _family(walk: Trace, tensors: Mapping[str, Axes], members: list[int]) -> Family:
-    touches = _touches(walk, tensors, members)
-    first = touches[0].positions
-    order = sorted(range(len(members)), key=lambda b: first[b])
-    ordered = tuple(
-        Touch(t.tensor, t.axis, t.role, tuple(t.positions[b] for b in order))
-        for t in touches
-    )
+def _family(walk: Trace, places: Places, members: list[int]) -> Family:
+    touches = _touches(walk, places, members)
+    order = sorted(range(len(members)), key=lambda b: touches[0].positions[b])
+    ordered = tuple(Touch(t.tensor, t.axis, t.role, tuple(t.positions[b] for b in order)) for t in touches)
     wanted = frozenset(members)
     counted = {name for axis, name in walk.counted if any(walk.labels.normal(label) & wanted for label in axis)}
     return Family(_producer(ordered), tuple(members[b] for b in order), ordered, tuple(sorted(counted)))
 
 
-def _touches(walk: Trace, tensors: Mapping[str, Axes], members: list[int]) -> list[Touch]:
-    noted = [(name, axis, role) for name, axis, role in walk.roles]
+def _touches(walk: Trace, places: Places, members: list[int]) -> list[Touch]:
+    """Producers first, then in execution order."""
+    noted = sorted(walk.roles, key=lambda n: n[2] != "produces")
     known = {(name, axis) for name, axis, _ in noted}
-    others = [(n, d, "carries") for n, axes in tensors.items() for d in range(len(axes)) if (n, d) not in known]
-    found = []
-    for name, d, role in sorted(noted, key=lambda n: n[2] != "produces") + others:
-        positions = _positions(walk, tensors[name][d], members)
-        if any(positions):
-            found.append(Touch(name, d, role, positions))
-    return found
-
-
-def _positions(walk: Trace, axis: Axis, members: list[int]) -> tuple[tuple[int, ...], ...]:
-    where: dict[int, list[int]] = {v: [] for v in members}
-    for i, label in enumerate(axis):
-        for variable in walk.labels.normal(label):
-            if variable in where:
-                where[variable].append(i)
-    return tuple(tuple(where[v]) for v in members)
+    others = [(name, axis, "carries") for name, axis in places if (name, axis) not in known]
+    return [
+        Touch(name, axis, role, tuple(tuple(places[name, axis].get(v, ())) for v in members))
+        for name, axis, role in noted + others
+        if not places[name, axis].keys().isdisjoint(members)
+    ]
 
 
 def _producer(touches: Sequence[Touch]) -> str:

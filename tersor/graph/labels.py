@@ -72,6 +72,10 @@ class Labels:
         return known
 
     def _expand(self, label: Label) -> Label:
+        if len(label) == 1:
+            (root,) = map(self.find, label)
+            if root not in self.defined:
+                return frozenset((root,))
         roots: set[int] = set()
         todo = list(label)
         while todo:
