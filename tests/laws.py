@@ -131,7 +131,7 @@ class TechniqueLaws(ABC):
             assert torch.equal(case.facts.gram, gram)
 
     @pytest.mark.parametrize("layout", LAYOUTS)
-    @pytest.mark.parametrize("value", [0.0, 1.0, -1e-30, 1e30, 3e38])
+    @pytest.mark.parametrize("value", [0.0, 1.0, -1e-30, 1e38])
     def test_finite_on_constant_and_huge_weights(self, layout: str, value: float):
         case = make(layout, 1)
         w = torch.full_like(case.w, value)
