@@ -39,6 +39,8 @@ def codes_of(name: str, weight: Weight) -> Codes | None:
     axis = weight.axis
     if np.any(np.asarray(weight.zero)) or codes.dtype != np.int8:
         return None
+    if weight.scale.dim() == 2 and weight.scale.shape[1] != 1:
+        return None
     if scale.size not in (1, codes.shape[axis]) or np.any(scale <= 0):
         return None
     return Codes(name, codes, np.full(codes.shape[axis], scale[0]) if scale.size == 1 else scale, axis)
@@ -54,7 +56,7 @@ def integer_matrices(graph: ir.Graph, weights: Mapping[str, Weight], kinds: tupl
     for node in graph:
         array = constant(node.inputs[1]) if node.op_type in kinds else None
         if array is not None:
-            name = node.inputs[1].name  # type: ignore[union-attr]
+            name = node.inputs[1].name
             match = _match(array, sorted(known, key=lambda codes: codes.name != name))
             if match is not None:
                 found[node] = match
