@@ -50,10 +50,10 @@ def test_gram_is_the_mean_over_positions_with_the_constant_last(model, data):
 
 
 def test_fisher_agrees_with_the_exact_expectation_over_labels(model, data):
-    fisher = measure(model, data * 40, frozenset({"fisher"})).facts["head"].fisher
+    fisher = measure(model, data * 15, frozenset({"fisher"})).facts["head"].fisher
     x = torch.cat([b for (b,) in data])
     p = model.run(x)[0].softmax(1).double()
-    torch.testing.assert_close(fisher, (p * (1 - p)).mean(0), rtol=0.05, atol=0.0)
+    torch.testing.assert_close(fisher, (p * (1 - p)).mean(0), rtol=0.1, atol=0.0)
 
 
 def test_fisher_of_a_regression_needs_no_labels():
