@@ -84,7 +84,7 @@ def make(layout: str, seed: int, biased: bool = True, samples: int = 200) -> Cas
 layouts, seeds = st.sampled_from(LAYOUTS), st.integers(0, 10_000)
 # Inherited tests run in several classes, which is what hypothesis means by differing executors.
 thorough = settings(
-    max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.differing_executors]
+    max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.differing_executors]
 )
 
 

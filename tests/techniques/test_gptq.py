@@ -5,26 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from laws import Case, TechniqueLaws, make
 
 from tersor.maths.damage import best_bias
 from tersor.maths.grid import PerGroup, PerTensor
 from tersor.maths.unfold import to_matrix
 from tersor.techniques.gptq import GPTQ
 from tersor.techniques.rounding import Rounding
-from tests.laws import Case, TechniqueLaws, make
 
 
 class TestGPTQ(TechniqueLaws):
     instances = (  # type: ignore[assignment]
         GPTQ(),
-        GPTQ(3),
         GPTQ(4, False),
         GPTQ(2, True, PerTensor()),
         GPTQ(3, False, PerGroup(5)),
         GPTQ(1, True),
     )
     keeps_zeros = instances[:-1]  # type: ignore[assignment]
-    nested = tuple(GPTQ(bits) for bits in (2, 3, 4, 6, 8))  # type: ignore[assignment]
+    nested = tuple(GPTQ(bits) for bits in (2, 4, 8))  # type: ignore[assignment]
 
     def naive(self, technique, case: Case):
         rounding = Rounding(technique.bits, technique.symmetric, technique.granularity)
