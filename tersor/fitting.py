@@ -166,7 +166,7 @@ class _Walk:
         self._assign(matrix, window, chosen, w)
 
     def _assign(self, matrix: Matrix, window: Window, chosen: Tensor, like: Tensor) -> None:
-        whole = window.put_back(chosen, like[:, :, : chosen.shape[2]])
+        whole = window.put_back(chosen, like[:, :, : window.width + (matrix.bias is not None)])
         wide = whole[:, :, : window.width]
         self._now.assign(matrix.weight, from_matrix(wide, matrix.shape, matrix.groups, matrix.transposed).float())
         if matrix.bias is not None:
@@ -193,8 +193,8 @@ class _Walk:
         items = sum(self._pieces[i][0].shape[0] for i in judged)
         total = 0.0
         for i in judged:
-            outputs = (pytree.tree_leaves(each[i]) for each in (original, now))
-            total += divergence(*outputs, self._pieces[i])
+            ours, theirs = pytree.tree_leaves(original[i]), pytree.tree_leaves(now[i])
+            total += divergence(ours, theirs, self._pieces[i])
         return total / items
 
 

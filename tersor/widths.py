@@ -7,7 +7,6 @@ from math import prod
 
 import torch
 
-
 from tersor.errors import BudgetError
 from tersor.graph.macs import macs
 from tersor.graph.model import Model

@@ -1,4 +1,4 @@
-"""How much the loss minds each output row: `g_i = E[(dL/dy_i)^2]`, with labels that the model itself draws."""
+"""How much the outputs mind a change of each row: `g_i = E[(dL/dy_i)^2]`, with labels that the model itself draws."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tersor.graph.model import Model
 
 
 def squared_gradients(
-    model: Model, flat: Sequence[Tensor], nodes: Collection[str], generator: torch.Generator
+    model: Model, flat: Sequence[Tensor], nodes: Collection[str], generator: torch.Generator, temperature: float
 ) -> dict[str, Tensor]:
     """For each named node, the squared gradient of the sampled loss, in the shape of the node's value.
 
@@ -23,7 +23,7 @@ def squared_gradients(
     tracking = _Tracking(model.module, nodes)
     args, kwargs = model.arguments(flat)
     outputs = pytree.tree_leaves(tracking.run(*pytree.tree_leaves((args, kwargs))))
-    loss = sampled_loss([o for o in outputs if isinstance(o, Tensor)], flat, generator)
+    loss = sampled_loss([o for o in outputs if isinstance(o, Tensor)], flat, generator, temperature)
     names = list(tracking.seen)
     if loss is None or not names:
         return {name: torch.zeros_like(value) for name, value in tracking.seen.items()}

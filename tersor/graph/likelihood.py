@@ -9,13 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
-def sampled_loss(outputs: Sequence[Tensor], inputs: Sequence[Tensor], generator: torch.Generator) -> Tensor | None:
-    """The negative log-likelihood of labels drawn from the model's own prediction, summed; None without gradients."""
-    losses = [_sampled(out, inputs, generator) for out in outputs if out.is_floating_point() and out.requires_grad]
+def sampled_loss(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], generator: torch.Generator, temperature: float = 1.0
+) -> Tensor | None:
+    """A scalar whose gradient at the outputs is a random draw of mean zero and covariance the Fisher matrix.
+
+    For class scores that is `diag(p) - p p^T` of the prediction softened by `temperature`, the curvature of
+    temperature^2 times the softened KL divergence; drawn as a Gaussian, which has the same covariance as the gradient
+    for a sampled label and less noise. None where no output has gradients.
+    """
+    losses = [
+        _sampled(out, inputs, generator, temperature)
+        for out in outputs
+        if out.is_floating_point() and out.requires_grad
+    ]
     return torch.stack(losses).sum() if losses else None
 
 
@@ -25,13 +35,13 @@ def divergence(original: Sequence[Tensor], current: Sequence[Tensor], inputs: Se
     return sum(_divergence(a, b, inputs) for a, b in pairs if a.is_floating_point())
 
 
-def _sampled(out: Tensor, inputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-    if _categorical(out, inputs):
-        logits = _logits(out)
-        labels = torch.multinomial(logits.detach().float().softmax(-1), 1, generator=generator)[:, 0]
-        return F.cross_entropy(logits, labels, reduction="sum")
-    noise = torch.randn(out.shape, generator=generator, dtype=out.dtype)
-    return -(noise * out).sum()  # the gradient of 1/2 |y - out|^2 at y = out + noise
+def _sampled(out: Tensor, inputs: Sequence[Tensor], generator: torch.Generator, temperature: float) -> Tensor:
+    if not _categorical(out, inputs):
+        return (torch.randn(out.shape, generator=generator, dtype=out.dtype) * out).sum()
+    logits = _logits(out)
+    p = (logits.detach() / temperature).softmax(-1)
+    half = p.sqrt() * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    return ((half - p * half.sum(-1, keepdim=True)) * logits).sum()
 
 
 def _divergence(a: Tensor, b: Tensor, inputs: Sequence[Tensor]) -> float:
