@@ -173,3 +173,20 @@ def test_what_is_no_weight_is_not_written(form: Any) -> None:
         to_bytes({"w": form.Leaf(torch.zeros(1), {}, ())})
     with pytest.raises(ValueError, match="JSON compliant"):
         to_bytes({"w": form.Leaf(torch.zeros(1), float("nan"), ())})
+
+
+def test_the_forms_of_this_package_survive_the_disk() -> None:
+    from tersor.forms.affine import affine
+    from tersor.forms.bitmask import bitmask
+    from tersor.forms.dense import Dense
+    from tersor.forms.sum import Sum
+    from tersor.maths.grid import Integers, PerGroup, absmax
+
+    w = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
+    grid = absmax(w, Integers(4, False, PerGroup(5)))
+    rounded = affine(grid.codes(w), grid, 4, (6, 10), 1, False)
+    weights = {"a": Dense(w), "b": bitmask(w, w > 0), "c": rounded, "d": Sum(rounded, bitmask(w, w > 1))}
+    again = from_bytes(to_bytes(weights))
+    for name, weight in weights.items():
+        assert torch.equal(again[name].dense(), weight.dense())
+        assert again[name].nbytes == weight.nbytes
