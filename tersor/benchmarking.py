@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -32,8 +33,11 @@ def benchmark(folders: Sequence[str | Path], batch: int = 1, threads: int = 0, r
         for path in paths[1:]:
             other = _example(path, batch)
             if [a.shape for a in other] != [a.shape for a in inputs]:
-                raise ArtifactError(f"{path} takes other inputs than {paths[0]}; only models of the same inputs can be raced.")
-        np.savez(example, **{f"{i:03d}": array for i, array in enumerate(inputs)})
+                raise ArtifactError(
+                    f"{path} takes other inputs than {paths[0]}; only models of the same inputs can be raced."
+                )
+        stored: dict[str, Any] = {f"{i:03d}": array for i, array in enumerate(inputs)}
+        np.savez(example, **stored)
         contenders = [_contender(path, name, example, count) for path, name in zip(paths, names(paths), strict=True)]
         return race(contenders, rounds=rounds, control=contenders[0].name, threads=count)
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tersor import __version__
-from tersor.cli.console import Stages, hush, results, table, write_json
+from tersor.cli.console import Stages, hush, results, write_json
 from tersor.errors import InputError, TersorError
 
 app = typer.Typer(
@@ -23,7 +23,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-MODEL = "path/to/file.py:function or package.module:function returning a module or (module, example), or a .pt2 archive."
+MODEL = (
+    "path/to/file.py:function or package.module:function returning a module or (module, example), or a .pt2 archive."
+)
 DATA = "path/to/file.py:function returning an iterable of (inputs, labels) batches, or an .npz with x and y."
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)]
@@ -47,18 +49,27 @@ def _options(
 def compress(
     model: Model,
     data: Annotated[str, typer.Option(metavar="DATA", help=DATA, show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="The folder to write; replaced as a whole.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write; replaced as a whole.", show_default=False)
+    ] = None,
     eval_data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Judge on this data; else on a part of --data.", show_default=False)
+        str | None,
+        typer.Option(metavar="DATA", help="Judge on this data; else on a part of --data.", show_default=False),
     ] = None,
     metric: Annotated[str, typer.Option(help="accuracy, top5, mse, ..., agreement, or file.py:function.")] = "accuracy",
     max_drop: Annotated[str, typer.Option(help="What may be lost of the metric: 0.5% or 0.005.")] = "0.5%",
-    target: Annotated[str, typer.Option(help="eager, inductor, onnxruntime, openvino, several by commas, or auto.")] = "auto",
+    target: Annotated[
+        str, typer.Option(help="eager, inductor, onnxruntime, openvino, several by commas, or auto.")
+    ] = "auto",
     batch: Batch = 1,
     threads: Threads = 0,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    exclude: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave this layer alone; repeatable.")] = None,
-    time_limit: Annotated[str | None, typer.Option(help="Stop searching after 90s, 10m, 1.5h.", show_default=False)] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Leave this layer alone; repeatable.")
+    ] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(help="Stop searching after 90s, 10m, 1.5h.", show_default=False)
+    ] = None,
     recipe: Annotated[
         Path | None, typer.Option(metavar="PLAN", help="Re-apply a plan.yaml instead of searching.", show_default=False)
     ] = None,
@@ -106,7 +117,8 @@ def compress(
 def inspect(
     model: Model,
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Its first batch, for a model without example.", show_default=False)
+        str | None,
+        typer.Option(metavar="DATA", help="Its first batch, for a model without example.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -253,8 +265,10 @@ def _explain(error: Exception, as_json: bool) -> int:
         message, code = str(error), error.exit_code
     else:
         text = " ".join(str(error).split())[:500]
-        message = f"{type(error).__name__}: {text} (not foreseen; --traceback shows where)" if text else (
-            f"{type(error).__name__} (not foreseen; --traceback shows where)"
+        message = (
+            f"{type(error).__name__}: {text} (not foreseen; --traceback shows where)"
+            if text
+            else (f"{type(error).__name__} (not foreseen; --traceback shows where)")
         )
         code = 1
     print(f"error: {message}", file=sys.stderr)

@@ -25,10 +25,12 @@ def results(as_json: bool) -> Iterator[IO[str]]:
     kept = os.dup(1)
     os.dup2(2, 1)
     try:
-        with os.fdopen(kept, "w") as stream:
+        with os.fdopen(os.dup(kept), "w") as stream:
             yield stream
     finally:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def write_json(stream: IO[str], value: Any) -> None:
@@ -53,9 +55,22 @@ class Stages:
         self._live = None
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                SpinnerColumn,
+                TextColumn,
+                TimeElapsedColumn,
+            )
 
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
             self._live = Progress(*columns, console=Console(stderr=True), transient=True)
             self._task = self._live.add_task("starting", total=None)
 
@@ -89,8 +104,9 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], numb
     for row in rows:
         found.add_row(*(Text(cell) for cell in row))
     console = Console()
-    # a file or a pipe has no width: lines are not broken there
-    console.print(found, width=None if console.is_terminal else 240, soft_wrap=not console.is_terminal)
+    if not console.is_terminal:
+        console = Console(width=240)  # a file or a pipe has no width to keep
+    console.print(found)
 
 
 def _show_warning(

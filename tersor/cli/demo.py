@@ -27,9 +27,7 @@ class Block(nn.Module):
         self.second_norm = nn.BatchNorm2d(outside)
         self.shortcut = nn.Sequential()
         if inside != outside:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.first_norm(self.first(x)))
@@ -70,7 +68,9 @@ def scans(seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as cause:
-        raise InputError("The demo's scans come with scikit-learn, which is not installed; pip install tersor[demo].") from cause
+        raise InputError(
+            "The demo's scans come with scikit-learn, which is not installed; pip install tersor[demo]."
+        ) from cause
     found = load_digits()
     images = torch.as_tensor(found.images, dtype=torch.float32)[:, None] / 16
     labels = torch.as_tensor(found.target, dtype=torch.int64)

@@ -44,8 +44,8 @@ def usable(found: list[Finding]) -> bool:
 
 
 def show(found: list[Finding]) -> None:
-    marks = {"ok": "ok", "missing": "missing", "warning": "warning"}
-    table("", ("", "", "", ""), [(marks[f.state], f.what, f.seen, f.advice) for f in found])
+    """Everything that was looked at, as a table."""
+    table("", ("", "what", "seen", "advice"), [(f.state, f.what, f.seen, f.advice) for f in found])
     wrong = [f for f in found if f.state != "ok"]
     print("Nothing is missing." if not wrong else f"{len(wrong)} of {len(found)} findings need a look.")
 

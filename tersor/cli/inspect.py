@@ -16,8 +16,15 @@ def show(found: Inspection) -> None:
         "Layers",
         ("layer", "kind", "weight", "parameters", "multiply-adds", "share"),
         [
-            (l.name, l.kind, " x ".join(map(str, l.shape)), f"{l.parameters:,}", f"{l.macs:,}", _share(l.macs, found.macs))
-            for l in found.layers
+            (
+                layer.name,
+                layer.kind,
+                " x ".join(map(str, layer.shape)),
+                f"{layer.parameters:,}",
+                f"{layer.macs:,}",
+                _share(layer.macs, found.macs),
+            )
+            for layer in found.layers
         ],
         numbers=(3, 4, 5),
     )
@@ -26,7 +33,10 @@ def show(found: Inspection) -> None:
     table(
         f"Prunable: {len(prunable)} axes, {sum(a.blocks for a in prunable)} blocks",
         ("axis", "blocks", "values a block", "made by", "read by", "note"),
-        [(a.name, str(a.blocks), f"{a.parameters:.0f}", _few(a.producers), _few(a.readers), _note(a)) for a in prunable],
+        [
+            (a.name, str(a.blocks), f"{a.parameters:.0f}", _few(a.producers), _few(a.readers), _note(a))
+            for a in prunable
+        ],
         numbers=(1, 2),
     )
     if refused:

@@ -28,10 +28,17 @@ def show_race(race: Race, folders: Sequence[Path], batch: int) -> None:
     """Median time of each folder, and its ratio to the first."""
     shown = names(folders)
     rows = [(name, _spread(race.seconds(name)), _against(race, name, shown[0])) for name in shown]
-    table(f"batch of {batch}, {race.threads} threads, {race.rounds} rounds", ("", "median", "against the first"), rows, (1,))
+    table(
+        f"batch of {batch}, {race.threads} threads, {race.rounds} rounds",
+        ("", "median", "against the first"),
+        rows,
+        (1,),
+    )
     noise = race.noise()
     if noise is not None:
-        print(f"The first against itself: {noise.value:.3f} [{noise.low:.3f}, {noise.high:.3f}]; load {race.load[1]:.1f}.")
+        print(
+            f"The first against itself: {noise.value:.3f} [{noise.low:.3f}, {noise.high:.3f}]; load {race.load[1]:.1f}."
+        )
 
 
 def race_record(race: Race, folders: Sequence[Path], batch: int) -> dict[str, Any]:

@@ -25,7 +25,9 @@ def verified(folder: Path, spec: str | None, metric: str | None, threads: int) -
         return {"folder": folder, "verified": True, "difference": found.difference}, said
     chosen = metrics.bring(metric or recorded["metric"])
     if chosen.original != "unused":
-        raise MetricError(f"The metric {chosen.name} compares with the original model, which the artifact does not hold.")
+        raise MetricError(
+            f"The metric {chosen.name} compares with the original model, which the artifact does not hold."
+        )
     batches = data.batches(data.bring(spec), _taken(folder, threads), labels=True)
     found = verify(folder, batches, chosen, threads)
     before = recorded["after"]["score"] if chosen.name == recorded["metric"] else None
