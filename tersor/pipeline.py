@@ -25,8 +25,7 @@ from tersor.report import Report
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.search import Search
 from tersor.summary import summarise
-from tersor.trials import targets_called
-from tersor.workbench import Workbench
+from tersor.trials import Workbench, targets_called
 
 
 def compress(

@@ -120,8 +120,7 @@ def feed_damage(w: Tensor, facts: Facts, step: float) -> float:
 
 
 def _as_matrix(w: Tensor, matrix: Matrix) -> Tensor:
-    transposed = matrix.convolution is not None and matrix.convolution.transposed
-    return to_matrix(w, matrix.groups, transposed)
+    return to_matrix(w, matrix.groups, matrix.transposed)
 
 
 def widths(model: Model, profile: Profile, exclude: Sequence[str] = ()) -> tuple[Widths, ...]:

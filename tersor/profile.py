@@ -7,9 +7,24 @@ damage of replacing `W` by `V` is `1/2 tr(diag(g) (V - W) H (V - W)^T)`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, fx
+
+from tersor.graph.checked import checked, finite
+from tersor.graph.fisher import squared_gradients
+from tersor.graph.model import Model
+from tersor.maths.gram import products, with_constant
+from tersor.maths.histogram import Histogram
+from tersor.maths.unfold import positions, unfold
+from tersor.site import Matrix, matrices
+
+POSITIONS = 64  # output positions an item that enter the Gram matrix
+SLICE = 64  # items that go through the network together
+MEMORY = 2 << 30  # bytes of Gram matrices held at once
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,11 @@ class Range:
     counts: Tensor
     edges: Tensor
 
+    @property
+    def step(self) -> float:
+        """The step of an 8-bit grid over the whole range, zero included."""
+        return (max(self.high, 0.0) - min(self.low, 0.0)) / 255
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -43,3 +63,166 @@ class Profile:
     facts: dict[str, Facts] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
     items: int = 0
+
+
+def measure(
+    model: Model,
+    batches: Iterable[Sequence[Tensor]],
+    needs: frozenset[str] = frozenset({"gram", "fisher"}),
+    *,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+    memory: int = MEMORY,
+) -> Profile:
+    """Measure what `needs` asks for ("gram", "fisher"), and the range of every float activation, on flat input batches.
+
+    Streams over the batches, `SLICE` items at a time, with at most `memory` bytes of Gram matrices; where they need
+    more, the matrices are taken in parts, one pass each. `progress` hears the items seen so far.
+    Same seed, same answer.
+    Raises `DataError` on data or activations that are not finite, and on empty, constant or ill-fitting data.
+    """
+    parts = _parts(matrices(model), memory) if "gram" in needs else [matrices(model)]
+    kept = tuple(batches) if len(parts) > 1 else batches
+    facts: dict[str, Facts] = {}
+    ranges: dict[str, Range] = {}
+    items = 0
+    for index, part in enumerate(parts):
+        one = _Pass(model, part, needs, seed, ranged=index == 0)
+        for piece in _pieces(checked(model, kept)):
+            one.see(piece)
+            if progress is not None:
+                progress(one.items + index * items)
+        items = one.items
+        facts |= one.facts()
+        ranges |= one.ranges()
+    return Profile(facts, ranges, items)
+
+
+def rows_of(matrix: Matrix, x: Tensor, at: Tensor | None = None) -> Tensor:
+    """The input `x` of `matrix` as `(groups, positions, columns)`; `at` picks positions."""
+    c = matrix.convolution
+    if c is None:
+        return unfold(x, at=at)
+    return unfold(x, c.kernel, c.stride, c.padding, c.dilation, c.groups, c.transposed, at=at)
+
+
+def outputs_of(matrix: Matrix, y: Tensor, at: Tensor | None = None) -> Tensor:
+    """The output `y` of `matrix` as `(groups, positions, rows / groups)`; the positions are those of `rows_of`."""
+    last = y.movedim(1, -1) if matrix.convolution is not None else y
+    flat = last.reshape(-1, last.shape[-1]) if at is None else last[torch.unravel_index(at, last.shape[:-1])]
+    return flat.reshape(flat.shape[0], matrix.groups, -1).transpose(0, 1)
+
+
+def sampled(
+    matrix: Matrix, shape: Sequence[int], generator: torch.Generator, per_item: int = POSITIONS
+) -> Tensor | None:
+    """Which positions of an input of `shape` to look at: `per_item` on average, ascending; None for all of them."""
+    c = matrix.convolution
+    total = positions(shape) if c is None else positions(shape, c.kernel, c.stride, c.padding, c.dilation, c.transposed)
+    wanted = shape[0] * per_item
+    if total <= wanted:
+        return None
+    return torch.randperm(total, generator=generator)[:wanted].sort().values
+
+
+class _Pass:
+    """One pass over the data: what has been added up so far."""
+
+    def __init__(self, model: Model, part: Sequence[Matrix], needs: frozenset[str], seed: int, ranged: bool):
+        self._model, self._needs, self._ranged = model, needs, ranged
+        self._by_node = {matrix.node: matrix for matrix in part}
+        self._places = torch.Generator().manual_seed(seed)
+        self._labels = torch.Generator().manual_seed(seed + 1)
+        self._gram: dict[str, Tensor] = {}
+        self._positions: dict[str, int] = {}
+        self._fisher: dict[str, Tensor] = {}
+        self._histograms: dict[str, Histogram] = {}
+        self.items = 0
+
+    def see(self, flat: Sequence[Tensor]) -> None:
+        self.items += flat[0].shape[0]
+        inputs: dict[str, Tensor] = {}
+
+        def visit(node: fx.Node, value: Any) -> Any:
+            if isinstance(value, Tensor) and value.is_floating_point() and node.op in ("placeholder", "call_function"):
+                finite(node.name, value)
+                inputs[node.name] = value
+                if self._ranged:
+                    self._histograms.setdefault(node.name, Histogram()).update(value)
+            if node.name in self._by_node and "gram" in self._needs:
+                self._add_gram(self._by_node[node.name], inputs[node.all_input_nodes[0].name])
+            for source in node.all_input_nodes:
+                if last[source] is node:
+                    inputs.pop(source.name, None)
+            return value
+
+        last = _last_readers(self._model)
+        self._model.interpret(flat, visit)
+        if "fisher" in self._needs:
+            self._add_fisher(flat)
+
+    def _add_gram(self, matrix: Matrix, x: Tensor) -> None:
+        rows = with_constant(rows_of(matrix, x, sampled(matrix, x.shape, self._places)))
+        total = products(rows, rows)
+        self._gram[matrix.name] = self._gram[matrix.name] + total if matrix.name in self._gram else total
+        self._positions[matrix.name] = self._positions.get(matrix.name, 0) + rows.shape[1]
+
+    def _add_fisher(self, flat: Sequence[Tensor]) -> None:
+        squares = squared_gradients(self._model, flat, self._by_node.keys(), self._labels)
+        for node, square in squares.items():
+            matrix = self._by_node[node]
+            finite(node, square)
+            total = outputs_of(matrix, square).sum(1, dtype=torch.float64).reshape(-1)
+            self._fisher[matrix.name] = self._fisher.get(matrix.name, torch.zeros_like(total)) + total
+
+    def facts(self) -> dict[str, Facts]:
+        found = {}
+        for matrix in self._by_node.values():
+            gram = self._gram.get(matrix.name)
+            fisher = self._fisher.get(matrix.name)
+            rows = matrix.shape[1] * matrix.groups if _transposed(matrix) else matrix.shape[0]
+            found[matrix.name] = Facts(
+                gram / self._positions[matrix.name] if gram is not None else torch.zeros(matrix.groups, 0, 0),
+                fisher / self.items if fisher is not None else torch.ones(rows, dtype=torch.float64),
+            )
+        return found
+
+    def ranges(self) -> dict[str, Range]:
+        return {
+            name: Range(h.low, h.high, h.counts, h.edges) for name, h in self._histograms.items() if h.low <= h.high
+        }
+
+
+def _transposed(matrix: Matrix) -> bool:
+    return matrix.convolution is not None and matrix.convolution.transposed
+
+
+def _columns(matrix: Matrix) -> int:
+    wide = torch.Size(matrix.shape).numel()
+    rows = matrix.shape[1] * matrix.groups if _transposed(matrix) else matrix.shape[0]
+    return wide // rows
+
+
+def _parts(found: Sequence[Matrix], memory: int) -> list[tuple[Matrix, ...]]:
+    """Runs of matrices whose Gram matrices (float64) fit into `memory` together; at least one matrix each."""
+    parts: list[tuple[Matrix, ...]] = []
+    held = 0
+    for matrix in found:
+        size = 8 * matrix.groups * (_columns(matrix) + 1) ** 2
+        if parts and held + size <= memory:
+            parts[-1] = (*parts[-1], matrix)
+            held += size
+        else:
+            parts.append((matrix,))
+            held = size
+    return parts or [()]
+
+
+def _pieces(batches: Iterable[Sequence[Tensor]]) -> Iterator[tuple[Tensor, ...]]:
+    for batch in batches:
+        for start in range(0, batch[0].shape[0], SLICE):
+            yield tuple(x[start : start + SLICE] for x in batch)
+
+
+def _last_readers(model: Model) -> dict[fx.Node, fx.Node]:
+    return {source: node for node in model.graph.nodes for source in node.all_input_nodes}

@@ -27,8 +27,7 @@ from tersor.recipe import Recipe, technique_called
 from tersor.site import matrices
 from tersor.target import Compressed, Target
 from tersor.techniques.gptq import GPTQ
-from tersor.trials import Candidate, Trial, target_called, target_name
-from tersor.workbench import Workbench
+from tersor.trials import Candidate, Trial, Workbench, target_called, target_name
 
 TECHNIQUE = GPTQ(bits=8)
 NEEDS = frozenset({"gram", "fisher"})

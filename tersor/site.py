@@ -47,6 +47,15 @@ class Matrix:
     def groups(self) -> int:
         return self.convolution.groups if self.convolution else 1
 
+    @property
+    def transposed(self) -> bool:
+        return self.convolution is not None and self.convolution.transposed
+
+    @property
+    def rows(self) -> int:
+        """Outputs of all groups."""
+        return self.shape[1] * self.groups if self.transposed else self.shape[0]
+
 
 @dataclass(frozen=True)
 class Site:

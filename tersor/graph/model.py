@@ -1,8 +1,8 @@
 """The model inside Tersor: a `torch.export` graph in training IR, with a dynamic batch.
 
 The graph is functional (`run_decompositions({})`): no in-place writes, no nested set_grad regions, and operators
-such as `linear`, `layer_norm`, `scaled_dot_product_attention`, `lstm` stay whole. Parameters are `get_attr` nodes that keep the
-user's names.
+such as `linear`, `layer_norm`, `scaled_dot_product_attention`, `lstm` stay whole. Parameters are `get_attr` nodes that
+keep the user's names.
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ def _export(module: nn.Module, args: tuple, kwargs: dict) -> ExportedProgram:
 
 
 def _input_names(module: fx.GraphModule) -> tuple[str, ...]:
-    return tuple(n.name for n in module.graph.nodes if n.op == "placeholder")
+    # the target is the argument's own name; the node's name avoids builtins ("input" becomes "input_1")
+    return tuple(str(n.target) for n in module.graph.nodes if n.op == "placeholder")
 
 
 def _output_names(out: Any) -> tuple[str, ...]:

@@ -82,9 +82,9 @@ def _set_name(graph: ir.Graph, value: ir.Value, name: str) -> None:
 
 
 def _check_count(what: str, seen: object, wanted: list[str]) -> None:
-    if len(list(seen)) != len(wanted):  # type: ignore[call-overload]
+    if len(list(seen)) != len(wanted):
         raise ExportError(
-            f"The exported file has {len(list(seen))} {what} where the model has {len(wanted)} ({', '.join(wanted)}); "  # type: ignore[call-overload]
+            f"The exported file has {len(list(seen))} {what} where the model has {len(wanted)} ({', '.join(wanted)}); "
             f"make sure that the forward pass takes and returns only tensors."
         )
 

@@ -1,6 +1,6 @@
 """Put the grids into the file: Q/DQ pairs on activations, integer initialisers for weights and biases.
 
-    x -> QuantizeLinear -> DequantizeLinear -> Conv(., DequantizeLinear(int8 codes), DequantizeLinear(int32 codes)) -> ...
+    x -> QuantizeLinear -> DequantizeLinear -> Conv(., DequantizeLinear(int8), DequantizeLinear(int32)) -> ...
 
 What the file means in exact arithmetic is what any runtime may compute; integer kernels recognise the pattern.
 """
@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from tersor.errors import ExportError
 from tersor.hub.export import Exported
-from tersor.hub.placement import MATRICES, Placement, after_activation, moved_from, pads_channels, wanted
+from tersor.hub.placement import MATRICES, Placement, moved_from, pads_channels, wanted
 from tersor.hub.values import constant, drop_unused, initializer, node
 from tersor.hub.weights import Codes, integer_matrices
 from tersor.target import Compressed, Grid
@@ -101,7 +101,7 @@ def _readers(
     for reader in graph:
         for index in _gridded_inputs(reader, reader in integer, grids):
             found.append((reader.inputs[index], reader, index))
-    return found  # type: ignore[return-value]
+    return found
 
 
 def _gridded_inputs(reader: ir.Node, integer: bool, grids: Mapping[ir.Value, Grid]) -> list[int]:
@@ -140,11 +140,11 @@ def _store_codes(graph: ir.Graph, matrix: ir.Node, codes: Codes, pairs: Mapping[
     bias = constant(matrix.inputs[2]) if matrix.op_type in ("Conv", "Gemm") and len(matrix.inputs) > 2 else None
     if bias is None or bias.shape != codes.scale.shape or not _plain_product(matrix):
         return
-    feed = matrix.inputs[0].producer()  # type: ignore[union-attr]
-    scale = np.float32(constant(feed.inputs[1])) * codes.scale.astype(np.float32)  # type: ignore[union-attr, arg-type]
+    feed = matrix.inputs[0].producer()
+    scale = np.float32(constant(feed.inputs[1])) * codes.scale.astype(np.float32)
     rounded = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
     if np.all(np.abs(rounded) <= _INT32.max) and np.all(scale > 0):
-        name = str(matrix.inputs[2].name)  # type: ignore[union-attr]
+        name = str(matrix.inputs[2].name)
         matrix.replace_input_with(2, _dequantized(graph, matrix, name, rounded.astype(np.int32), scale, 0))
 
 
@@ -159,7 +159,7 @@ def _dequantized(
     """A DequantizeLinear of stored codes, placed before `reader`; two readers of one tensor share its codes."""
     prefix = f"{reader.outputs[0].name}.{name}"
     stored = graph.initializers.get(f"{name}_codes")
-    if stored is None or not np.array_equal(constant(stored), codes):  # type: ignore[arg-type]
+    if stored is None or not np.array_equal(constant(stored), codes):
         stored = initializer(graph, f"{name}_codes" if stored is None else f"{prefix}_codes", codes)
     step = initializer(graph, f"{prefix}_scale", scale.astype(np.float32))
     zero = initializer(graph, f"{prefix}_zero", np.zeros(scale.shape, codes.dtype))

@@ -26,10 +26,11 @@ def value_names(
     """
     graph = program.graph if decomposed is None else decomposed.graph
     present = {v.name for node in onnx.graph for v in node.outputs}
-    names = {name: name for name in model.inputs}
+    placeholders = model.graph.find_nodes(op="placeholder")
+    names = {node.name: name for node, name in zip(placeholders, model.inputs, strict=True)}
     last = {_origin(node): node.name for node in graph.nodes if node.op == "call_function"}
     for mine, again in zip(*_matched(model, program), strict=True):
-        value = last.get((again.name, None), None) if mine.target is not operator.getitem else last.get(_pick(again))
+        value = last.get((again.name, None)) if mine.target is not operator.getitem else last.get(_pick(again))
         if value is not None and value in present:
             names[mine.name] = value
     return names
@@ -39,8 +40,8 @@ def _matched(model: Model, program: ExportedProgram) -> tuple[list[fx.Node], lis
     first, second = _live_calls(model.graph), _live_calls(program.graph)
     if [n.target for n in first] != [n.target for n in second]:
         raise ExportError(
-            f"The model changed while it was exported again ({len(first)} operators before, {len(second)} after), so its "
-            "activations cannot be named; export it in float32 or use target eager."
+            f"The model changed while it was exported again ({len(first)} operators before, {len(second)} after), so "
+            "its activations cannot be named; export it in float32 or use target eager."
         )
     return first, second
 
@@ -57,7 +58,7 @@ def _live_calls(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _pick(node: fx.Node) -> tuple[str, object]:
-    return node.args[0].name, node.args[1]  # type: ignore[union-attr]
+    return node.args[0].name, node.args[1]
 
 
 def _origin(node: fx.Node) -> tuple[str, object]:

@@ -38,7 +38,7 @@ class Placement:
 
 
 def wanted(graph: ir.Graph, integer: Collection[ir.Node], placement: Placement) -> list[ir.Value]:
-    """Values that should be read through a grid, in execution order; `integer` are the matrices with integer weights."""
+    """Values to read through a grid, in execution order; `integer` are the matrices with integer weights."""
     found: dict[ir.Value, None] = {}
     for node in graph:
         for value in _wanted_by(node, node in integer, placement):

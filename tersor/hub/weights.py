@@ -54,7 +54,7 @@ def integer_matrices(graph: ir.Graph, weights: Mapping[str, Weight], kinds: tupl
     for node in graph:
         array = constant(node.inputs[1]) if node.op_type in kinds else None
         if array is not None:
-            name = node.inputs[1].name  # type: ignore[union-attr]
+            name = node.inputs[1].name
             match = _match(array, sorted(known, key=lambda codes: codes.name != name))
             if match is not None:
                 found[node] = match

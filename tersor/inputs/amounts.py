@@ -24,7 +24,7 @@ def drop(text: str | float) -> float:
 
 
 def seconds(text: str | float) -> float:
-    """A duration in seconds: `90`, `90s`, `10m`, `1.5h`, `1h30m`. Raises `InputError` for what is no duration above 0."""
+    """Seconds of a duration: `90`, `90s`, `10m`, `1.5h`, `1h30m`. Raises `InputError` for what is none above zero."""
     shown = str(text).strip()
     parts = re.findall(r"([\d.]+)\s*([a-z]*)", shown)
     value = 0.0

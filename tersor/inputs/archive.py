@@ -1,8 +1,8 @@
 """Read a `torch.export` archive (.pt2) without letting it run code or take more memory than its size explains.
 
-`torch.export.load` unpickles payloads that ask for it, evaluates the archive's shape expressions with sympy and resolves
-any name below `torch.` as an operator. So an archive is screened before torch sees it: plain stored members, no pickled
-payload, operators of known namespaces only, shape expressions of numbers, symbols and torch's own functions only.
+`torch.export.load` unpickles payloads that ask for it, evaluates the archive's shape expressions with sympy and
+resolves any name below `torch.` as an operator. So an archive is screened before torch sees it: plain stored members,
+no pickled payload, operators of known namespaces only, shape expressions of numbers, symbols and torch's own functions.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _OPERATOR = re.compile(
     rf"torch\.ops\.(?:{_NAMESPACES})\.\w+(?:\.\w+)?|torch\.ops\.higher_order\.\w+|torch\._?sym_\w+|math\.(?:ceil|floor|trunc)"
     r"|_operator\.(?:getitem|add|sub|mul|floordiv|truediv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_|not_)"
 )
-_FUNCTIONS = frozenset(
-    "FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural FloatPow "
-    "FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat "
-    "Identity Symbol Integer Float Rational Add Mul Pow Max Min Abs Eq Ne Lt Le Gt Ge And Or Not".split()
+_FUNCTIONS = re.compile(
+    "FloorDiv|ModularIndexing|Where|PythonMod|Mod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|LShift|RShift|PowByNatural|"
+    "FloatPow|FloatTrueDiv|IntTrueDiv|IsNonOverlappingAndDenseIndicator|TruncToFloat|TruncToInt|RoundToInt|RoundDecimal|"
+    "ToFloat|Identity|Symbol|Integer|Float|Rational|Add|Mul|Pow|Max|Min|Abs|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not"
 )
 _EXPRESSION = (
     *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.Constant, ast.Name, ast.Call, ast.keyword),
@@ -160,7 +160,7 @@ def _is_arithmetic(text: str) -> bool:
     for node in nodes:
         if not isinstance(node, _EXPRESSION):
             return False
-        if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS):
+        if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and _FUNCTIONS.fullmatch(node.func.id)):
             return False
         if (
             isinstance(node, ast.Name)

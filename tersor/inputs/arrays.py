@@ -24,7 +24,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except DataError:
         raise
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, zipfile.zlib.error) as cause:  # type: ignore[attr-defined]
-        raise DataError(f"'{path}' cannot be read as .npz ({' '.join(str(cause).split())}); write it with numpy.savez.") from cause
+        raise DataError(
+            f"'{path}' cannot be read as .npz ({' '.join(str(cause).split())}); write it with numpy.savez."
+        ) from cause
 
 
 def memory() -> int:
@@ -40,19 +42,24 @@ def memory() -> int:
 def _check_sizes(archive: zipfile.ZipFile, where: str) -> None:
     total = sum(member.file_size for member in archive.infolist())
     if total > memory() // 2:
-        raise DataError(f"'{where}' holds {total / 1e9:.1f} GB of arrays, more than half of the free memory; give a part of it.")
+        raise DataError(
+            f"'{where}' holds {total / 1e9:.1f} GB of arrays, more than half of the free memory; give a part of it."
+        )
     for member in archive.infolist():
         with archive.open(member) as content:
             declared = _declared(content, where, member.filename)
         if declared != member.file_size:
             raise DataError(
-                f"'{where}': '{member.filename}' declares {declared} bytes and holds {member.file_size}; the file is damaged."
+                f"'{where}': '{member.filename}' declares {declared} bytes and holds {member.file_size}; "
+                "the file is damaged."
             )
 
 
 def _declared(content: IO[bytes], where: str, name: str) -> int:
     version = np.lib.format.read_magic(content)
-    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
+        version
+    )
     if read_header is None:
         raise DataError(f"'{where}': '{name}' has the format version {version}; write it with numpy.savez.")
     shape, _, dtype = read_header(content)

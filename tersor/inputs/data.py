@@ -5,7 +5,7 @@ A batch is the inputs alone or (inputs, labels); inputs are one tensor or array,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,9 @@ class Source:
 def bring(data: Any, what: str = "DATA") -> Source:
     """Read the data that `data` names or is.
 
-    A string is `path/to/file.py:function`, `package.module:function` or `path/to/arrays.npz`. In Python also an iterable of
-    batches, a function that returns one, `Batches`, an array, (inputs, labels) arrays or a dict of arrays. Raises
-    `DataError` where it is missing, empty, or more than fits into half of the free memory.
+    A string is `path/to/file.py:function`, `package.module:function` or `path/to/arrays.npz`. In Python also an
+    iterable of batches, a function that returns one, `Batches`, an array, (inputs, labels) arrays or a dict of arrays.
+    Raises `DataError` where it is missing, empty, or more than fits into half of the free memory.
     """
     if isinstance(data, str | Path):
         name = str(data)
@@ -86,7 +86,7 @@ def batches(source: Source, model: Model, labels: bool = False) -> Batches:
 
 
 def split(whole: Batches, seed: int = 0, fraction: float = 0.2) -> tuple[Batches, Batches]:
-    """(calibration, evaluation): disjoint and seeded, `fraction` for evaluation but at least 200 items, at most half."""
+    """(calibration, evaluation): disjoint, seeded, `fraction` for evaluation but at least 200 items, at most half."""
     count = min(max(round(len(whole) * fraction), _EVALUATION), len(whole) // 2)
     return whole.split(count / len(whole), seed)
 
@@ -97,7 +97,9 @@ def _read(found: Any, name: str, where: str) -> Source:
     if isinstance(found, Mapping | Tensor | np.ndarray) or _is_pair(found):
         return Source(name, (found,), whole=True)
     if not isinstance(found, Iterable) or isinstance(found, str | bytes):
-        raise DataError(f"{where} gave a {type(found).__name__}; wanted an iterable of batches (inputs, or (inputs, labels)).")
+        raise DataError(
+            f"{where} gave a {type(found).__name__}; wanted an iterable of batches (inputs, or (inputs, labels))."
+        )
     raw = functions.called(lambda: _collect(found, where), where, DataError)
     if not raw:
         raise DataError(f"{where} gave no batches; give at least one batch of items.")
@@ -105,7 +107,8 @@ def _read(found: Any, name: str, where: str) -> Source:
 
 
 def _collect(found: Iterable[Any], where: str) -> tuple[Any, ...]:
-    kept, room = [], arrays.memory() // 2
+    kept: list[Any] = []
+    room = arrays.memory() // 2
     for raw in found:
         # copied, because loaders reuse their buffers
         copied = pytree.tree_map(_copied, raw)
@@ -204,6 +207,10 @@ def _shape_hint(seen: tuple[int, ...], wanted: tuple[int, ...]) -> str:
     return ""
 
 
+def _names(given: Any) -> str:
+    return ", ".join(map(str, given)) if isinstance(given, Mapping) else f"a {type(given).__name__}"
+
+
 def _tensor(value: Any, where: str) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach().cpu()
@@ -257,11 +264,11 @@ def _check_labels(found: Batches, name: str, wanted: bool) -> None:
 
 def _check_constant(found: Batches, name: str) -> None:
     """Refuse data in which nothing varies; one of several inputs may well be constant."""
-    columns: Sequence[tuple[Tensor, ...]] = list(zip(*(b.inputs for b in found), strict=True))
-    if len(found) * sum(c[0][0].numel() for c in columns) < 2:
+    columns = list(zip(*(b.inputs for b in found), strict=True))
+    if len(found) * sum(column[0][0].numel() for column in columns) < 2:
         return
-    first = [column[0].flatten()[0] for column in columns if column[0].numel()]
-    equal: Callable[[Tensor, Tensor], bool] = lambda t, value: bool((t == value).all())  # noqa: E731
-    if all(equal(t, value) for column, value in zip(columns, first, strict=False) for t in column):
-        shown = ", ".join(f"{float(value):g}" for value in first)
+    values = [column[0].flatten()[0] for column in columns if column[0].numel()]
+    filled = [column for column in columns if column[0].numel()]
+    if all(bool((t == value).all()) for column, value in zip(filled, values, strict=True) for t in column):
+        shown = ", ".join(f"{float(value):g}" for value in values)
         raise DataError(f"All {len(found)} items of {name} hold nothing but {shown}; give real data.")

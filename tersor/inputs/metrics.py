@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tersor.errors import MetricError
@@ -20,20 +22,22 @@ def bring(metric: Any) -> Metric:
     """
     if isinstance(metric, Metric):
         return metric
+    if callable(metric):
+        return _located(functions.origin(metric), metric, None)
     if not isinstance(metric, str):
-        if not callable(metric):
-            raise MetricError(f"The metric is a {type(metric).__name__}; wanted a name, a function or a Metric.")
-        return from_function(functions.origin(metric), metric)
+        raise MetricError(f"The metric is a {type(metric).__name__}; wanted a name, a function or a Metric.")
     direction, plain = _direction(metric)
     if ":" not in plain:
         return built_in(metric)
-    function = functions.named(plain, "METRIC", MetricError)
+    return _located(plain, functions.named(plain, "METRIC", MetricError), direction)
 
+
+def _located(name: str, function: Callable[[Predict, Batches], Score], direction: str | None) -> Metric:
     def located(predict: Predict, batches: Batches) -> Score:
-        return functions.called(function, f"METRIC '{plain}'", MetricError, predict, batches)
+        return functions.called(function, f"The metric {name}", MetricError, predict, batches)
 
-    found = from_function(plain, function, None if direction is None else direction == "lower")
-    return Metric(found.name, located, found.lower, found.bounded, found.original)
+    declared = from_function(name, function, None if direction is None else direction == "lower")
+    return replace(declared, function=located)
 
 
 def _direction(text: str) -> tuple[str | None, str]:

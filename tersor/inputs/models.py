@@ -1,6 +1,7 @@
 """Models as users bring them: a function that returns a module, a `torch.export` archive, or Python objects.
 
-`bring` finds the model and refuses what no later stage could use; `captured` turns it into the graph that Tersor works on.
+`bring` finds the model and refuses what no later stage could use; `captured` turns it into the graph that Tersor
+works on.
 """
 
 from __future__ import annotations
@@ -55,13 +56,13 @@ def bring(model: Bringable) -> Brought:
     """
     name = model if isinstance(model, str) else str(model) if isinstance(model, Path) else ""
     if not name:
-        return _checked(_unpack(model, functions.origin(model), "The model"))
+        return _checked(_unpack(model, "", "The model"))
     if name.endswith(".pt2"):
         return _checked(_unpack(archive.read(Path(name)), name, f"MODEL '{name}'"))
     if name.endswith((".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".keras", ".h5")):
         raise ModelError(
-            f"MODEL '{name}' holds no PyTorch program; write a function that builds the network and loads these weights, "
-            "and bring it as path/to/file.py:function, or bring a torch.export archive (.pt2)."
+            f"MODEL '{name}' holds no PyTorch program; write a function that builds the network and loads these "
+            "weights, and bring it as path/to/file.py:function, or bring a torch.export archive (.pt2)."
         )
     function = functions.named(name, "MODEL", ModelError)
     made = functions.called(function, f"MODEL '{name}'", ModelError)
@@ -71,7 +72,7 @@ def bring(model: Bringable) -> Brought:
 def captured(brought: Brought, example: tuple[tuple[Any, ...], dict[str, Any]] | None = None) -> Model:
     """The graph of a brought model, traced on its own example, else on `example`, as (args, kwargs).
 
-    Raises `ModelError` where the model cannot be traced, gives NaN, draws random numbers or uses statistics of the batch.
+    Raises `ModelError` where the model cannot be traced, gives NaN, draws random numbers or mixes the items of a batch.
     """
     if isinstance(brought.module, ExportedProgram):
         model = restore(brought.module)
@@ -92,7 +93,7 @@ def _unpack(made: Any, name: str, where: str) -> Brought:
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
         made, example = made[0], _call_form(made[1])
     if isinstance(made, ExportedProgram):
-        return Brought(name, made, None)
+        return Brought(name or "ExportedProgram", made, None)
     if not isinstance(made, nn.Module):
         raise ModelError(
             f"{where} is a {type(made).__name__}; wanted a torch.nn.Module or (module, example input)"
@@ -100,7 +101,7 @@ def _unpack(made: Any, name: str, where: str) -> Brought:
         )
     if isinstance(made, torch.jit.ScriptModule):
         raise ModelError(f"{where} is a TorchScript module, which torch.export cannot trace; bring the Python module.")
-    return Brought(name, made, example)
+    return Brought(name or type(made).__name__, made, example)
 
 
 def _call_form(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -122,7 +123,9 @@ def _example(found: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, 
     sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
     if len(sizes) != 1 or None in sizes or 0 in sizes:
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
-        raise ModelError(f"The example inputs have shapes {shapes}; the first axis of every input must be the same batch.")
+        raise ModelError(
+            f"The example inputs have shapes {shapes}; the first axis of every input must be the same batch."
+        )
     twice = sizes == {1}  # torch.export takes a size of one for a constant
     args, kwargs = pytree.tree_map(lambda t: _float32(torch.cat([t, t]) if twice else t), found)
     return args, kwargs
@@ -157,7 +160,7 @@ def _check_modules(module: nn.Module, model: str) -> None:
         kind = f"{type(each).__module__}.{type(each).__name__}"
         if kind.startswith(_QUANTISED) or "FakeQuantize" in kind:
             raise ModelError(
-                f"Model {model} is already quantised: '{name}' is a {kind}; bring the float model that it was made from."
+                f"Model {model} is already quantised: '{name}' is a {kind}; bring the float model it was made from."
             )
 
 
@@ -185,7 +188,9 @@ def _check_graph(model: Model) -> None:
             continue
         target = str(node.target)
         if any(word in target for word in _QUANTISING):
-            raise ModelError(f"The model is already quantised: it applies {target}{_line(node)}; bring the float model.")
+            raise ModelError(
+                f"The model is already quantised: it applies {target}{_line(node)}; bring the float model."
+            )
         if _is_random(node, target):
             raise ModelError(
                 f"The model draws random numbers when it predicts: {target}{_line(node)}; "
@@ -220,4 +225,6 @@ def _check_outputs(model: Model) -> None:
                 "the first axis of every output must be the batch."
             )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ModelError(f"Output '{name}' is NaN or Inf on the example input; check the input's range and the weights.")
+            raise ModelError(
+                f"Output '{name}' is NaN or Inf on the example input; check the input's range and the weights."
+            )

@@ -59,7 +59,7 @@ def _affine(model: Model, norm: fx.Node) -> tuple[Tensor, Tensor]:
 
 
 def _along_rows(scale: Tensor, weight: Tensor, matrix: Matrix) -> Tensor:
-    if matrix.convolution is not None and matrix.convolution.transposed:
+    if matrix.transposed:
         per_group = scale.reshape(matrix.groups, 1, -1).expand(-1, weight.shape[0] // matrix.groups, -1)
         return per_group.reshape(weight.shape[0], weight.shape[1], *[1] * (weight.ndim - 2))
     return scale.reshape(-1, *[1] * (weight.ndim - 1))

@@ -1,0 +1,38 @@
+"""ONNX files on disk and what every runner checks before it loads one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from tersor.errors import ArtifactError
+
+_PROTOBUF_LIMIT = 2**31 - 2**20
+
+
+def save_onnx(onnx: ir.Model, path: Path) -> None:
+    """Write one file, or two (`.data` beside it) where protobuf's limit of 2 GiB asks for it."""
+    tensors = [v.const_value for v in onnx.graph.initializers.values() if v.const_value is not None]
+    if sum(t.nbytes for t in tensors) < _PROTOBUF_LIMIT:
+        ir.save(onnx, path)
+    else:
+        ir.save(onnx, path, external_data=f"{path.name}.data")
+
+
+def existing(folder: Path, name: str) -> Path:
+    """The file `name` of an exported folder; raises `ArtifactError` where it is absent or empty."""
+    path = folder / name
+    if not path.is_file() or path.stat().st_size == 0:
+        raise ArtifactError(
+            f"{folder} holds no {name} (or an empty one), so it is no complete export; export it again."
+        )
+    return path
+
+
+def damaged(path: Path, cause: Exception) -> ArtifactError:
+    """What to raise where a runtime refuses a file that it once accepted."""
+    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    return ArtifactError(
+        f"{path.name} is damaged or incomplete: the runtime refuses it ({reason[:200]}); export it again."
+    )

@@ -1,0 +1,100 @@
+"""Run an exported program with torch: what the eager and the inductor target share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from tersor.errors import ArtifactError, ExportError
+from tersor.graph.operators import aten
+from tersor.hub.archive import load_program, save_program
+from tersor.target import Audit, Compressed, Operator, Runner
+
+FILE = "model.pt2"
+_HEAVY = (
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose",
+    "convolution",
+    "linear",
+    "mm",
+    "bmm",
+    "addmm",
+    "matmul",
+    "lstm",
+    "gru",
+)
+
+
+def write_program(compressed: Compressed, folder: Path) -> None:
+    """Write the dense model and the names of its inputs and outputs."""
+    model = compressed.model
+    names = json.dumps({"inputs": model.inputs, "outputs": model.outputs})
+    try:
+        save_program(model.program(), folder / FILE, {"names.json": names})
+    except (RuntimeError, ValueError) as cause:
+        raise ExportError(
+            f"torch.export cannot save the model ({cause}); simplify its inputs to plain tensors."
+        ) from cause
+
+
+class ProgramRunner(Runner):
+    """`wrap` turns the module into what is called (for example `torch.compile`).
+
+    `threads` > 0 sets torch's thread count for the whole process: torch has no other.
+    """
+
+    def __init__(self, folder: Path, threads: int, wrap: Callable[[torch.nn.Module], Callable[..., Any]]):
+        program, extra = load_program(folder / FILE)
+        try:
+            names = json.loads(extra["names.json"])
+            self.inputs, self.outputs = tuple(names["inputs"]), tuple(names["outputs"])
+        except (KeyError, TypeError, ValueError) as cause:
+            raise ArtifactError(
+                f"{FILE} was not written by Tersor: it names no inputs and outputs; export it again."
+            ) from cause
+        if threads > 0:
+            torch.set_num_threads(threads)
+        self._operators = _operators(program)
+        self._structure = program.call_spec.in_spec
+        self._call = wrap(program.module(check_guards=False))
+
+    @torch.inference_mode()
+    def predict(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        args, kwargs = pytree.tree_unflatten(_tensors(inputs), self._structure)
+        return tuple(t.numpy() for t in pytree.tree_leaves(self._call(*args, **kwargs)))
+
+    def audit(self) -> Audit:
+        return Audit(self._operators)
+
+
+def _tensors(inputs: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    return [torch.from_numpy(a if a.flags.writeable and a.flags.c_contiguous else a.copy()) for a in inputs]
+
+
+def _operators(program: ExportedProgram) -> tuple[Operator, ...]:
+    names = dict(program.graph_signature.inputs_to_parameters)
+    found = []
+    for node in program.graph.nodes:
+        kind = str(node.target).removeprefix("aten.").partition(".")[0]
+        if node.op == "call_function" and (kind in _HEAVY or node.target is aten.conv_transpose2d.input):
+            weight = next((names[a.name] for a in node.all_input_nodes if a.name in names), node.name)
+            found.append(
+                Operator(weight.removesuffix(".weight"), kind, _precision(node), "this target computes in float")
+            )
+    return tuple(found)
+
+
+def _precision(node: torch.fx.Node) -> str:
+    value = node.meta.get("val")
+    value = value[0] if isinstance(value, tuple) else value
+    short = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
+    return short.get(getattr(value, "dtype", torch.float32), "f32")

@@ -1,0 +1,125 @@
+"""The report of a search: what was claimed is put beside what was predicted, layer by layer and item by item."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from tersor.graph.macs import macs
+from tersor.graph.model import Model
+from tersor.inputs.job import Job, predict_with
+from tersor.measuring.clock import Race
+from tersor.measuring.machine import folder_bytes, machine, versions
+from tersor.measuring.metrics import Score, drop, predictor
+from tersor.measuring.regression import compare
+from tersor.report import Compared, Executed, Figures, Layer, Report, Tried
+from tersor.search import ORIGINAL, Search
+from tersor.site import Matrix, matrices
+from tersor.target import Compressed
+from tersor.trials import Trial
+
+
+def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: float) -> Report:
+    """Everything that is claimed of `chosen`; `seconds` is what the whole run took."""
+    assert chosen.score is not None
+    runner = chosen.candidate.target.load(chosen.folder, job.threads)
+    after = predictor(runner.predict, runner.outputs)
+    lost = drop(job.before, chosen.score, job.metric)
+    original, small = search.bench.trials[ORIGINAL], chosen.candidate.compressed.model
+    return Report(
+        model=job.name,
+        metric=job.metric.name,
+        lower=job.metric.lower,
+        before=_figures(ORIGINAL, job.before, job.model, original, race),
+        after=_figures(chosen.name, chosen.score, small, chosen, race),
+        drop=lost.text,
+        budget=f"at most {100 * job.max_drop:.4g} {'%' if lost.relative else 'points'} of {job.metric.name}",
+        limit=job.max_drop,
+        batch=job.batch,
+        threads=job.threads,
+        ratio=race.ratio(chosen.name, ORIGINAL),
+        noise=race.noise(),
+        verdict=race.verdict(chosen.name, ORIGINAL),
+        rounds=race.rounds,
+        target=repr(chosen.candidate.target),
+        tried=tuple(_tried(search, trial) for trial in search.bench.trials.values() if trial.name != ORIGINAL),
+        layers=_layers(search, chosen),
+        regression=compare(predict_with(job.model), after, job.evaluation, seed=job.seed),
+        audit=tuple(Executed(**asdict(o)) for o in chosen.audit.operators) if chosen.audit else (),
+        compared=_compared(chosen),
+        machine=machine(),
+        versions=versions(),
+        seeds={"seed": job.seed},
+        data={
+            "calibration": job.calibration.digest(),
+            "held": job.held.digest(),
+            "evaluation": job.evaluation.digest(),
+        },
+        load=race.load,
+        cost={"seconds": seconds, "bytes": 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss},
+        notes=tuple(search.notes),
+    )
+
+
+def _figures(name: str, score: Score, model: Model, trial: Trial, race: Race) -> Figures:
+    return Figures(
+        name=name,
+        score=score if isinstance(score, dict) else {"": score},
+        seconds=race.seconds(name),
+        nbytes=folder_bytes(trial.folder),
+        macs=sum(macs(model).values()),
+        parameters=sum(p.numel() for p in model.module.parameters()),
+        memory=race.memory.get(name),
+    )
+
+
+def _tried(search: Search, trial: Trial) -> Tried:
+    bench = search.bench
+    if trial.refused is not None:
+        return Tried(trial.name, note=trial.refused)
+    score: Mapping[str, float] = {}
+    amount, note = None, "slower than the chosen one: not judged"
+    if trial.score is not None:
+        score = trial.score if isinstance(trial.score, dict) else {"": trial.score}
+        amount, note = bench.judge(trial.name).amount, ""
+    elif not bench.looked_good(trial.name):
+        note = "lost too much on data held out of calibration: not judged"
+    return Tried(trial.name, trial.seconds, score, amount, trial.nbytes, note)
+
+
+def _layers(search: Search, chosen: Trial) -> tuple[Layer, ...]:
+    compressed, decided = chosen.candidate.compressed, search.decided[chosen.name]
+    after = {matrix.name: matrix for matrix in matrices(compressed.model)}
+    techniques = decided.techniques if decided is not None else {}
+    return tuple(
+        _layer(search, matrix, after.get(matrix.name), compressed, repr(techniques.get(matrix.name, "as it was")))
+        for matrix in matrices(search.model)
+    )
+
+
+def _layer(search: Search, before: Matrix, after: Matrix | None, compressed: Compressed, technique: str) -> Layer:
+    weight = compressed.weights.get(before.weight)
+    size = compressed.model.tensor(before.weight).numel() if after is not None else 0
+    nbytes = weight.nbytes if weight is not None else 4 * size
+    return Layer(
+        name=before.name,
+        shape=before.shape,
+        technique=technique.strip("'"),
+        bits=round(8 * nbytes / size, 2) if size else 0.0,
+        width_before=before.rows,
+        width_after=after.rows if after is not None else 0,
+        damage=search.damage.get((before.name, technique)),
+        nbytes_before=4 * search.model.tensor(before.weight).numel(),
+        nbytes_after=nbytes,
+    )
+
+
+def _compared(chosen: Trial) -> tuple[Compared, ...]:
+    plan = chosen.candidate.plan
+    if plan is None:
+        return ()
+    return (
+        Compared("seconds of a batch", plan.seconds, chosen.seconds, "seconds"),
+        Compared("bytes", plan.nbytes, float(chosen.nbytes), "bytes"),
+    )

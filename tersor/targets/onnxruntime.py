@@ -1,0 +1,154 @@
+"""ONNX Runtime on the CPU: float32, or int8 through its QDQ fusions."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from tersor.errors import MissingRuntime, TargetError
+from tersor.hub.export import to_onnx
+from tersor.hub.files import damaged, existing, save_onnx
+from tersor.hub.insertion import insert_grids
+from tersor.hub.placement import Placement
+from tersor.hub.precision import label_of, matrix_names, reasons
+from tersor.target import Audit, Compressed, Operator, Runner, Target
+
+FILE = "model.onnx"
+PLACEMENT = Placement()
+_INTEGER = ("QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat")
+_DYNAMIC = ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+_FLOAT = (
+    "Conv",
+    "FusedConv",
+    "NhwcFusedConv",
+    "ConvTranspose",
+    "Gemm",
+    "FusedGemm",
+    "MatMul",
+    "FusedMatMul",
+    "Attention",
+)
+_RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+@dataclass(frozen=True)
+class OnnxRuntime(Target):
+    """`fp32` or `int8` (unsigned activations, signed weights: what the VNNI kernels take)."""
+
+    precision: str = "fp32"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
+
+    def export(self, compressed: Compressed, folder: Path) -> None:
+        exported = to_onnx(compressed)
+        onnx = insert_grids(exported, compressed, PLACEMENT) if self.precision == "int8" else exported.onnx
+        save_onnx(onnx, folder / FILE)
+
+    def load(self, folder: Path, threads: int = 0) -> Runner:
+        return _Runner(existing(folder, FILE), threads)
+
+    def available(self) -> str | None:
+        if self.precision not in self.precisions:
+            return f"Target onnxruntime has no precision {self.precision!r}; choose {' or '.join(self.precisions)}."
+        return None if find_spec("onnxruntime") else _MISSING
+
+    def usage(self, inputs: tuple[str, ...]) -> str:
+        feed = ", ".join(f'"{name}": {name}' for name in inputs)
+        return (
+            "import onnxruntime\n"
+            f'session = onnxruntime.InferenceSession("{FILE}", providers=["CPUExecutionProvider"])\n'
+            f"# {', '.join(inputs)}: numpy arrays as the original model takes them (float32), first axis the batch\n"
+            f"outputs = session.run(None, {{{feed}}})"
+        )
+
+
+_MISSING = "Target onnxruntime needs ONNX Runtime, which is not installed; run: pip install 'onnxruntime>=1.30'"
+
+
+def _runtime() -> ModuleType:
+    try:
+        import onnxruntime
+    except ImportError as cause:
+        raise MissingRuntime(_MISSING) from cause
+    return onnxruntime
+
+
+class _Runner(Runner):
+    def __init__(self, path: Path, threads: int):
+        self._path = path
+        self._session = _session(path, threads)
+        self.inputs = tuple(i.name for i in self._session.get_inputs())
+        self.outputs = tuple(o.name for o in self._session.get_outputs())
+        self._types = [_NUMPY[i.type] for i in self._session.get_inputs()]
+
+    def predict(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        feed = {n: np.asarray(a, t) for n, a, t in zip(self.inputs, inputs, self._types, strict=True)}
+        return tuple(self._session.run(None, feed))
+
+    def audit(self) -> Audit:
+        """Read from the graph that the session optimised, dumped to a temporary file."""
+        hub = ir.load(self._path).graph
+        with tempfile.TemporaryDirectory() as folder:
+            dump = Path(folder) / "optimised.onnx"
+            _session(self._path, 1, dump)
+            return Audit(tuple(_operators(ir.load(dump).graph, hub)))
+
+
+def _session(path: Path, threads: int, dump: Path | None = None) -> Any:
+    ort = _runtime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4 if dump is not None else 3
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Without VNNI the u8s8 kernels saturate in 16 bits and give other results; this asks for exact ones there.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if dump is not None:
+        options.optimized_model_filepath = str(dump)
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as cause:  # its errors share no public base class
+        if isinstance(cause, MemoryError):
+            raise TargetError(f"There is not enough memory to load {path.name}; free some and try again.") from cause
+        raise damaged(path, cause) from cause
+
+
+def _operators(graph: ir.Graph, hub: ir.Graph) -> list[Operator]:
+    names, why = matrix_names(hub), reasons(hub)
+    found = []
+    for node in graph:
+        precision = _precision(node)
+        if precision is not None:
+            origin = label_of(str(node.name), names)
+            reason = "" if precision == "i8" else why.get(names.get(origin, ""), "") or _NOT_FUSED
+            found.append(Operator(names.get(origin, str(node.name)), node.op_type, precision, reason))
+    return found
+
+
+_NOT_FUSED = "ONNX Runtime has no integer kernel for it with these neighbours"
+
+
+def _precision(node: ir.Node) -> str | None:
+    if node.op_type in _INTEGER or node.op_type in _DYNAMIC:
+        return "i8"
+    if node.op_type == "MatMulNBits":
+        return f"i{node.attributes['bits'].as_int() if 'bits' in node.attributes else 4}"
+    return "f32" if node.op_type in _FLOAT or node.op_type in _RECURRENT else None
+
+
+_NUMPY: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int16)": np.int16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}

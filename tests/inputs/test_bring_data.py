@@ -1,0 +1,236 @@
+"""Data as users bring it: every form becomes the same batches, and each refusal says what and where."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from tersor.errors import DataError
+from tersor.graph.model import Model
+from tersor.inputs import data
+from tersor.inputs.models import bring, captured
+from tersor.measuring.batches import Batches
+
+
+class Two(nn.Module):
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        return image.sum(1) + mask
+
+
+IMAGES, LABELS = torch.randn(10, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(10)
+
+
+@pytest.fixture(scope="module")
+def one() -> Model:
+    return captured(bring((nn.Conv2d(3, 2, 3), IMAGES[:2])))
+
+
+@pytest.fixture(scope="module")
+def two() -> Model:
+    return captured(bring((Two(), (torch.randn(2, 3), torch.randn(2)))))
+
+
+def opened(given: Any, model: Model, labels: bool = False) -> Batches:
+    return data.batches(data.bring(given), model, labels)
+
+
+def refusal(given: Any, model: Model, labels: bool = False) -> str:
+    with pytest.raises(DataError) as raised:
+        opened(given, model, labels)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def batched() -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, 10, 4):
+        yield IMAGES[start : start + 4], LABELS[start : start + 4]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        batched,
+        batched(),
+        list(batched()),
+        DataLoader(TensorDataset(IMAGES, LABELS), 4),
+        [(x.numpy(), y.numpy()) for x, y in batched()],
+        [(x.double(), y.tolist()) for x, y in batched()],
+        [((x,), y) for x, y in batched()],
+        [({"input": x}, y) for x, y in batched()],
+        [{"input": x, "labels": y} for x, y in batched()],
+        {"images": IMAGES.numpy(), "labels": LABELS.numpy()},
+        (IMAGES, LABELS),
+        Batches.of(IMAGES, LABELS, 4),
+    ],
+    ids=lambda g: type(g).__name__,
+)
+def test_every_form_gives_the_same_items(given: Any, one: Model) -> None:
+    found = opened(given, one, labels=True).rebatch(10)
+    (batch,) = found
+    assert torch.allclose(batch.inputs[0], IMAGES)
+    assert torch.equal(torch.as_tensor(batch.labels), LABELS)
+
+
+def test_inputs_without_labels(one: Model) -> None:
+    for given in (IMAGES, [IMAGES[:4], IMAGES[4:]], [(IMAGES,)], [[IMAGES]], [{"input": IMAGES}]):
+        found = opened(given, one)
+        assert len(found) == 10
+        assert all(b.labels is None for b in found)
+
+
+def test_several_inputs(two: Model) -> None:
+    image, mask, labels = torch.randn(6, 3), torch.randn(6), torch.arange(6)
+    for given in (
+        [(image, mask)],
+        [((image, mask), labels)],
+        [(image, mask, labels)],
+        [{"mask": mask, "image": image}],
+        {"mask": mask.numpy(), "image": image.numpy(), "y": labels.numpy()},
+    ):
+        (batch,) = opened(given, two)
+        assert torch.equal(batch.inputs[0], image)
+        assert torch.equal(batch.inputs[1], mask)
+    assert "the model takes image, mask" in refusal([{"image": image, "other": mask}], two)
+    assert "has 1 inputs; the model takes 2: image, mask" in refusal([image], two)
+
+
+def test_nested_structures_follow_the_example() -> None:
+    class Nested(nn.Module):
+        def forward(self, batch: dict[str, Tensor], *, scale: Tensor) -> Tensor:
+            return batch["a"] - batch["b"] * scale
+
+    a, b, scale = torch.randn(4, 3), torch.randn(4, 3), torch.randn(4, 1)
+    model = captured(bring(Nested()), (({"a": a, "b": b},), {"scale": scale}))
+    (batch,) = opened([(({"a": a, "b": b}, scale), torch.arange(4))], model)
+    assert [t.shape for t in batch.inputs] == [t.shape for t in model.example]
+
+    class Single(nn.Module):
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return batch["a"] - batch["b"]
+
+    model = captured(bring(Single()), (({"a": a, "b": b},), {}))
+    (batch,) = opened([{"b": b, "a": a}], model)
+    assert torch.equal(model.run(*batch.inputs)[0], a - b)
+
+
+def test_a_file_and_its_mistakes(tmp_path: Path, one: Model) -> None:
+    path = tmp_path / "data.py"
+    path.write_text(
+        "import numpy as np\n"
+        "def good():\n    for i in range(3):\n        yield np.full((2, 3, 4, 4), i), np.zeros(2, int)\n"
+        "def late():\n    yield np.ones((2, 3, 4, 4))\n    raise RuntimeError('disk on fire')\n"
+        "def empty():\n    return []\n"
+        "def number():\n    return 3\n"
+    )
+    assert "is int64; the model's example is float32" in refusal(f"{path}:good", one)
+    message = refusal(f"{path}:late", one)
+    assert "RuntimeError: disk on fire" in message
+    assert "line 7 of" in message
+    assert "gave no batches" in refusal(f"{path}:empty", one)
+    assert "gave a int; wanted an iterable of batches" in refusal(f"{path}:number", one)
+    assert "no function 'gone'; it has: empty, good, late, number" in refusal(f"{path}:gone", one)
+
+
+def test_npz(tmp_path: Path, one: Model, two: Model) -> None:
+    path = tmp_path / "data.npz"
+    np.savez_compressed(path, x=IMAGES.numpy(), y=LABELS.numpy())
+    found = opened(str(path), one, labels=True)
+    assert len(found) == 10
+    assert found.digest() == opened(path, one).digest()
+    np.savez(path, image=np.random.rand(5, 3), mask=np.random.rand(5), labels=np.arange(5))
+    assert len(opened(str(path), two, labels=True)) == 5
+    np.savez(path, image=np.random.rand(5, 3), msk=np.random.rand(5))
+    assert "names image, msk; the model takes image, mask" in refusal(str(path), two)
+    np.savez(path, x=np.array([object()], dtype=object))
+    assert "holds Python objects, which could run code" in refusal(str(path), one)
+    assert "There is no file" in refusal(str(tmp_path / "gone.npz"), one)
+    path.write_text("hello")
+    assert "cannot be read as .npz" in refusal(str(path), one)
+
+
+def test_an_npz_that_declares_more_than_it_holds(tmp_path: Path, one: Model) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", header.getvalue())
+    assert f"declares {(1 << 42) + len(header.getvalue())} bytes and holds" in refusal(str(tmp_path / "a.npz"), one)
+
+
+def test_nan_inf_and_huge_values_say_where(one: Model) -> None:
+    for value, said in ((float("nan"), "1 NaN or Inf"), (float("inf"), "1 NaN or Inf"), (1e30, "1 values above 1e+18")):
+        bad = IMAGES.clone()
+        bad[6, 1, 2, 3] = value
+        message = refusal([bad[:4], bad[4:]], one)
+        assert said in message
+        assert "batch 1, item 2" in message
+        assert "the first in item 6" in refusal(bad, one)
+
+
+def test_constant_and_empty_data(one: Model, two: Model) -> None:
+    assert "All 10 items of list hold nothing but 0; give real data" in refusal([torch.zeros(10, 3, 4, 4)], one)
+    assert "hold nothing but 0.5" in refusal([torch.full((10, 3, 4, 4), 0.5)], one)
+    assert "holds an item" in refusal([torch.zeros(0, 3, 4, 4)], one)
+    assert "gave no batches" in refusal([], one)
+    assert len(opened([(torch.randn(4, 3), torch.zeros(4))], two)) == 4  # one input of several may be constant
+
+
+def test_shapes_and_types_that_do_not_fit(one: Model) -> None:
+    message = refusal([IMAGES, IMAGES.permute(0, 2, 3, 1)], one)
+    assert "batch 1 of list, input 'input' has the shape (10, 4, 4, 3)" in message
+    assert "the model's example has (batch, 3, 4, 4)" in message
+    assert "another order (permute them)" in message
+    assert "the batch axis is missing" in refusal([IMAGES[0], IMAGES[1]], one)
+    assert "has the shape (10, 3, 5, 5)" in refusal([torch.randn(10, 3, 5, 5)], one)
+    message = refusal([(IMAGES * 10).to(torch.uint8)], one)
+    assert "is uint8; the model's example is float32; scale it as in training" in message
+    assert "is a str; wanted a tensor" in refusal([["a"]], one)
+
+
+def test_missing_labels(one: Model) -> None:
+    assert "Batch 0 of list has no labels" in refusal([IMAGES], one, labels=True)
+    assert "Batch 1 of list has no labels" in refusal([(IMAGES, LABELS), (IMAGES,)], one)
+    assert "give one label per item" in refusal([(IMAGES, LABELS[:4])], one)
+
+
+def test_the_first_batch_as_the_example() -> None:
+    net = nn.Conv2d(3, 2, 3)
+    for given in (batched, [{"input": IMAGES}], {"x": IMAGES.numpy(), "y": LABELS.numpy()}, IMAGES, Batches.of(IMAGES)):
+        source, brought = data.bring(given), bring(net)
+        model = captured(brought, data.example(source, brought))
+        assert model.example[0].shape == (2, 3, 4, 4)
+        assert len(data.batches(source, model)) == 10
+    source, brought = data.bring([(torch.randn(1, 3), torch.randn(1))]), bring(Two())
+    assert [t.shape[0] for t in captured(brought, data.example(source, brought)).example] == [2, 2]
+
+
+def test_buffers_that_a_loader_reuses_are_copied(one: Model) -> None:
+    def reusing() -> Iterator[np.ndarray]:
+        buffer = np.empty((1, 3, 4, 4), np.float32)
+        for i in range(3):
+            buffer[:] = i
+            yield buffer
+
+    assert [float(b.inputs[0].mean()) for b in opened(reusing, one)] == [0, 1, 2]
+
+
+def test_split_is_seeded_disjoint_and_large_enough() -> None:
+    whole = Batches.of(torch.arange(2000.0).reshape(-1, 1))
+    first, second = data.split(whole, seed=3)
+    assert (len(first), len(second)) == (1600, 400)
+    assert data.split(whole, seed=3)[1].digest() == second.digest()
+    assert data.split(whole, seed=4)[1].digest() != second.digest()
+    items = torch.cat([b.inputs[0] for part in (first, second) for b in part]).flatten()
+    assert sorted(items.tolist()) == list(range(2000))
+    assert [len(p) for p in data.split(whole.take(500))] == [300, 200]
+    assert [len(p) for p in data.split(whole.take(100))] == [50, 50]
+    with pytest.raises(DataError, match="separate evaluation data"):
+        data.split(whole.take(1))
