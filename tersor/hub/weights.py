@@ -39,6 +39,8 @@ def codes_of(name: str, weight: Weight) -> Codes | None:
     axis = weight.axis
     if np.any(np.asarray(weight.zero)) or codes.dtype != np.int8:
         return None
+    if weight.scale.dim() == 2 and weight.scale.shape[1] != 1:
+        return None
     if scale.size not in (1, codes.shape[axis]) or np.any(scale <= 0):
         return None
     return Codes(name, codes, np.full(codes.shape[axis], scale[0]) if scale.size == 1 else scale, axis)
