@@ -75,7 +75,7 @@ def run(key: str, settings: Settings) -> dict[str, Any]:
 
 
 def _peer(key: str, name: str, folder: Path) -> Row:
-    return {"title": PEERS[name].title, **_made(["benchmarks.peers", key, name, str(folder)], folder)}
+    return {"title": PEERS[name].title, **made(["benchmarks.peers", key, name, str(folder)], folder)}
 
 
 def _our_rows(settings: Settings) -> list[tuple[str, str, int]]:
@@ -87,10 +87,10 @@ def _our_rows(settings: Settings) -> list[tuple[str, str, int]]:
 def _ours(key: str, way: str, batch: int, folder: Path, settings: Settings) -> Row:
     words = [str(w) for w in (key, way, batch, folder, settings.max_drop, settings.threads, settings.seed)]
     title = f"Tersor, for batch {batch}" if way == AUTO else INT8[way]
-    return {"title": title, "way": way, "batch": batch, **_made(["benchmarks.ours", *words], folder)}
+    return {"title": title, "way": way, "batch": batch, **made(["benchmarks.ours", *words], folder)}
 
 
-def _made(command: Sequence[str], folder: Path) -> Row:
+def made(command: Sequence[str], folder: Path) -> Row:
     """The record of a file that is there, or that `command` makes now; its last word where it fails."""
     if not (folder / "record.json").exists():
         shutil.rmtree(folder, ignore_errors=True)

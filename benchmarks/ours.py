@@ -38,7 +38,7 @@ def make_auto(key: str, folder: str, batch: int, threads: int) -> Callable[[], A
 
 def make_int8(key: str, folder: str, batch: int, threads: int, runtime: str) -> Callable[[], Any]:
     """One `predict` of the int8 file in its runtime."""
-    return _call(_exported(Path(folder), threads, runtime), key, batch)
+    return _call(exported(Path(folder), threads, runtime), key, batch)
 
 
 def compress(key: str, batch: int, folder: Path, max_drop: float, threads: int, seed: int) -> tuple[Path, str]:
@@ -94,7 +94,7 @@ def prepare(key: str, way: str, batch: int, folder: Path, max_drop: float, threa
         files.mkdir()
         _target(way).export(int8(key, seed), files)
     seconds = time.perf_counter() - begin
-    runner = _delivered(folder / "artifact", threads) if way == AUTO else _exported(files, threads, way)
+    runner = _delivered(folder / "artifact", threads) if way == AUTO else exported(files, threads, way)
     guess, labels = predict(runner, zoo.part(key, "test")[0]).argmax(1), zoo.part(key, "test")[1]
     np.save(folder / "guess.npy", guess)
     record = {
@@ -137,7 +137,8 @@ def _delivered(folder: Path, threads: int) -> Runner:
     return tersor.load(folder, threads=threads)
 
 
-def _exported(folder: Path, threads: int, runtime: str) -> Runner:
+def exported(folder: Path, threads: int, runtime: str) -> Runner:
+    """An int8 file in its runtime."""
     return _target(runtime).load(folder, threads)
 
 
