@@ -340,16 +340,16 @@ def _attention(cut: Cut, old: fx.Node, new: fx.Node, a: Args) -> None:
 
 
 EDITS: dict[str, Edit] = {
-    **{f"aten.{name}": _whole_shape("size") for name in "view _unsafe_view expand zeros ones full empty".split()},
-    **{f"aten.{name}": _whole_shape("size") for name in "new_zeros new_ones new_full new_empty broadcast_to".split()},
+    **{f"aten.{name}": _whole_shape("size") for name in ["view", "_unsafe_view", "expand", "zeros", "ones", "full", "empty"]},
+    **{f"aten.{name}": _whole_shape("size") for name in ["new_zeros", "new_ones", "new_full", "new_empty", "broadcast_to"]},
     "aten.reshape": _whole_shape("shape"),
     "aten.unflatten": _unflatten,
-    **{f"aten.{name}": _split for name in "split split_with_sizes chunk tensor_split unsafe_split unsafe_chunk".split()},
+    **{f"aten.{name}": _split for name in ["split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk"]},
     "aten.slice": _slice,
     "aten.narrow": _narrow,
     "aten.constant_pad_nd": _pad,
     "aten.pad": _pad,
-    **{f"aten.{name}": _inner("groups") for name in "conv1d conv2d conv3d convolution channel_shuffle".split()},
+    **{f"aten.{name}": _inner("groups") for name in ["conv1d", "conv2d", "conv3d", "convolution", "channel_shuffle"]},
     **{f"aten.conv_transpose{rank}d": _inner("groups") for rank in (1, 2, 3)},
     "aten.repeat_interleave": _repeat_interleave,
     "aten.repeat": _repeat,

@@ -1,0 +1,222 @@
+"""Kill `tersor compress` over an existing artifact, and damage artifacts: what survives, and what is refused.
+
+    python -m benchmarks.faults [--kills 100] [--corruptions 200] [--out benchmarks/results/faults.jsonl]
+
+Kills: SIGKILL at moments spread evenly over the whole command, and at least 15 within the exchange itself (before the
+flush, before and after the exchange of the folders, while the old one is removed). After each the folder must verify as
+the old or the new artifact. At the end the same command must finish.
+Corruptions: one random change (a flipped bit, a cut, a byte more, a file gone, a file more, two files swapped) in a copy of
+the artifact, the manifest included; `verify` and `load` must both refuse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import tersor
+from benchmarks.environment import record
+from tersor.errors import ArtifactError
+
+WHERE = ("flush", "before the exchange", "after the exchange", "removal")
+
+WRAPPED = """
+import os, signal, sys
+from tersor.store import files
+where = {where!r}
+def dead(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
+if where == "flush":
+    files.flush = dead
+elif where == "before the exchange":
+    files._put = dead
+elif where == "after the exchange":
+    put = files._put
+    files._put = lambda *a: (put(*a), dead())
+else:
+    rmtree = files.shutil.rmtree
+    def removing(path, *a, **k):
+        if ".tersor-" in str(path) and os.path.exists(os.path.join(path, "manifest.json")):
+            os.remove(os.path.join(path, "manifest.json"))
+            dead()
+        return rmtree(path, *a, **k)
+    files.shutil.rmtree = removing
+from tersor.cli import main
+sys.argv[0] = "tersor"
+main()
+"""
+
+
+def subject(folder: Path) -> list[str]:
+    """A small trained-looking network and data; gives the arguments of the command."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(1024, 10),
+    ).eval()
+    x = torch.randn(600, 1, 8, 8)
+    program = torch.export.export(module, (x[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, folder / "model.pt2")
+    with torch.no_grad():
+        np.savez(folder / "data.npz", x=x.numpy(), y=module(x).argmax(1).numpy())
+    return [
+        "compress", str(folder / "model.pt2"), "--data", str(folder / "data.npz"), "--max-drop", "5%",
+        "--target", "onnxruntime", "--threads", "1", "--time-limit", "20s",
+    ]  # fmt: skip
+
+
+def run(arguments: list[str], kill_after: float | None = None, where: str | None = None) -> tuple[int, str]:
+    """Exit code and stderr of one command, killed after some seconds or at a place in the exchange."""
+    code = WRAPPED.format(where=where) if where else "from tersor.cli import main\nmain()\n"
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+        )
+        try:
+            process.wait(kill_after)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        said.seek(0)
+        return process.returncode, said.read()
+
+
+def kills(count: int, seed: int) -> dict:
+    """Kill the command `count` times; what the folder was afterwards."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        arguments = [*subject(folder), "--out", str(folder / "out")]
+        start = time.monotonic()
+        code, said = run([*arguments, "--seed", "0"])
+        whole = time.monotonic() - start
+        if code:
+            raise SystemExit(f"the command failed before any kill: {said}")
+        old = digest(folder / "out")
+        stages: collections.Counter[str] = collections.Counter()
+        verified = replaced = 0
+        timed = count - max(15, count // 6)
+        for k in range(count):
+            where = None if k < timed else WHERE[k % len(WHERE)]
+            code, said = run([*arguments, "--seed", str(k)], None if where else whole * (k + 0.5) / timed, where)
+            stages[where or last_stage(said) if code == -signal.SIGKILL else "finished before the kill"] += 1
+            try:
+                tersor.verify(folder / "out", threads=1)
+                verified += 1
+            except ArtifactError as broken:
+                print(f"kill {k} ({where or last_stage(said)}): {broken}", file=sys.stderr)
+            now = digest(folder / "out")
+            replaced += now != old
+            old = now
+            print(f"kill {k + 1}/{count}: {verified} verified", file=sys.stderr, flush=True)
+        code, _ = run([*arguments, "--seed", "0"])
+        tersor.verify(folder / "out", threads=1)
+        left = sorted(p.name for p in folder.iterdir() if ".tersor-" in p.name)
+        return {
+            "kills": count, "verified": verified, "new_artifact_after_kill": replaced, "stages": dict(stages),
+            "finished_afterwards": code == 0, "left_behind": left, "seconds_of_command": round(whole, 1),
+        }  # fmt: skip
+
+
+def last_stage(said: str) -> str:
+    """The last stage that the command announced, without its figures."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return " ".join(w for w in lines[-1].split() if w.isalpha())[:40] if lines else "starting"
+
+
+def digest(folder: Path) -> str:
+    return json.loads((folder / "manifest.json").read_text())["sha256"]
+
+
+def corruptions(count: int, seed: int) -> dict:
+    """Change copies of an artifact at random; how many were refused."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        code, said = run([*subject(folder), "--out", str(folder / "out")])
+        if code:
+            raise SystemExit(f"the command failed: {said}")
+        refused = collections.Counter()
+        kinds: collections.Counter[str] = collections.Counter()
+        for k in range(count):
+            copy = folder / "copy"
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(folder / "out", copy)
+            kind = corrupt(copy, rng)
+            kinds[kind] += 1
+            for name, opened in (("verify", tersor.verify), ("load", tersor.load)):
+                try:
+                    opened(copy, threads=1)
+                    print(f"corruption {k} ({kind}) was not refused by {name}", file=sys.stderr)
+                except ArtifactError:
+                    refused[name] += 1
+        return {
+            "corruptions": count,
+            "refused_by_verify": refused["verify"],
+            "refused_by_load": refused["load"],
+            "kinds": kinds,
+        }
+
+
+def corrupt(folder: Path, rng: random.Random) -> str:
+    """One random change to one random file."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    path = rng.choice(files)
+    data = bytearray(path.read_bytes())
+    kind = rng.choice(["bit", "bit", "bit", "cut", "byte more", "file gone", "file more", "swap", "zeroed"])
+    if kind == "bit":
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == "cut":
+        del data[rng.randrange(len(data)) :]
+    elif kind == "byte more":
+        data.insert(rng.randrange(len(data) + 1), rng.randrange(256))
+    elif kind == "zeroed":
+        at = rng.randrange(len(data))
+        data[at : at + 64] = bytes(b ^ 0xFF for b in data[at : at + 64])
+    if kind in ("bit", "cut", "byte more", "zeroed"):
+        path.write_bytes(data)
+    elif kind == "file gone":
+        path.unlink()
+    elif kind == "file more":
+        (path.parent / f"more{rng.randrange(10**6)}.bin").write_bytes(rng.randbytes(16))
+    else:
+        other = rng.choice([f for f in files if f != path])
+        mine, theirs = path.read_bytes(), other.read_bytes()
+        path.write_bytes(theirs)
+        other.write_bytes(mine)
+    return kind
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--corruptions", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/faults.jsonl"))
+    asked = parser.parse_args()
+    found = {"benchmark": "faults", **record(), "seed": asked.seed}
+    found |= corruptions(asked.corruptions, asked.seed)
+    found |= kills(asked.kills, asked.seed)
+    print(json.dumps(found, indent=1))
+    with asked.out.open("a") as file:
+        file.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""The peers: what a careful engineer reaches for today, each with its own default settings.
+
+A peer is three functions of the same last name. `prepare_*(key, folder)` turns the trained model into the peer's files,
+`predict_*(key, folder, inputs)` gives the logits of these files in the peer's own runtime, and
+`make_*(key, folder, batch, threads)` gives the clock a callable without arguments. Each is called in a process of its
+own, which imports only that peer's runtime:
+
+    python -m benchmarks.peers MODEL PEER FOLDER      prepares, predicts the test part, writes record.json
+
+Choices that are ours, each to the peer's favour: OpenVINO models are compiled for the fixed batch that is timed (a
+dynamic one is up to 1.5 times slower at batch 1) and fed in the fastest way its Python interface has; calibration sees
+300 images; every runtime's own graph optimiser stays on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks import environment, zoo
+
+if TYPE_CHECKING:
+    import openvino
+    from onnxruntime import InferenceSession
+    from torch import nn
+
+Call = Callable[[], Any]
+Logits = Callable[..., Any]  # a torch module or what compiling it gave
+_SMALL = 2**18  # bytes; copying so few is cheaper than handing an array over
+STEP = 50  # items per call when predicting; divides every test part
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way of running a model that is not ours."""
+
+    name: str
+    title: str
+    prepare: Callable[[str, Path], float | None]
+    predict: Callable[[str, Path, np.ndarray], np.ndarray]
+    make: Callable[..., Call]
+    files: tuple[str, ...]  # what must travel to run it
+
+
+# ---------------------------------------------------------------------------------------------------------- torch
+
+
+def prepare_eager(key: str, folder: Path) -> None:
+    """The state dictionary; nothing else is needed but the model's own code."""
+    import torch
+
+    torch.save(zoo.module(key).state_dict(), folder / "weights.pt")
+
+
+def predict_eager(key: str, folder: Path, inputs: np.ndarray) -> np.ndarray:
+    """Logits of the saved weights in eager mode."""
+    return _torch_logits(_restore(key, folder), inputs)
+
+
+def make_eager(key: str, folder: str, batch: int, threads: int) -> Call:
+    """One eager forward pass."""
+    return _torch_call(_restore(key, Path(folder), threads), key, batch)
+
+
+def prepare_inductor(key: str, folder: Path) -> float:
+    """The state dictionary; the seconds are those of compiling for batch 1, with an empty cache."""
+    import torch
+
+    prepare_eager(key, folder)
+    compiled = _compile(key, folder)
+    x = torch.from_numpy(zoo.sample(key, 1))
+    begin = time.perf_counter()
+    with torch.no_grad():
+        compiled(x)
+    return time.perf_counter() - begin
+
+
+def predict_inductor(key: str, folder: Path, inputs: np.ndarray) -> np.ndarray:
+    """Logits of the model compiled for batch 1, whose code the clock will use again."""
+    return _torch_logits(_compile(key, folder), inputs, 1)
+
+
+def make_inductor(key: str, folder: str, batch: int, threads: int) -> Call:
+    """One forward pass of `torch.compile(model)`, compiled for this batch."""
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of idle workers beside the clock
+    return _torch_call(_compile(key, Path(folder), threads), key, batch)
+
+
+def _restore(key: str, folder: Path, threads: int = 2) -> nn.Module:
+    import torch
+
+    torch.set_num_threads(threads)
+    model = zoo.module(key)
+    model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    return model.eval()
+
+
+def _compile(key: str, folder: Path, threads: int = 2) -> Logits:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
+    import torch
+
+    return torch.compile(_restore(key, folder, threads), dynamic=False)
+
+
+def _torch_call(model: Logits, key: str, batch: int) -> Call:
+    import torch
+
+    x = torch.from_numpy(zoo.sample(key, batch))
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return model(x)
+
+    return call
+
+
+def _torch_logits(model: Logits, inputs: np.ndarray, step: int = STEP) -> np.ndarray:
+    import torch
+
+    with torch.inference_mode():
+        return np.concatenate([model(torch.from_numpy(x)).numpy() for x in _steps(inputs, step)])
+
+
+# --------------------------------------------------------------------------------------------------- ONNX Runtime
+
+
+def prepare_onnxruntime_fp32(key: str, folder: Path) -> None:
+    """torch's own exporter, with a dynamic batch."""
+    import torch
+
+    x = torch.from_numpy(zoo.sample(key, 2))
+    program = torch.onnx.export(
+        zoo.module(key), (x,), dynamo=True, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), verbose=False
+    )
+    if program is None:
+        raise SystemExit("torch.onnx.export gave no program")
+    program.save(str(folder / "model.onnx"))
+
+
+def prepare_onnxruntime_int8(key: str, folder: Path) -> None:
+    """`quantize_static` after `quant_pre_process`: QDQ, unsigned activations, signed weights per channel."""
+    from onnxruntime import quantization as q
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(q.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.items: Iterator[np.ndarray] = iter(zoo.part(key, "calibration")[0])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            item = next(self.items, None)
+            return None if item is None else {name: np.asarray(item)[None]}
+
+    scratch = folder / "scratch"
+    scratch.mkdir(exist_ok=True)
+    prepare_onnxruntime_fp32(key, scratch)
+    name = _session(scratch / "model.onnx", 2).get_inputs()[0].name
+    quant_pre_process(str(scratch / "model.onnx"), str(scratch / "ready.onnx"))
+    q.quantize_static(
+        str(scratch / "ready.onnx"),
+        str(folder / "model.onnx"),
+        Reader(),
+        quant_format=q.QuantFormat.QDQ,
+        activation_type=q.QuantType.QUInt8,
+        weight_type=q.QuantType.QInt8,
+        per_channel=True,
+    )
+
+
+def predict_onnxruntime(key: str, folder: Path, inputs: np.ndarray) -> np.ndarray:
+    """Logits of the ONNX file."""
+    session = _session(folder / "model.onnx", 2)
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: x})[0] for x in _steps(inputs)])
+
+
+def make_onnxruntime(key: str, folder: str, batch: int, threads: int) -> Call:
+    """One `session.run`."""
+    session = _session(Path(folder) / "model.onnx", threads)
+    feed = {session.get_inputs()[0].name: zoo.sample(key, batch)}
+    return lambda: session.run(None, feed)
+
+
+def _session(path: Path, threads: int) -> InferenceSession:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+# ------------------------------------------------------------------------------------------------------- OpenVINO
+
+
+def prepare_openvino(key: str, folder: Path) -> None:
+    """OpenVINO's own conversion of the torch module, float32 weights."""
+    import openvino as ov
+
+    ov.save_model(_converted(key), folder / "model.xml", compress_to_fp16=False)
+
+
+def prepare_nncf(key: str, folder: Path) -> None:
+    """`nncf.quantize` with its defaults on the converted model."""
+    import nncf
+    import openvino as ov
+
+    inputs = zoo.part(key, "calibration")[0]
+    items = nncf.Dataset([np.asarray(x)[None] for x in inputs])
+    ov.save_model(nncf.quantize(_converted(key), items, subset_size=len(inputs)), folder / "model.xml")
+
+
+def predict_openvino_fp32(key: str, folder: Path, inputs: np.ndarray) -> np.ndarray:
+    """Logits with float32 arithmetic."""
+    return _openvino_logits(folder, inputs, "f32")
+
+
+def predict_openvino_bf16(key: str, folder: Path, inputs: np.ndarray) -> np.ndarray:
+    """Logits with bfloat16 arithmetic."""
+    return _openvino_logits(folder, inputs, "bf16")
+
+
+def predict_nncf(key: str, folder: Path, inputs: np.ndarray) -> np.ndarray:
+    """Logits at the runtime's own choice of precision."""
+    return _openvino_logits(folder, inputs, "")
+
+
+def make_openvino(key: str, folder: str, batch: int, threads: int, precision: str = "") -> Call:
+    """One inference from a NumPy array to a NumPy array, compiled for this batch."""
+    import openvino as ov
+
+    x = zoo.sample(key, batch)
+    request = _compiled(Path(folder), x.shape, threads, precision).create_infer_request()
+
+    def copied() -> np.ndarray:
+        request.get_input_tensor().data[:] = x
+        request.infer()
+        return request.get_output_tensor().data
+
+    def shared() -> np.ndarray:
+        request.set_input_tensor(ov.Tensor(x, shared_memory=True))
+        request.infer()
+        return request.get_output_tensor().data
+
+    return copied if x.nbytes < _SMALL else shared
+
+
+def _converted(key: str) -> openvino.Model:
+    import openvino as ov
+    import torch
+
+    example = torch.from_numpy(zoo.sample(key, 2))
+    return ov.convert_model(zoo.module(key), example_input=example, input=[(-1, *zoo.CASES[key].shape)])
+
+
+def _compiled(folder: Path, shape: tuple[int, ...], threads: int, precision: str) -> openvino.CompiledModel:
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(folder / "model.xml")
+    model.reshape(list(shape))
+    settings = {"INFERENCE_NUM_THREADS": threads} | ({"INFERENCE_PRECISION_HINT": precision} if precision else {})
+    return core.compile_model(model, "CPU", settings)
+
+
+def _openvino_logits(folder: Path, inputs: np.ndarray, precision: str) -> np.ndarray:
+    compiled = _compiled(folder, (STEP, *inputs.shape[1:]), 2, precision)
+    return np.concatenate([compiled([x])[0] for x in _steps(inputs)])
+
+
+# --------------------------------------------------------------------------------------------------------- common
+
+_IR = ("model.xml", "model.bin")
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer("eager", "torch eager", prepare_eager, predict_eager, make_eager, ("weights.pt",)),
+        Peer("inductor", "torch inductor", prepare_inductor, predict_inductor, make_inductor, ("weights.pt",)),
+        Peer("ort_fp32", "ONNX Runtime fp32", prepare_onnxruntime_fp32, predict_onnxruntime, make_onnxruntime,
+             ("model.onnx",)),
+        Peer("ort_int8", "ONNX Runtime int8", prepare_onnxruntime_int8, predict_onnxruntime, make_onnxruntime,
+             ("model.onnx",)),
+        Peer("ov_fp32", "OpenVINO fp32", prepare_openvino, predict_openvino_fp32, make_openvino, _IR),
+        Peer("ov_bf16", "OpenVINO bf16", prepare_openvino, predict_openvino_bf16, make_openvino, _IR),
+        Peer("nncf_int8", "NNCF int8 on OpenVINO", prepare_nncf, predict_nncf, make_openvino, _IR),
+    )
+}  # fmt: skip
+_PRECISION = {"ov_fp32": "f32", "ov_bf16": "bf16"}
+
+
+def arguments(peer: Peer, key: str, folder: Path, batch: int, threads: int) -> dict[str, Any]:
+    """What the clock passes to the peer's `make`."""
+    extra = {"precision": _PRECISION[peer.name]} if peer.name in _PRECISION else {}
+    return {"key": key, "folder": str(folder), "batch": batch, "threads": threads, **extra}
+
+
+def _steps(inputs: np.ndarray, step: int = STEP) -> Iterator[np.ndarray]:
+    """Writable, contiguous batches of `step` items."""
+    return (np.array(inputs[i : i + step]) for i in range(0, len(inputs), step))
+
+
+def prepare(key: str, name: str, folder: Path) -> dict[str, Any]:
+    """Make the peer's files, predict the test part with them, and keep both beside a record."""
+    peer, before = PEERS[name], environment.load()
+    folder.mkdir(parents=True, exist_ok=True)
+    zoo.part(key, "calibration")
+    _warm(name)  # decoding and imports are not compression
+    begin = time.perf_counter()
+    seconds = peer.prepare(key, folder)
+    seconds = time.perf_counter() - begin if seconds is None else seconds
+    inputs, labels = zoo.part(key, "test")
+    guess = peer.predict(key, folder, inputs).argmax(1)
+    np.save(folder / "guess.npy", guess)
+    record = {
+        "seconds": round(seconds, 3),
+        "bytes": sum((folder / file).stat().st_size for file in peer.files),
+        "accuracy": float(np.mean(guess == labels)),
+        "load": before,
+    }
+    (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    return record
+
+
+def _warm(name: str) -> None:
+    """Import what the peer needs."""
+    needed = ["torch"]
+    needed += ["torch.onnx", "onnxruntime.quantization"] if name.startswith("ort") else []
+    needed += ["openvino"] if name.startswith(("ov", "nncf")) else []
+    needed += ["nncf"] if name == "nncf_int8" else []
+    for module in needed:
+        importlib.import_module(module)
+
+
+if __name__ == "__main__":
+    print(json.dumps(prepare(sys.argv[1], sys.argv[2], Path(sys.argv[3]))))

@@ -1,0 +1,25 @@
+"""Small unsigned integers, packed without gaps: the first value in the lowest bits of the first byte."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pack(values: Tensor, bits: int) -> Tensor:
+    """uint8 (ceil(n * bits / 8),) for `values`, integers in [0, 2**bits) of any shape with n elements."""
+    flat = values.reshape(-1).to(torch.uint8)
+    if bits == 8:
+        return flat.clone()
+    planes = torch.arange(bits, dtype=torch.uint8)
+    stream = ((flat[:, None] >> planes) & 1).reshape(-1)
+    padded = torch.nn.functional.pad(stream, (0, -stream.numel() % 8)).reshape(-1, 8)
+    return (padded << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+
+
+def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    """uint8 (count,): what `pack` was given."""
+    if bits == 8:
+        return packed[:count].clone()
+    stream = ((packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).reshape(-1)[: count * bits]
+    return (stream.reshape(-1, bits) << torch.arange(bits, dtype=torch.uint8)).sum(1, dtype=torch.uint8)

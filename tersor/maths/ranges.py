@@ -1,0 +1,56 @@
+"""Grids for activations from histograms: `real = scale * (code - zero)`, codes 0 .. 2^bits - 1, zero on the grid.
+
+Each function takes `counts` (n,), `edges` (n + 1,), the extremes `low` and `high`, and gives (scale, zero). Unsigned
+codes, because the fast integer kernels multiply unsigned activations with signed weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+STEPS = 30
+
+
+def minmax(counts: Tensor, edges: Tensor, low: float, high: float, bits: int = 8) -> tuple[float, int]:
+    """The grid that just reaches the extremes."""
+    return _grid(low, high, bits)
+
+
+def percentile(
+    counts: Tensor, edges: Tensor, low: float, high: float, bits: int = 8, share: float = 0.9999
+) -> tuple[float, int]:
+    """The grid that holds the middle `share` of the values."""
+    total = counts.double().cumsum(0)
+    if total.numel() == 0 or total[-1] <= 0:
+        return _grid(low, high, bits)
+    outside = (1 - share) / 2 * total[-1]
+    first = int((total <= outside).sum())
+    last = int((total < total[-1] - outside).sum())
+    return _grid(max(low, float(edges[first])), min(high, float(edges[min(last, counts.numel() - 1) + 1])), bits)
+
+
+def mse(counts: Tensor, edges: Tensor, low: float, high: float, bits: int = 8) -> tuple[float, int]:
+    """The grid of least mean squared error over the histogram, out of STEPS shrunken ends each, one after the other."""
+    centres, weight = (edges[1:] + edges[:-1]).double() / 2, counts.double()
+
+    def error(ends: tuple[float, float]) -> float:
+        scale, zero = _grid(*ends, bits)
+        codes = (centres / scale + zero).round().clamp(0, 2**bits - 1)
+        return float(((scale * (codes - zero) - centres).square() * weight).sum())
+
+    shrunk = [1 - 0.9 * i / STEPS for i in range(STEPS)]
+    best = (low, high)
+    for _ in range(2):
+        best = min([best, *((best[0], high * f) for f in shrunk)], key=error)
+        best = min([best, *((low * f, best[1]) for f in shrunk)], key=error)
+    return _grid(*best, bits)
+
+
+def _grid(low: float, high: float, bits: int) -> tuple[float, int]:
+    low, high = min(low, 0.0), max(high, 0.0)
+    top = 2**bits - 1
+    scale = float(torch.tensor((high - low) / top).float())
+    if scale < 1e-36:
+        return 1.0, 0
+    return scale, min(top, max(0, round(-low / scale)))

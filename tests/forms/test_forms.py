@@ -1,0 +1,71 @@
+"""Every form obeys the laws."""
+
+from __future__ import annotations
+
+import torch
+from laws import LAYOUTS, FormLaws, make
+
+from tersor.forms.affine import Affine, affine
+from tersor.forms.bitmask import bitmask
+from tersor.forms.dense import Dense
+from tersor.forms.sum import Sum
+from tersor.maths.grid import Integers, PerChannel, PerGroup, PerTensor, absmax
+from tersor.maths.unfold import to_matrix
+
+
+def grids(seed: int) -> list[Affine]:
+    made = []
+    for layout in LAYOUTS:
+        case = make(layout, seed)
+        m = case.matrix
+        rows = to_matrix(case.w, m.groups, m.transposed).flatten(0, 1)
+        bits = 1 + seed % 8
+        for symmetric in (True, False):
+            for granularity in (PerTensor(), PerChannel(), PerGroup(5)):
+                grid = absmax(rows, Integers(bits, symmetric, granularity))
+                made.append(affine(grid.codes(rows), grid, bits, tuple(case.w.shape), m.groups, m.transposed))
+    return made
+
+
+class TestDense(FormLaws):
+    def weights(self, seed: int):
+        return [Dense(make(layout, seed).w) for layout in LAYOUTS]
+
+
+class TestAffine(FormLaws):
+    def weights(self, seed: int):
+        return grids(seed)
+
+
+class TestBitmask(FormLaws):
+    def weights(self, seed: int):
+        drawn = [make(layout, seed).w for layout in LAYOUTS]
+        return [bitmask(w, w.abs() > 0.1 * (seed % 20)) for w in drawn]
+
+
+class TestSum(FormLaws):
+    def weights(self, seed: int):
+        return [Sum(bitmask(w.dense(), w.dense().abs() > 2), w) for w in grids(seed)]
+
+
+def test_codes_of_a_transposed_convolution_stand_in_the_parameters_order():
+    case = make("transposed", 1)
+    rows = to_matrix(case.w, 1, True)[0]
+    grid = absmax(rows, Integers(8, True, PerChannel()))
+    weight = affine(grid.codes(rows), grid, 8, tuple(case.w.shape), 1, True)
+    assert weight.axis == 1
+    by_axis = weight.codes.float() * weight.scale.reshape(1, -1, 1, 1)
+    assert torch.equal(by_axis, weight.dense())
+    assert (weight.dense() - case.w).abs().max() <= weight.scale.max() / 2 + 1e-6
+
+
+def test_the_layout_of_packed_bits_is_fixed():
+    """Golden bytes: what is on disk today must be read tomorrow."""
+    w = torch.tensor([[-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0]])
+    grid = absmax(w, Integers(3, True, PerChannel()))
+    weight = affine(grid.codes(w), grid, 3, (1, 7), 1, False)
+    assert weight.packed.tolist() == [0b11010001, 0b01011000, 0b00011111]
+    assert weight.scale.tolist() == [[1.0]]
+    assert bitmask(
+        torch.tensor([0.0, 5, 0, 0, 0, 0, 0, 0, 7]), torch.tensor([0, 1, 0, 0, 0, 0, 0, 0, 1]).bool()
+    ).mask.tolist() == [2, 1]
