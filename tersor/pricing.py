@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tersor.fitting import curves
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.maths.damage import damage
@@ -21,6 +20,7 @@ from tersor.plan import Option, Pair, Table
 from tersor.profile import Facts, Profile
 from tersor.site import Group, Matrix, Site, groups, matrices, sites
 from tersor.technique import Technique
+from tersor.widths import curves
 
 FLOAT = "fp32"
 SHARES = (1.0, 0.875, 0.75, 0.625, 0.5)  # of the blocks of a group that stay
