@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import environment, figures, zoo
-from benchmarks.ours import WAYS
+from benchmarks.ours import AUTO, INT8
 from benchmarks.peers import PEERS, arguments
 from tersor.measuring.clock import AGAIN, Contender, Race, race
 
@@ -57,7 +57,7 @@ def run(key: str, settings: Settings) -> dict[str, Any]:
     folder = zoo.cache_folder() / "cnn_cpu" / line["commit"] / key
     rows = {name: _peer(key, name, folder / name) for name in settings.peers}
     if settings.ours:
-        for name, way, batch in _our_names(settings):
+        for name, way, batch in _our_rows(settings):
             rows[name] = _ours(key, way, batch, folder / name, settings)
     rights = _compare(key, rows, folder)
     line |= {"items": len(zoo.part(key, "test")[1]), "rows": rows, "cells": {}}
@@ -75,19 +75,22 @@ def run(key: str, settings: Settings) -> dict[str, Any]:
 
 
 def _peer(key: str, name: str, folder: Path) -> Row:
-    return {"title": PEERS[name].title, **_made(["benchmarks.peers", key, name, str(folder)], folder)}
+    return {"title": PEERS[name].title, **made(["benchmarks.peers", key, name, str(folder)], folder)}
 
 
-def _our_names(settings: Settings) -> list[tuple[str, str, int]]:
-    return [(f"{way.replace(':', '_')}_b{batch}", way, batch) for way in WAYS for batch in settings.batches]
+def _our_rows(settings: Settings) -> list[tuple[str, str, int]]:
+    """(name, way, batch) of each; int8 alone is one file for all batch sizes, written with batch 0."""
+    best = [(f"tersor_b{batch}", AUTO, batch) for batch in settings.batches]
+    return best + [(f"tersor_int8_{runtime}", runtime, 0) for runtime in INT8]
 
 
 def _ours(key: str, way: str, batch: int, folder: Path, settings: Settings) -> Row:
     words = [str(w) for w in (key, way, batch, folder, settings.max_drop, settings.threads, settings.seed)]
-    return {"title": f"{WAYS[way]}, batch {batch}", "batch": batch, **_made(["benchmarks.ours", *words], folder)}
+    title = f"Tersor, for batch {batch}" if way == AUTO else INT8[way]
+    return {"title": title, "way": way, "batch": batch, **made(["benchmarks.ours", *words], folder)}
 
 
-def _made(command: Sequence[str], folder: Path) -> Row:
+def made(command: Sequence[str], folder: Path) -> Row:
     """The record of a file that is there, or that `command` makes now; its last word where it fails."""
     if not (folder / "record.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -139,15 +142,18 @@ def _cell(key: str, batch: int, rows: Mapping[str, Row], folder: Path, settings:
 
 
 def _contenders(key: str, batch: int, rows: Mapping[str, Row], folder: Path, threads: int) -> Iterable[Contender]:
+    """Every file that was made, but for ours that were made for another batch size."""
     for name, row in rows.items():
-        if "error" in row or row.get("batch", batch) != batch:
+        given = {"key": key, "folder": str(folder / name / "artifact"), "batch": batch, "threads": threads}
+        if "error" in row or row.get("batch") not in (None, 0, batch):
             continue
         if name in PEERS:
             make = f"benchmarks.peers:{PEERS[name].make.__name__}"
             yield Contender(name, make, arguments(PEERS[name], key, folder / name, batch, threads))
+        elif row["way"] == AUTO:
+            yield Contender(name, "benchmarks.ours:make_auto", given)
         else:
-            given = {"key": key, "folder": str(folder / name / "artifact"), "batch": batch, "threads": threads}
-            yield Contender(name, "benchmarks.ours:make_ours", given)
+            yield Contender(name, "benchmarks.ours:make_int8", given | {"runtime": row["way"]})
 
 
 def _raced(contenders: Sequence[Contender], rounds: int, control: str | None, settings: Settings) -> Race:

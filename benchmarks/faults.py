@@ -64,7 +64,12 @@ def subject(folder: Path) -> list[str]:
     """A small trained-looking network and data; gives the arguments of the command."""
     torch.manual_seed(0)
     module = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10)
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(1024, 10),
     ).eval()
     x = torch.randn(600, 1, 8, 8)
     program = torch.export.export(module, (x[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
@@ -161,7 +166,12 @@ def corruptions(count: int, seed: int) -> dict:
                     print(f"corruption {k} ({kind}) was not refused by {name}", file=sys.stderr)
                 except ArtifactError:
                     refused[name] += 1
-        return {"corruptions": count, "refused_by_verify": refused["verify"], "refused_by_load": refused["load"], "kinds": kinds}
+        return {
+            "corruptions": count,
+            "refused_by_verify": refused["verify"],
+            "refused_by_load": refused["load"],
+            "kinds": kinds,
+        }
 
 
 def corrupt(folder: Path, rng: random.Random) -> str:

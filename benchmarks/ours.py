@@ -1,6 +1,10 @@
-"""Tersor's own rows: `tersor.compress` called as a user would, in a process of its own.
+"""Tersor's own rows, each made in a process of its own.
 
-python -m benchmarks.ours MODEL WAY BATCH FOLDER      compresses, predicts the test part, writes record.json
+`auto` is the product: `tersor.compress` as a user calls it, once for each batch size. `onnxruntime` and `openvino` are
+its int8 alone, on one runtime: the same profile, fit and export with every matrix in int8, and no search.
+
+    python -m benchmarks.ours MODEL WAY BATCH FOLDER MAX_DROP THREADS SEED
+        makes the files, predicts the test part, writes record.json
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,59 +23,94 @@ from benchmarks import environment, zoo
 from benchmarks.peers import STEP
 from tersor.measuring.machine import folder_bytes
 
-WAYS = {
-    "auto": "Tersor",
-    "onnxruntime:int8": "Tersor int8, ONNX Runtime",
-    "openvino:int8": "Tersor int8, OpenVINO",
-}
-_BATCH = 64  # items per batch of the data that compress is given
+if TYPE_CHECKING:
+    from tersor.target import Compressed, Runner
+
+AUTO = "auto"
+INT8 = {"onnxruntime": "Tersor int8, ONNX Runtime", "openvino": "Tersor int8, OpenVINO"}
+_BATCH = 64  # items per batch of the data that is given
 
 
-def make_ours(key: str, folder: str, batch: int, threads: int) -> Callable[[], Any]:
+def make_auto(key: str, folder: str, batch: int, threads: int) -> Callable[[], Any]:
     """One `predict` of the delivered artifact."""
+    return _call(_delivered(Path(folder), threads), key, batch)
+
+
+def make_int8(key: str, folder: str, batch: int, threads: int, runtime: str) -> Callable[[], Any]:
+    """One `predict` of the int8 file in its runtime."""
+    return _call(exported(Path(folder), threads, runtime), key, batch)
+
+
+def compress(key: str, batch: int, folder: Path, max_drop: float, threads: int, seed: int) -> tuple[Path, str]:
+    """Deliver an artifact below `folder` with the search's choice for `batch`; its runtime files, what was chosen."""
     import tersor
 
-    runner = tersor.load(folder, threads=threads)
-    x = zoo.sample(key, batch)
-    return lambda: runner.predict(x)
-
-
-def prepare(key: str, way: str, batch: int, folder: Path, max_drop: float, threads: int, seed: int) -> dict[str, Any]:
-    """Compress for one batch size, predict the test part with what was delivered, and keep both beside a record."""
-    import tersor
-
-    before, out = environment.load(), folder / "artifact"
-    shutil.rmtree(out, ignore_errors=True)
-    model, data, held = zoo.module(key), _batches(key, "search"), _batches(key, "held")
-    begin = time.perf_counter()
+    out = folder / "artifact"
     tersor.compress(
-        model,
-        data,
+        zoo.module(key),
+        batches(key, "search"),
         metric="accuracy",
         max_drop=max_drop,
-        target=way,
+        target="auto",
         out=out,
-        eval_data=held,
+        eval_data=batches(key, "held"),
         batch=batch,
         threads=threads,
         seed=seed,
     )
+    chosen = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["target"]
+    return out / "model", " ".join(chosen.values())
+
+
+def int8(key: str, seed: int) -> Compressed:
+    """Every matrix in int8, every activation on a grid, fitted as the search fits them."""
+    from tersor.fitting import Decisions, fit
+    from tersor.inputs import models
+    from tersor.inputs.job import CALIBRATION_ITEMS
+    from tersor.profile import measure
+    from tersor.rewrites.fold_norms import fold_norms
+    from tersor.search import NEEDS, TECHNIQUE
+    from tersor.site import matrices
+
+    inputs = [(x,) for x, _ in batches(key, "search")[: CALIBRATION_ITEMS // _BATCH]]
+    model = fold_norms(models.captured(models.bring(zoo.module(key)), (inputs[0], {})))
+    profile = measure(model, inputs, NEEDS, seed=seed)
+    decisions = Decisions(keep={}, techniques={m.name: TECHNIQUE for m in matrices(model)}, feeds=True)
+    return fit(model, inputs, profile, decisions, seed=seed)
+
+
+def prepare(key: str, way: str, batch: int, folder: Path, max_drop: float, threads: int, seed: int) -> dict[str, Any]:
+    """Make the files, predict the test part with them, and keep both beside a record."""
+    before = environment.load()
+    shutil.rmtree(folder / "artifact", ignore_errors=True)
+    zoo.part(key, "test")  # decoding and imports are not compression
+    import tersor.pipeline  # noqa: F401
+
+    begin = time.perf_counter()
+    if way == AUTO:
+        files, chosen = compress(key, batch, folder, max_drop, threads, seed)
+    else:
+        files, chosen = folder / "artifact", f"{way} int8"
+        files.mkdir()
+        _target(way).export(int8(key, seed), files)
     seconds = time.perf_counter() - begin
-    guess, labels = _guess(key, out, threads), zoo.part(key, "test")[1]
+    runner = _delivered(folder / "artifact", threads) if way == AUTO else exported(files, threads, way)
+    guess, labels = predict(runner, zoo.part(key, "test")[0]).argmax(1), zoo.part(key, "test")[1]
     np.save(folder / "guess.npy", guess)
     record = {
         "seconds": round(seconds, 3),
-        "bytes": folder_bytes(out / "model"),  # what the runtime reads, as for the peers
-        "bytes_with_reports": folder_bytes(out),
+        "bytes": folder_bytes(files),  # what the runtime reads, as for the peers
         "accuracy": float(np.mean(guess == labels)),
         "load": before,
-        "target": json.loads((out / "manifest.json").read_text(encoding="utf-8")).get("target"),
+        "chosen": chosen,
+        "precisions": _precisions(runner),
     }
     (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
     return record
 
 
-def _batches(key: str, name: str) -> list[tuple[Any, Any]]:
+def batches(key: str, name: str) -> list[tuple[Any, Any]]:
+    """One part of the data as torch batches of (inputs, labels)."""
     import torch
 
     inputs, labels = zoo.part(key, name)
@@ -81,13 +120,41 @@ def _batches(key: str, name: str) -> list[tuple[Any, Any]]:
     ]
 
 
-def _guess(key: str, out: Path, threads: int) -> np.ndarray:
+def predict(runner: Runner, inputs: np.ndarray) -> np.ndarray:
+    """First outputs of a runner, STEP items at a time."""
+    parts = [runner.predict(np.array(inputs[i : i + STEP]))[0] for i in range(0, len(inputs), STEP)]
+    return np.concatenate(parts)
+
+
+def _precisions(runner: Runner) -> dict[str, int]:
+    found = [operator.precision for operator in runner.audit().operators]
+    return {precision: found.count(precision) for precision in sorted(set(found))}
+
+
+def _delivered(folder: Path, threads: int) -> Runner:
     import tersor
 
-    runner, inputs = tersor.load(out, threads=threads), zoo.part(key, "test")[0]
-    return np.concatenate(
-        [runner.predict(np.array(inputs[i : i + STEP]))[0].argmax(1) for i in range(0, len(inputs), STEP)]
-    )
+    return tersor.load(folder, threads=threads)
+
+
+def exported(folder: Path, threads: int, runtime: str) -> Runner:
+    """An int8 file in its runtime."""
+    return _target(runtime).load(folder, threads)
+
+
+def _target(runtime: str) -> Any:
+    if runtime == "onnxruntime":
+        from tersor.targets.onnxruntime import OnnxRuntime
+
+        return OnnxRuntime("int8")
+    from tersor.targets.openvino import OpenVINO
+
+    return OpenVINO("int8")
+
+
+def _call(runner: Runner, key: str, batch: int) -> Callable[[], Any]:
+    x = zoo.sample(key, batch)
+    return lambda: runner.predict(x)
 
 
 if __name__ == "__main__":

@@ -85,12 +85,13 @@ def prepare_inductor(key: str, folder: Path) -> float:
 
 
 def predict_inductor(key: str, folder: Path, inputs: np.ndarray) -> np.ndarray:
-    """Logits of the compiled model."""
-    return _torch_logits(_compile(key, folder), inputs)
+    """Logits of the model compiled for batch 1, whose code the clock will use again."""
+    return _torch_logits(_compile(key, folder), inputs, 1)
 
 
 def make_inductor(key: str, folder: str, batch: int, threads: int) -> Call:
     """One forward pass of `torch.compile(model)`, compiled for this batch."""
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of idle workers beside the clock
     return _torch_call(_compile(key, Path(folder), threads), key, batch)
 
 
@@ -104,8 +105,7 @@ def _restore(key: str, folder: Path, threads: int = 2) -> nn.Module:
 
 
 def _compile(key: str, folder: Path, threads: int = 2) -> Logits:
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")  # read when torch is imported
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of idle workers beside the clock
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
     import torch
 
     return torch.compile(_restore(key, folder, threads), dynamic=False)
@@ -123,11 +123,11 @@ def _torch_call(model: Logits, key: str, batch: int) -> Call:
     return call
 
 
-def _torch_logits(model: Logits, inputs: np.ndarray) -> np.ndarray:
+def _torch_logits(model: Logits, inputs: np.ndarray, step: int = STEP) -> np.ndarray:
     import torch
 
     with torch.inference_mode():
-        return np.concatenate([model(torch.from_numpy(x)).numpy() for x in _steps(inputs)])
+        return np.concatenate([model(torch.from_numpy(x)).numpy() for x in _steps(inputs, step)])
 
 
 # --------------------------------------------------------------------------------------------------- ONNX Runtime
@@ -302,9 +302,9 @@ def arguments(peer: Peer, key: str, folder: Path, batch: int, threads: int) -> d
     return {"key": key, "folder": str(folder), "batch": batch, "threads": threads, **extra}
 
 
-def _steps(inputs: np.ndarray) -> Iterator[np.ndarray]:
-    """Writable, contiguous batches of STEP items."""
-    return (np.array(inputs[i : i + STEP]) for i in range(0, len(inputs), STEP))
+def _steps(inputs: np.ndarray, step: int = STEP) -> Iterator[np.ndarray]:
+    """Writable, contiguous batches of `step` items."""
+    return (np.array(inputs[i : i + step]) for i in range(0, len(inputs), step))
 
 
 def prepare(key: str, name: str, folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Every part of the data has one use, and `test` is read once, at the end:
 
     part         CIFAR-10             ImageNet sample, keyword spotting
     calibration  300 of train         the first 300 (250) even items      what a peer's quantiser sees
-    search       1,024 of train       the first 60 % of the even items    what `tersor.compress` gets as data
+    search       4,096 of train       the first 60 % of the even items    what `tersor.compress` gets as data
     held         the next 2,000       the other 40 % of the even items    what it gets as eval_data
     test         test, 5,000          all odd items
 """
@@ -112,7 +112,7 @@ def _decode(data: str, folder: Path) -> None:
 def _cifar10() -> dict[str, Arrays]:
     shared = loaders()
     (train, train_labels), (test, test_labels) = shared.cifar10("train"), shared.cifar10("test")
-    spans = {"calibration": slice(300), "search": slice(1024), "held": slice(1024, 3024)}
+    spans = {"calibration": slice(300), "search": slice(4096), "held": slice(4096, 6096)}
     parts = {name: (shared.cifar_norm(train[s]).numpy(), train_labels[s]) for name, s in spans.items()}
     return parts | {"test": (shared.cifar_norm(test).numpy(), test_labels)}
 

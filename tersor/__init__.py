@@ -1,5 +1,84 @@
-"""Tersor makes a trained neural network small and fast on the machine where it will run, and proves it."""
+"""Tersor makes a trained neural network small and fast on the machine where it will run, and proves it.
+
+    import tersor
+    report = tersor.compress(model, data, max_drop="0.5%", out="small")
+    runner = tersor.load("small")
+
+The names below are loaded when they are first used: importing the package loads no torch.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tersor.benchmarking import benchmark
+    from tersor.delivery import load, verify
+    from tersor.errors import (
+        ArtifactError,
+        BudgetError,
+        DataError,
+        ExportError,
+        InputError,
+        MetricError,
+        MissingRuntime,
+        ModelError,
+        RecipeError,
+        StorageError,
+        TargetError,
+        TersorError,
+    )
+    from tersor.inspection import inspect
+    from tersor.pipeline import compress
+    from tersor.report import Report
+    from tersor.target import Runner, Target
+    from tersor.technique import Technique
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "ArtifactError",
+    "BudgetError",
+    "DataError",
+    "ExportError",
+    "InputError",
+    "MetricError",
+    "MissingRuntime",
+    "ModelError",
+    "RecipeError",
+    "Report",
+    "Runner",
+    "StorageError",
+    "Target",
+    "TargetError",
+    "Technique",
+    "TersorError",
+    "benchmark",
+    "compress",
+    "inspect",
+    "load",
+    "verify",
+]
+
+_ELSEWHERE = {
+    "Report": "report",
+    "Runner": "target",
+    "Target": "target",
+    "Technique": "technique",
+    "benchmark": "benchmarking",
+    "compress": "pipeline",
+    "inspect": "inspection",
+    "load": "delivery",
+    "verify": "delivery",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'tersor' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"tersor.{_ELSEWHERE.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

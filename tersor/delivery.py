@@ -26,7 +26,7 @@ from tersor.report import Report
 from tersor.store.files import repair, staging
 from tersor.store.manifest import Manifest, check, other_cpu, seal
 from tersor.target import Runner
-from tersor.trials import Trial, target_called, target_name
+from tersor.trials import Trial, save_arrays, target_called, target_name
 
 TOLERANCE = 1e-3  # of the probe's largest output: the same file in the same runtime on another CPU
 
@@ -74,8 +74,9 @@ def verify(folder: str | Path, data: Batches | None = None, metric: Metric | Non
             f"{folder} loads, but its outputs differ from the recorded ones by {difference:.2g} of the largest, where at "
             f"most {TOLERANCE} was wanted; the runtime or the CPU differs: compress again on this machine."
         )
-    judged = data is not None and metric is not None
-    score = metric(predictor(runner.predict, runner.outputs), data) if judged else None
+    score = None
+    if data is not None and metric is not None:
+        score = metric(predictor(runner.predict, runner.outputs), data)
     return Verified(manifest, difference, score)
 
 
@@ -93,7 +94,7 @@ def _write_probe(path: Path, runner: Runner, trial: Trial) -> None:
     inputs = [np.asarray(t) for t in trial.candidate.compressed.model.example]
     arrays = {f"in_{i:03d}": a for i, a in enumerate(inputs)}
     arrays |= {f"out_{i:03d}": a for i, a in enumerate(runner.predict(*inputs))}
-    np.savez(path, **arrays)
+    save_arrays(path, arrays)
 
 
 def _probe(folder: Path, runner: Runner) -> float:

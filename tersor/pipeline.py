@@ -13,6 +13,7 @@ judged, fastest first; the first one inside the budget is delivered.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,16 +55,18 @@ def compress(
     target: target names separated by commas, or "auto" for every installed one; `batch` is the size that is timed.
     out: where the artifact goes (None: nowhere, only the report). Raises a `TersorError` whose message is one sentence.
     """
+    begin = time.monotonic()
     job = bring(model, data, metric, max_drop, eval_data, batch, threads, seed, tuple(exclude), time_limit, progress)
     with TemporaryDirectory(prefix="tersor-") as scratch:
         search = Search(job, fold_norms(job.model), Workbench(job, Path(scratch)), targets_called(target))
         if recipe is not None:
-            search.follow(read_recipe(Path(recipe)))
+            search.follow(read_recipe(Path(recipe).read_text(encoding="utf-8")))
         else:
             search.lossless_and_int8()
             search.ladder()
         chosen, race = search.choose()
-        report = summarise(job, search, chosen, race)
+        report = summarise(job, search, chosen, race, time.monotonic() - begin)
         if out is not None and not dry_run:
-            deliver(Path(out), chosen, report, search.recipe(chosen), job.threads)
+            fields = {"seed": seed, "recipe": search.recipe(chosen).written()}
+            deliver(Path(out), chosen, report, search.recipe(chosen).to_yaml(), fields, job.threads)
     return report

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tersor.fitting import curves
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.maths.damage import damage
@@ -21,6 +20,7 @@ from tersor.plan import Option, Pair, Table
 from tersor.profile import Facts, Profile
 from tersor.site import Group, Matrix, Site, groups, matrices, sites
 from tersor.technique import Technique
+from tersor.widths import curves
 
 FLOAT = "fp32"
 SHARES = (1.0, 0.875, 0.75, 0.625, 0.5)  # of the blocks of a group that stay
@@ -77,7 +77,7 @@ def price(
         touching = [each for each in widths if any(m.tensor == matrix.weight for m in each.group.members)][:2]
         size = float(model.tensor(matrix.weight).numel())
         if len(touching) == 2:
-            pairs.append(_pair(*touching, arithmetic[matrix.name], size))
+            pairs.append(_pair(touching[0], touching[1], arithmetic[matrix.name], size))
         for each in touching if len(touching) == 1 else ():
             alone[each.group.name] = [
                 (seconds + arithmetic[matrix.name] * saved, nbytes + size * saved)
@@ -128,7 +128,7 @@ def widths(model: Model, profile: Profile, exclude: Sequence[str] = ()) -> tuple
     open_groups = [g for g in groups(model) if g.refused is None and not g.counted and g.name not in exclude]
     swept = curves(model, profile, open_groups)
     offers = []
-    for group in open_groups:
+    for group in (g for g in open_groups if g.name in swept):
         kept = tuple(dict.fromkeys(max(1, round(share * group.blocks)) for share in SHARES))
         lost = tuple(swept[group.name].damage[group.blocks - k] for k in kept)
         offers.append(Widths(group, kept, lost, swept[group.name].order))

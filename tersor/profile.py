@@ -24,6 +24,7 @@ from tersor.site import Matrix, matrices
 
 POSITIONS = 64  # output positions an item that enter the Gram matrix
 SLICE = 64  # items that go through the network together
+TEMPERATURE = 8.0  # on items that it was trained on a network is so sure of itself that its Fisher is mostly noise
 MEMORY = 2 << 30  # bytes of Gram matrices held at once
 
 
@@ -73,12 +74,13 @@ def measure(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
     memory: int = MEMORY,
+    temperature: float = TEMPERATURE,
 ) -> Profile:
     """Measure what `needs` asks for ("gram", "fisher"), and the range of every float activation, on flat input batches.
 
     Streams over the batches, `SLICE` items at a time, with at most `memory` bytes of Gram matrices; where they need
     more, the matrices are taken in parts, one pass each. `progress` hears the items seen so far.
-    Same seed, same answer.
+    Class predictions are softened by `temperature` before the Fisher is drawn from them. Same seed, same answer.
     Raises `DataError` on data or activations that are not finite, and on empty, constant or ill-fitting data.
     """
     parts = _parts(matrices(model), memory) if "gram" in needs else [matrices(model)]
@@ -87,7 +89,7 @@ def measure(
     ranges: dict[str, Range] = {}
     items = 0
     for index, part in enumerate(parts):
-        one = _Pass(model, part, needs, seed, ranged=index == 0)
+        one = _Pass(model, part, needs, seed, temperature, ranged=index == 0)
         for piece in _pieces(checked(model, kept)):
             one.see(piece)
             if progress is not None:
@@ -128,8 +130,11 @@ def sampled(
 class _Pass:
     """One pass over the data: what has been added up so far."""
 
-    def __init__(self, model: Model, part: Sequence[Matrix], needs: frozenset[str], seed: int, ranged: bool):
+    def __init__(
+        self, model: Model, part: Sequence[Matrix], needs: frozenset[str], seed: int, temperature: float, ranged: bool
+    ):
         self._model, self._needs, self._ranged = model, needs, ranged
+        self._temperature = temperature
         self._by_node = {matrix.node: matrix for matrix in part}
         self._places = torch.Generator().manual_seed(seed)
         self._labels = torch.Generator().manual_seed(seed + 1)
@@ -168,7 +173,7 @@ class _Pass:
         self._positions[matrix.name] = self._positions.get(matrix.name, 0) + rows.shape[1]
 
     def _add_fisher(self, flat: Sequence[Tensor]) -> None:
-        squares = squared_gradients(self._model, flat, self._by_node.keys(), self._labels)
+        squares = squared_gradients(self._model, flat, self._by_node.keys(), self._labels, self._temperature)
         for node, square in squares.items():
             matrix = self._by_node[node]
             finite(node, square)

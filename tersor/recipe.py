@@ -38,6 +38,10 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The file's text; the same recipe gives the same text."""
+        return yaml.safe_dump(self.written(), sort_keys=False, width=120)
+
+    def written(self) -> dict[str, Any]:
+        """Plain values, in a fixed order."""
         d = self.decisions
         written: dict[str, Any] = {
             "tersor_recipe": VERSION,
@@ -50,7 +54,7 @@ class Recipe:
             written["feeds"] = d.feeds
             written["techniques"] = {name: repr(technique) for name, technique in sorted(d.techniques.items())}
             written["keep"] = {name: list(kept) for name, kept in sorted(d.keep.items())}
-        return yaml.safe_dump(written, sort_keys=False, width=120)
+        return written
 
 
 def read_recipe(text: str) -> Recipe:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tersor.records import plain, record
-from tersor.units import count, ms, number, points, quantity, size
+from tersor.units import count, ms, number, points, quantity, size, spread
 
 
 @dataclass(frozen=True)
@@ -263,9 +263,7 @@ class Report:
 
 
 def _spread(seconds: Interval | None) -> str:
-    if seconds is None:
-        return ""
-    return f"{ms(seconds.value)} [{1e3 * seconds.low:.3g}, {1e3 * seconds.high:.3g}]"
+    return "" if seconds is None else spread(seconds.low, seconds.value, seconds.high)
 
 
 def _both(before: float | None, after: float | None, shown: Callable[[float | None], str]) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from tersor import __version__
 from tersor.errors import BudgetError
 from tersor.fitting import Decisions, fit
 from tersor.graph.model import Model
@@ -25,6 +26,8 @@ from tersor.pricing import FLOAT, Speeds, price, widths
 from tersor.profile import Profile, measure
 from tersor.recipe import Recipe, technique_called
 from tersor.site import matrices
+from tersor.store.cache import Cache, default_folder, key
+from tersor.store.profiles import remembered
 from tersor.target import Compressed, Target
 from tersor.techniques.gptq import GPTQ
 from tersor.trials import Candidate, Trial, Workbench, target_called, target_name
@@ -47,12 +50,23 @@ class Search:
     targets: Sequence[Target]
     decided: dict[str, Decisions | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    damage: dict[tuple[str, str], float] = field(default_factory=dict)  # predicted, by matrix and technique
 
     @cached_property
     def profile(self) -> Profile:
         """H, g and ranges of the rewritten model on the calibration items."""
-        self.job.progress("measuring activations", 0, 0)
-        return measure(self.model, self._inputs(), NEEDS, seed=self.job.seed)
+        job = self.job
+        depends = key("profile", __version__, self.model.digest(), job.calibration.digest(), sorted(NEEDS), job.seed)
+        return remembered(Cache(default_folder()), depends, self._measure)
+
+    def _measure(self) -> Profile:
+        items = len(self.job.calibration)
+
+        def progress(done: int) -> None:
+            self.job.progress("measuring activations", done, items)
+
+        progress(0)
+        return measure(self.model, self._inputs(), NEEDS, seed=self.job.seed, progress=progress)
 
     def lossless_and_int8(self) -> None:
         """Try every target at every precision, whole, and time them side by side."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -155,7 +155,7 @@ def time_side_by_side(
 ) -> Race:
     """Race the trials on one batch, each in a process of its own; the first is raced against itself as a control."""
     example = scratch / f"batch{len(inputs[0])}.npz"
-    np.savez(example, **{f"{i:03d}": array for i, array in enumerate(inputs)})
+    save_arrays(example, {f"{i:03d}": array for i, array in enumerate(inputs)})
     contenders = [
         Contender(
             trial.name,
@@ -180,6 +180,12 @@ def timed(folder: str, target: list[str], example: str, threads: int) -> Callabl
     return lambda: runner.predict(*inputs)
 
 
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """An `.npz` of arrays by name."""
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+
+
 def one_batch(data: Batches, size: int) -> tuple[np.ndarray, ...]:
     """A batch of exactly `size` items; items are repeated where the data holds fewer."""
     whole = next(iter(data.rebatch(min(size, len(data)))))
@@ -193,20 +199,26 @@ def target_name(target: Target) -> tuple[str, str]:
 
 def target_called(file: str, precision: str) -> Target:
     """The target of `targets/<file>.py` with that precision. Raises `InputError` where there is none."""
-    for target in targets_called(file):
+    for target in _instances(file):
         if target.precision == precision:
             return target
     raise InputError(f"The target {file} has no precision {precision!r}; it knows {_precisions(file)}.")
 
 
 def targets_called(names: str) -> list[Target]:
-    """Every precision of the targets named (file names, separated by commas), or of all for "auto"."""
+    """The targets that `names` lists, separated by commas; "auto" is every one.
+
+    A file name (`openvino`) stands for all precisions it knows, `openvino:int8` for one.
+    """
     known = sorted(m.name for m in pkgutil.iter_modules(targets_room.__path__))
     asked = known if names == "auto" else [n.strip() for n in names.split(",")]
-    unknown = [n for n in asked if n not in known]
-    if unknown:
-        raise InputError(f"There is no target {unknown[0]!r}; choose auto or some of {', '.join(known)}.")
-    return [target for name in asked for target in _instances(name)]
+    found = []
+    for name in asked:
+        file, _, precision = name.partition(":")
+        if file not in known:
+            raise InputError(f"There is no target {file!r}; choose auto or some of {', '.join(known)}.")
+        found += [target_called(file, precision)] if precision else list(_instances(file))
+    return found
 
 
 def _instances(file: str) -> Iterator[Target]:
@@ -214,7 +226,7 @@ def _instances(file: str) -> Iterator[Target]:
     for _, kind in inspect.getmembers(module, inspect.isclass):
         if kind.__module__ == module.__name__ and issubclass(kind, Target):
             for precision in kind.precisions:
-                yield kind(precision)
+                yield kind(precision)  # type: ignore[call-arg]
 
 
 def _precisions(file: str) -> str:

@@ -6,7 +6,14 @@ import math
 
 
 def ms(seconds: float | None) -> str:
-    return "" if seconds is None else f"{1e3 * seconds:.3g} ms"
+    """A time in milliseconds, from one second on in seconds."""
+    return "" if seconds is None else f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
+def spread(low: float, value: float, high: float) -> str:
+    """A time with its interval, in the unit of the value."""
+    scale = 1.0 if value >= 1 else 1e3
+    return f"{ms(value)} [{scale * low:.3g}, {scale * high:.3g}]"
 
 
 def size(nbytes: float | None) -> str:
@@ -39,6 +46,6 @@ def quantity(value: float | None, unit: str) -> str:
 def _scaled(value: float, units: tuple[tuple[float, str], ...], rest: str) -> str:
     for scale, name in units:
         if value >= 0.9995 * scale:
-            digits = max(0, 2 - math.floor(math.log10(value / scale) + 1e-9))
+            digits = max(0, 2 - math.floor(math.log10(max(1.0, value / scale)) + 1e-9))
             return f"{value / scale:.{digits}f}{name}"
     return f"{value:.0f}{rest}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from laws import layouts, make, seeds, thorough
 
 from tersor.forms.affine import Affine
 from tersor.forms.bitmask import Bitmask
@@ -12,7 +13,6 @@ from tersor.forms.dense import Dense
 from tersor.forms.sum import Sum
 from tersor.packing import smallest
 from tersor.techniques.rounding import Rounding
-from tests.laws import layouts, make, seeds, thorough
 
 
 @thorough

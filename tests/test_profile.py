@@ -50,10 +50,10 @@ def test_gram_is_the_mean_over_positions_with_the_constant_last(model, data):
 
 
 def test_fisher_agrees_with_the_exact_expectation_over_labels(model, data):
-    fisher = measure(model, data * 40, frozenset({"fisher"})).facts["head"].fisher
+    fisher = measure(model, data * 15, frozenset({"fisher"}), temperature=1.0).facts["head"].fisher
     x = torch.cat([b for (b,) in data])
     p = model.run(x)[0].softmax(1).double()
-    torch.testing.assert_close(fisher, (p * (1 - p)).mean(0), rtol=0.05, atol=0.0)
+    torch.testing.assert_close(fisher, (p * (1 - p)).mean(0), rtol=0.1, atol=0.0)
 
 
 def test_fisher_of_a_regression_needs_no_labels():
@@ -64,14 +64,16 @@ def test_fisher_of_a_regression_needs_no_labels():
 
 def test_fisher_of_a_convolution_matches_item_by_item_autograd(model):
     x = torch.randn(3, 3, 7, 7)
-    g = measure(model, [(x,)], frozenset({"fisher"}), seed=3).facts["conv"].fisher
-    labels = torch.multinomial(model.run(x)[0].softmax(-1), 1, generator=torch.Generator().manual_seed(4))[:, 0]
+    g = measure(model, [(x,)], frozenset({"fisher"}), seed=3, temperature=1.0).facts["conv"].fisher
+    p = model.run(x)[0].softmax(-1)
+    half = p.sqrt() * torch.randn(p.shape, generator=torch.Generator().manual_seed(4))
+    draws = half - p * half.sum(-1, keepdim=True)
     total = torch.zeros(4, dtype=torch.float64)
-    for item, label in zip(x, labels, strict=True):
+    for item, draw in zip(x, draws, strict=True):
         y = F.conv2d(item[None], model.tensor("conv.weight"), model.tensor("conv.bias"), padding=1).requires_grad_()
         h = F.relu(F.conv2d(F.relu(y), *[model.tensor(f"depthwise.{k}") for k in ("weight", "bias")], 2, groups=4))
         out = F.linear(h.mean((2, 3)), model.tensor("head.weight"), model.tensor("head.bias"))
-        total += torch.autograd.grad(F.cross_entropy(out, label[None]), y)[0].square().sum((0, 2, 3)).double()
+        total += torch.autograd.grad((out[0] * draw).sum(), y)[0].square().sum((0, 2, 3)).double()
     torch.testing.assert_close(g, total / 3, rtol=1e-4, atol=1e-10)
 
 

@@ -8,6 +8,7 @@ keep the user's names.
 from __future__ import annotations
 
 import copy
+import hashlib
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,6 +81,14 @@ class Model:
         """Every parameter and buffer with every name it has."""
         yield from self.module.named_parameters(remove_duplicate=False)
         yield from self.module.named_buffers(remove_duplicate=False)
+
+    def digest(self) -> str:
+        """sha256 of the graph and of every parameter and buffer: the same for the same function."""
+        found = hashlib.sha256(self.module.code.encode())
+        for name, tensor in sorted(self.module.state_dict().items()):
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
     def program(self) -> ExportedProgram:
         """This model as an exported program with a dynamic batch."""

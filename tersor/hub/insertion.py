@@ -19,7 +19,7 @@ from tersor.hub.values import constant, drop_unused, initializer, node
 from tersor.hub.weights import Codes, integer_matrices
 from tersor.target import Compressed, Grid
 
-_INT32 = np.iinfo(np.int32)
+_BIAS_LIMIT = 2**30
 
 
 def insert_grids(exported: Exported, compressed: Compressed, placement: Placement) -> ir.Model:
@@ -134,18 +134,33 @@ def _pair(graph: ir.Graph, value: ir.Value, grid: Grid) -> ir.Value:
 
 
 def _store_codes(graph: ir.Graph, matrix: ir.Node, codes: Codes, pairs: Mapping[ir.Value, ir.Value]) -> None:
-    """Integer weight, and an integer bias at scale `s_x * s_w` where it fits in 32 bits."""
+    """Integer weight, and an integer bias at scale `s_x * s_w`."""
+    bias = constant(matrix.inputs[2]) if matrix.op_type in ("Conv", "Gemm") and len(matrix.inputs) > 2 else None
+    if bias is not None and bias.shape == codes.scale.shape and _plain_product(matrix):
+        feed = matrix.inputs[0].producer()
+        step = np.float32(constant(feed.inputs[1]))
+        codes = _with_room(codes, bias, step)
+        scale = step * codes.scale
+        rounded = np.rint(bias.astype(np.float64) / scale.astype(np.float64)).astype(np.int32)
+        name = str(matrix.inputs[2].name)
+        matrix.replace_input_with(2, _dequantized(graph, matrix, name, rounded, scale, 0))
     weight = _dequantized(graph, matrix, codes.name, codes.codes, codes.scale, codes.axis)
     matrix.replace_input_with(1, weight)
-    bias = constant(matrix.inputs[2]) if matrix.op_type in ("Conv", "Gemm") and len(matrix.inputs) > 2 else None
-    if bias is None or bias.shape != codes.scale.shape or not _plain_product(matrix):
-        return
-    feed = matrix.inputs[0].producer()
-    scale = np.float32(constant(feed.inputs[1])) * codes.scale.astype(np.float32)
-    rounded = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
-    if np.all(np.abs(rounded) <= _INT32.max) and np.all(scale > 0):
-        name = str(matrix.inputs[2].name)
-        matrix.replace_input_with(2, _dequantized(graph, matrix, name, rounded.astype(np.int32), scale, 0))
+
+
+def _with_room(codes: Codes, bias: np.ndarray, step: np.float32) -> Codes:
+    """The same codes, but for channels so close to dead that their bias would overflow 32 bits: those get coarser.
+
+    There the bias is more than 2^30 steps, so what the weights lose is below one step of any 8-bit output grid.
+    """
+    least = np.maximum(np.abs(bias) / (step * np.float32(_BIAS_LIMIT)), np.finfo(np.float32).tiny / step)
+    if np.all(least <= codes.scale):
+        return codes
+    scale = np.maximum(codes.scale, least.astype(np.float32))
+    shape = [1] * codes.codes.ndim
+    shape[codes.axis] = scale.size
+    coarser = np.rint(codes.codes * (codes.scale / scale).reshape(shape)).astype(np.int8)
+    return Codes(codes.name, coarser, scale, codes.axis)
 
 
 def _plain_product(matrix: ir.Node) -> bool:

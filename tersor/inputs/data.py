@@ -5,7 +5,7 @@ A batch is the inputs alone or (inputs, labels); inputs are one tensor or array,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,18 @@ class Source:
     name: str
     raw: tuple[Any, ...]
     whole: bool = False
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What takes the data, where there is no `Model`: flat inputs by name, and an example of them."""
+
+    inputs: tuple[str, ...]
+    example: tuple[Tensor, ...]
+
+    def arguments(self, flat: Sequence[Tensor]) -> tuple[tuple, dict]:
+        """The flat inputs as (args, kwargs): all by position."""
+        return tuple(flat), {}
 
 
 def bring(data: Any, what: str = "DATA") -> Source:
@@ -70,7 +82,7 @@ def example(source: Source, brought: Brought) -> tuple[tuple[Any, ...], dict[str
     return (tuple(taken) if isinstance(taken, list | tuple) else (taken,)), {}
 
 
-def batches(source: Source, model: Model, labels: bool = False) -> Batches:
+def batches(source: Source, model: Model | Taken, labels: bool = False) -> Batches:
     """The data as the model takes it: flat inputs in the order of `model.inputs`, checked.
 
     labels: whether every batch must have labels. Raises `DataError` where the data is empty, has other shapes or types
@@ -144,7 +156,7 @@ def _parted(raw: Any, wants: int) -> tuple[Any, Labels]:
     return raw, None
 
 
-def _part(raw: Any, model: Model, where: str) -> Batch:
+def _part(raw: Any, model: Model | Taken, where: str) -> Batch:
     if isinstance(raw, Batch):
         inputs, labels = list(raw.inputs), raw.labels
     else:
@@ -158,7 +170,7 @@ def _part(raw: Any, model: Model, where: str) -> Batch:
     return Batch(tuple(_fitted(x, wanted, f"{where}, input '{name}'") for x, wanted, name in fitted), labels)
 
 
-def _ordered(given: Any, model: Model, where: str) -> list[Any]:
+def _ordered(given: Any, model: Model | Taken, where: str) -> list[Any]:
     args, kwargs = model.arguments(model.example)
     if not isinstance(given, Mapping):
         return pytree.tree_leaves(given)
@@ -237,7 +249,7 @@ def _first_two(value: Any, where: str) -> Tensor:
     return tensor[:2] if tensor.ndim else tensor
 
 
-def _check_values(part: Batch, model: Model, name: str, number: int, whole: bool) -> None:
+def _check_values(part: Batch, model: Model | Taken, name: str, number: int, whole: bool) -> None:
     for tensor, called in zip(part.inputs, model.inputs, strict=True):
         if not tensor.is_floating_point() or not tensor.numel():
             continue

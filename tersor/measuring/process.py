@@ -74,10 +74,10 @@ class Process:
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
             answer = json.loads(self._line())
-        except (OSError, EOFError) as cause:
-            raise TargetError(f"{self.name} {failed}: {self._how_it_ended()}") from cause
         except TimeoutError as cause:
             raise TargetError(f"{self.name} {failed}: no answer in {self._timeout:g} s. {self._tail()}") from cause
+        except (OSError, EOFError) as cause:
+            raise TargetError(f"{self.name} {failed}: {self._how_it_ended()}") from cause
         if "error" in answer:
             raise TargetError(f"{self.name} {failed}: {answer['error']}") from RuntimeError(answer["trace"])
         return answer

@@ -11,7 +11,6 @@ import ctypes
 import errno
 import fcntl
 import glob
-import json
 import os
 import secrets
 import shutil
@@ -26,6 +25,8 @@ from tersor.store.manifest import not_ours
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _HERE = -100  # AT_FDCWD
+_ASIDE = ".tersor-"
+_JOURNAL = ".tersor.journal-"
 _FULL = 1 << 20
 """Fewer free bytes than this after a failure: the disk is full, whatever error the writing library chose to raise."""
 
@@ -66,7 +67,7 @@ def atomic_write(path: Path, data: bytes) -> None:
     `StorageError`.
     """
     path = Path(os.path.realpath(path))
-    aside = path.with_name(f".{path.name}.tersor-{secrets.token_hex(4)}")
+    aside = _aside(path)
     with _disk_errors(path):
         _forget(path)
         try:
@@ -82,7 +83,7 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 def _forget(path: Path) -> None:
     """Remove what `atomic_write` left aside when it was killed; nobody takes an hour to write one file."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.tersor-*"):
+    for left in _beside(path, _ASIDE):
         if left.is_file() and time.time() - left.stat().st_mtime > 3600:
             left.unlink(missing_ok=True)
 
@@ -90,27 +91,24 @@ def _forget(path: Path) -> None:
 def repair(out: Path) -> None:
     """Finish a replacement that a kill interrupted between its two renames (only where there is no atomic exchange)."""
     out = Path(os.path.realpath(out))
-    journal = _journal(out)
-    if not journal.exists():
+    if not _journals(out):
         return
     with _disk_errors(out), _locked(out.parent):
-        try:
-            new = out.parent / str(json.loads(journal.read_bytes())["new"])
-        except (ValueError, KeyError, TypeError, FileNotFoundError):
-            new = None
-        if new is not None and new.parent == out.parent and not out.exists() and new.is_dir():
-            os.rename(new, out)
-            _sync(out.parent)
-        journal.unlink(missing_ok=True)
+        for journal in _journals(out):
+            new = out.with_name(journal.name.replace(_JOURNAL, _ASIDE))
+            if new.is_dir() and not out.exists():
+                os.rename(new, out)
+                _sync(out.parent)
+            journal.unlink(missing_ok=True)
 
 
 def clean(out: Path) -> None:
     """Remove what killed processes left beside `out`: what was written aside and no living process has locked."""
-    left_over = sorted(out.parent.glob(f".{glob.escape(out.name)}.tersor-*"))
+    left_over = _beside(out, _ASIDE)
     if not left_over:
         return
     with _locked(out.parent):
-        if _journal(out).exists():
+        if _journals(out):
             return
         for left in left_over:
             _remove_unlocked(left)
@@ -167,9 +165,11 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 def _replace_by_journal(folder: Path, out: Path) -> None:
-    journal = _journal(out)
-    old = out.with_name(f".{out.name}.tersor-{secrets.token_hex(4)}")
-    atomic_write(journal, json.dumps({"new": folder.name}).encode())
+    """Two renames; between them the journal's name says which folder is to become `out`."""
+    journal = out.with_name(folder.name.replace(_ASIDE, _JOURNAL))
+    old = _aside(out)
+    journal.touch(exist_ok=False)
+    _sync(out.parent)
     os.rename(out, old)
     try:
         os.rename(folder, out)
@@ -182,14 +182,22 @@ def _replace_by_journal(folder: Path, out: Path) -> None:
     os.rename(old, folder)
 
 
-def _journal(out: Path) -> Path:
-    return out.with_name(f".{out.name}.tersor.journal")
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}{_ASIDE}{secrets.token_hex(4)}")
+
+
+def _beside(path: Path, mark: str) -> list[Path]:
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}{mark}*"))
+
+
+def _journals(out: Path) -> list[Path]:
+    return _beside(out, _JOURNAL)
 
 
 def _fresh(out: Path) -> tuple[Path, int]:
     """A new folder beside `out` and the descriptor that locks it."""
     while True:
-        folder = out.with_name(f".{out.name}.tersor-{secrets.token_hex(4)}")
+        folder = _aside(out)
         folder.mkdir()
         try:
             lock = _lock(folder)

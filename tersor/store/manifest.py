@@ -177,7 +177,10 @@ def _content(path: Path, size: int) -> bytes:
 
 
 def _opened(path: Path) -> Any:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as cause:
+        raise ArtifactError(f"{path} cannot be read: {cause.strerror}. Restore it, or compress again.") from cause
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ArtifactError(f"{path} is not a plain file.")

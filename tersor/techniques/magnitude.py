@@ -46,7 +46,7 @@ class Magnitude(Technique):
             values = masked_least_squares(target, q.gram, kept)
             found.append((float((fisher * by_row(values - target, q.gram)).sum()), kept, values))
         _, kept, values = min(found, key=lambda f: f[0])
-        shaped = (from_matrix(t, w.shape, matrix.groups, matrix.transposed) for t in (values.float(), kept))
+        shaped = (from_matrix(t, w.shape, matrix.groups, matrix.transposed) for t in (_float32(values), kept))
         return bitmask(*shaped)
 
 
@@ -55,3 +55,9 @@ def _largest(score: Tensor, density: float) -> Tensor:
     count = max(1, round(density * score.numel()))
     chosen = score.flatten().argsort(dim=0, descending=True, stable=True)[:count]
     return torch.zeros(score.numel(), dtype=torch.bool).index_fill_(0, chosen, True).reshape(score.shape)
+
+
+def _float32(values: Tensor) -> Tensor:
+    # A repair of the largest weights may leave the range of float32.
+    largest = torch.finfo(torch.float32).max
+    return values.clamp(-largest, largest).float()

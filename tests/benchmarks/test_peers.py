@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import cnn_cpu, environment, figures, ours, zoo
+from benchmarks import cnn_cpu, environment, figures, ours, peers, zoo
 from benchmarks.peers import PEERS, arguments
 
 ROW = {"title": "them", "accuracy": 0.9154, "seconds": 1.25, "bytes": 371_000, "to_most_accurate_peer": [0, 0, 0]}
@@ -92,10 +93,16 @@ def test_every_contender_can_be_called_from_json(tmp_path: Path) -> None:
     for peer in PEERS.values():
         given = arguments(peer, "resnet20", tmp_path, 1, 2)
         assert json.loads(json.dumps(given)) == given
-        names = peer.make.__code__.co_varnames[: peer.make.__code__.co_argcount]
-        assert set(given) <= set(names)
+        inspect.signature(peer.make).bind(**given)
         assert peer.make.__module__ == "benchmarks.peers"
-    assert {"key", "folder", "batch", "threads"} == set(ours.make_ours.__code__.co_varnames[:4])
+    rows = {"tersor_b1": {"way": "auto", "batch": 1}, "tersor_b64": {"way": "auto", "batch": 64}}
+    rows |= {"tersor_int8_openvino": {"way": "openvino", "batch": 0}, "eager": {}, "inductor": {"error": "no compiler"}}
+    found = {c.name: c for c in cnn_cpu._contenders("resnet20", 64, rows, tmp_path, 2)}
+    assert set(found) == {"tersor_b64", "tersor_int8_openvino", "eager"}
+    for contender in found.values():
+        module, _, function = contender.make.partition(":")
+        make = getattr({"benchmarks.ours": ours, "benchmarks.peers": peers}[module], function)
+        inspect.signature(make).bind(**contender.arguments)
 
 
 def test_a_line_is_known_again_only_with_the_same_settings() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from laws import LAYOUTS, FormLaws, make
 
 from tersor.forms.affine import Affine, affine
 from tersor.forms.bitmask import bitmask
@@ -10,7 +11,6 @@ from tersor.forms.dense import Dense
 from tersor.forms.sum import Sum
 from tersor.maths.grid import Integers, PerChannel, PerGroup, PerTensor, absmax
 from tersor.maths.unfold import to_matrix
-from tests.laws import LAYOUTS, FormLaws, make
 
 
 def grids(seed: int) -> list[Affine]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from laws import Case, TechniqueLaws, make
 
 from tersor.errors import InputError
 from tersor.techniques.magnitude import Magnitude
-from tests.laws import Case, TechniqueLaws, make
 
 
 class TestMagnitude(TechniqueLaws):

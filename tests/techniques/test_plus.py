@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from laws import TechniqueLaws, make
+
 from tersor.techniques.gptq import GPTQ
 from tersor.techniques.magnitude import Magnitude
 from tersor.techniques.plus import Plus
-from tests.laws import TechniqueLaws, make
 
 
 class TestPlus(TechniqueLaws):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from laws import Case, TechniqueLaws, make
 
 from tersor.errors import InputError
 from tersor.maths.damage import aim, quadratic
 from tersor.maths.grid import PerChannel, PerGroup, PerTensor, absmax
 from tersor.maths.unfold import from_matrix, to_matrix
 from tersor.techniques.rounding import Rounding
-from tests.laws import Case, TechniqueLaws, make
 
 
 class TestRounding(TechniqueLaws):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from laws import TechniqueLaws, make
 
 from tersor.techniques.gptq import GPTQ
 from tersor.techniques.magnitude import Magnitude
 from tersor.techniques.rounding import Rounding
 from tersor.techniques.then import Then
-from tests.laws import TechniqueLaws, make
 
 
 class TestThen(TechniqueLaws):

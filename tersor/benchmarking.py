@@ -1,0 +1,69 @@
+"""Time delivered artifacts against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from tersor.delivery import load
+from tersor.errors import ArtifactError, InputError
+from tersor.measuring.clock import Contender, Race, race
+from tersor.store.manifest import read
+
+
+def benchmark(folders: Sequence[str | Path], batch: int = 1, threads: int = 0, rounds: int = 50) -> Race:
+    """Race artifacts on a batch of their own recorded example, each in a process of its own; the first also against itself.
+
+    threads: 0 takes what the first was measured with. Raises `ArtifactError` where a folder is no artifact, or where two
+    take different inputs.
+    """
+    if batch < 1 or rounds < 5:
+        raise InputError(f"A batch of {batch} in {rounds} rounds was asked for; wanted at least 1 item and 5 rounds.")
+    paths = [Path(folder) for folder in folders]
+    for path in paths:
+        load(path)  # checks every file, and warns on another machine
+    count = threads or _recorded_threads(paths[0])
+    with TemporaryDirectory(prefix="tersor-") as scratch:
+        example = Path(scratch) / "batch.npz"
+        inputs = _example(paths[0], batch)
+        for path in paths[1:]:
+            other = _example(path, batch)
+            if [a.shape for a in other] != [a.shape for a in inputs]:
+                raise ArtifactError(
+                    f"{path} takes other inputs than {paths[0]}; only models of the same inputs can be raced."
+                )
+        stored: dict[str, Any] = {f"{i:03d}": array for i, array in enumerate(inputs)}
+        np.savez(example, **stored)
+        contenders = [_contender(path, name, example, count) for path, name in zip(paths, names(paths), strict=True)]
+        return race(contenders, rounds=rounds, control=contenders[0].name, threads=count)
+
+
+def names(folders: Sequence[str | Path]) -> list[str]:
+    """What the contenders of `benchmark` are called: the folders, numbered where one is given twice."""
+    shown = [str(folder) for folder in folders]
+    return [f"{name} #{shown[:i].count(name) + 1}" if name in shown[:i] else name for i, name in enumerate(shown)]
+
+
+def _contender(folder: Path, name: str, example: Path, threads: int) -> Contender:
+    target = read(folder).fields["target"]
+    arguments = {
+        "folder": str((folder / "model").resolve()),
+        "target": [target["file"], target["precision"]],
+        "example": str(example),
+        "threads": threads,
+    }
+    return Contender(name, "tersor.trials:timed", arguments)
+
+
+def _recorded_threads(folder: Path) -> int:
+    return int(read(folder).fields["report"]["threads"])
+
+
+def _example(folder: Path, batch: int) -> list[np.ndarray]:
+    with np.load(folder / "probe.npz", allow_pickle=False) as stored:
+        arrays = [stored[key] for key in sorted(stored.files) if key.startswith("in_")]
+    return [np.resize(a, (batch, *a.shape[1:])) for a in arrays]

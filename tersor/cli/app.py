@@ -1,0 +1,277 @@
+"""The commands, and what becomes of an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tersor import __version__
+from tersor.cli.console import Stages, hush, results, write_json
+from tersor.errors import InputError, TersorError
+
+app = typer.Typer(
+    name="tersor",
+    help="Make a trained neural network small and fast on the machine where it will run, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+MODEL = (
+    "path/to/file.py:function or package.module:function returning a module or (module, example), or a .pt2 archive."
+)
+DATA = "path/to/file.py:function returning an iterable of (inputs, labels) batches, or an .npz with x and y."
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that compress wrote.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout, progress to stderr.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads of the runtime; 0 leaves it to torch.")]
+Batch = Annotated[int, typer.Option(min=1, help="Items a call, for which the speed counts.")]
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show the whole traceback of an error.")] = False,
+) -> None:
+    if version:
+        print(f"tersor {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def compress(
+    model: Model,
+    data: Annotated[str, typer.Option(metavar="DATA", help=DATA, show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write; replaced as a whole.", show_default=False)
+    ] = None,
+    eval_data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Judge on this data; else on a part of --data.", show_default=False),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="accuracy, top5, mse, ..., agreement, or file.py:function.")] = "accuracy",
+    max_drop: Annotated[str, typer.Option(help="What may be lost of the metric: 0.5% or 0.005.")] = "0.5%",
+    target: Annotated[
+        str, typer.Option(help="eager, inductor, onnxruntime, openvino, several by commas, or auto.")
+    ] = "auto",
+    batch: Batch = 1,
+    threads: Threads = 0,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Leave this layer alone; repeatable.")
+    ] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(help="Stop searching after 90s, 10m, 1.5h.", show_default=False)
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="PLAN", help="Re-apply a plan.yaml instead of searching.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Search and measure, but write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find the fastest version of a model inside the budget, prove it, and write it to a folder."""
+    from tersor.inputs import amounts
+
+    amounts.drop(max_drop)  # words are judged before anything is loaded
+    if time_limit is not None:
+        amounts.seconds(time_limit)
+    if out is None and not dry_run:
+        raise InputError("No folder was given to write to; add --out FOLDER, or --dry-run to write nothing.")
+    with results(as_json) as stream, Stages() as progress:
+        from tersor.pipeline import compress as run_pipeline
+
+        report = run_pipeline(
+            model,
+            data,
+            metric=metric,
+            max_drop=max_drop,
+            target=target,
+            out=out,
+            eval_data=eval_data,
+            batch=batch,
+            threads=threads,
+            seed=seed,
+            exclude=exclude or (),
+            time_limit=time_limit,
+            recipe=recipe,
+            dry_run=dry_run,
+            progress=progress,
+        )
+        written = None if dry_run else out
+        if as_json:
+            write_json(stream, {"out": written, "report": report.to_json()})
+    if not as_json:
+        from tersor.cli.shown import show_report
+
+        show_report(report, written)
+
+
+@app.command()
+def inspect(
+    model: Model,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Its first batch, for a model without example.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show layers, parameters, multiply-adds, and what can be pruned or why not."""
+    with results(as_json) as stream:
+        from tersor.inspection import inspect as look
+
+        found = look(model, data)
+        if as_json:
+            write_json(stream, found)
+    if not as_json:
+        from tersor.cli.inspect import show
+
+        show(found)
+
+
+@app.command()
+def benchmark(
+    folder: Folder,
+    vs: Annotated[
+        list[Path] | None, typer.Option(metavar="FOLDER", help="Another artifact, timed in turns; repeatable.")
+    ] = None,
+    batch: Batch = 1,
+    threads: Annotated[int, typer.Option(min=0, help="Threads; 0 takes what the first was measured with.")] = 0,
+    rounds: Annotated[int, typer.Option(min=5, help="Turns for each.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Time an artifact in its own runtime, against itself and against others."""
+    folders = [folder, *(vs or [])]
+    with results(as_json) as stream:
+        from tersor.benchmarking import benchmark as time_them
+        from tersor.cli.shown import race_record, show_race
+
+        race = time_them(folders, batch, threads, rounds)
+        if as_json:
+            write_json(stream, race_record(race, folders, batch))
+    if not as_json:
+        show_race(race, folders, batch)
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Measure the metric again on this data.", show_default=False)
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Another metric than the recorded one.", show_default=False)
+    ] = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Check every file of an artifact, run its recorded example, and measure again where data is given."""
+    with results(as_json) as stream:
+        from tersor.cli.verify import verified
+
+        record, sentence = verified(folder, data, metric, threads)
+        if as_json:
+            write_json(stream, record)
+    if not as_json:
+        print(sentence)
+
+
+@app.command()
+def report(
+    folder: Folder,
+    browse: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what was claimed of an artifact, and where its report is."""
+    with results(as_json) as stream:
+        from tersor.cli.shown import show_report
+        from tersor.report import Report
+        from tersor.store.manifest import check
+
+        fields = check(folder).fields
+        if as_json:
+            write_json(stream, {"path": folder / "report.html", "report": fields["report"]})
+    if not as_json:
+        show_report(Report.from_json(fields["report"]), folder)
+    if browse:
+        import webbrowser
+
+        webbrowser.open((folder / "report.html").resolve().as_uri())
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show what this machine can run, what is missing and what disturbs."""
+    with results(as_json) as stream:
+        from tersor.cli.doctor import examine, show, usable
+
+        found = examine()
+        if as_json:
+            write_json(stream, {"usable": usable(found), "findings": found})
+    if not as_json:
+        show(found)
+    if not usable(found):
+        raise typer.Exit(4)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("demo-out"),
+    seed: Annotated[int, typer.Option(help="Of the training and of everything else that is drawn.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a small residual network on scans of handwritten digits, and compress it."""
+    with results(as_json) as stream, Stages() as progress:
+        from tersor.cli.demo import demo as show_off
+
+        made = show_off(out, seed=seed, progress=progress)
+        if as_json:
+            write_json(stream, {"out": out, "report": made.to_json()})
+    if not as_json:
+        from tersor.cli.shown import show_report
+
+        show_report(made, out)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run a command and exit: 0, the error's code, 130 on Ctrl-C."""
+    given = sys.argv[1:] if arguments is None else arguments
+    traceback = "--traceback" in given
+    given = [a for a in given if a != "--traceback"]  # taken wherever it stands
+    if not traceback:
+        hush()
+    try:
+        app(given, prog_name="tersor")
+    except KeyboardInterrupt:
+        print("interrupted; nothing was replaced", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)
+    except Exception as error:
+        if traceback:
+            raise
+        sys.exit(_explain(error, "--json" in given))
+
+
+def _explain(error: Exception, as_json: bool) -> int:
+    if isinstance(error, TersorError):
+        message, code = str(error), error.exit_code
+    else:
+        text = " ".join(str(error).split())[:500]
+        message = (
+            f"{type(error).__name__}: {text} (not foreseen; --traceback shows where)"
+            if text
+            else (f"{type(error).__name__} (not foreseen; --traceback shows where)")
+        )
+        code = 1
+    print(f"error: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": {"type": type(error).__name__, "message": message, "exit_code": code}}))
+    return code

@@ -1,0 +1,134 @@
+"""What a command shows: results on stdout, progress, warnings and errors on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+
+@contextmanager
+def results(as_json: bool) -> Iterator[IO[str]]:
+    """Where results are written. With `--json` nothing else reaches stdout, whatever user code or a runtime prints."""
+    if not as_json:
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(kept), "w") as stream:
+            yield stream
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def write_json(stream: IO[str], value: Any) -> None:
+    """`value` (records, mappings, sequences, paths, numbers) as JSON; a number that is not finite becomes null."""
+    stream.write(json.dumps(_plain(value), indent=1) + "\n")
+    stream.flush()
+
+
+def hush() -> None:
+    """Show what Tersor itself warns of as one line, and nothing of what the libraries log."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", category=UserWarning, module=r"tersor(\.|$)")
+    warnings.showwarning = _show_warning
+
+
+class Stages:
+    """A `Progress` for the pipeline: a bar on a terminal, one line a stage elsewhere."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._live = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                SpinnerColumn,
+                TextColumn,
+                TimeElapsedColumn,
+            )
+
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
+            self._live = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._live.add_task("starting", total=None)
+
+    def __enter__(self) -> Stages:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self._live is not None:
+            self._live.update(self._task, description=stage, completed=done, total=total or None)
+        elif stage != self._stage:
+            print(stage, file=sys.stderr, flush=True)
+        self._stage = stage
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
+    """Print a table; the columns in `numbers` are aligned to the right. Cells are shown as they are, never as markup."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for i, name in enumerate(header):
+        found.add_column(name, justify="right" if i in numbers else "left", overflow="fold")
+    for row in rows:
+        found.add_row(*(Text(cell) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=240)  # a file or a pipe has no width to keep
+    console.print(found)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    return value

@@ -1,0 +1,56 @@
+"""What `inspect` found, as tables."""
+
+from __future__ import annotations
+
+from tersor.cli.console import table
+from tersor.inspection import Axis, Inspection
+from tersor.units import count
+
+
+def show(found: Inspection) -> None:
+    """The layers, then the axes that can be pruned, then those that cannot, and why."""
+    inputs = ", ".join(f"{i.name} ({', '.join(['batch', *map(str, i.shape)])}) {i.type}" for i in found.inputs)
+    print(f"{found.model}: {count(found.parameters)} parameters, {count(found.macs)} multiply-adds an item")
+    print(f"inputs   {inputs}\noutputs  {', '.join(found.outputs)}\n")
+    table(
+        "Layers",
+        ("layer", "kind", "weight", "parameters", "multiply-adds", "share"),
+        [
+            (
+                layer.name,
+                layer.kind,
+                " x ".join(map(str, layer.shape)),
+                f"{layer.parameters:,}",
+                f"{layer.macs:,}",
+                _share(layer.macs, found.macs),
+            )
+            for layer in found.layers
+        ],
+        numbers=(3, 4, 5),
+    )
+    prunable = [axis for axis in found.axes if axis.refused is None]
+    refused = [axis for axis in found.axes if axis.refused is not None]
+    table(
+        f"Prunable: {len(prunable)} axes, {sum(a.blocks for a in prunable)} blocks",
+        ("axis", "blocks", "values a block", "made by", "read by", "note"),
+        [
+            (a.name, str(a.blocks), f"{a.parameters:.0f}", _few(a.producers), _few(a.readers), _note(a))
+            for a in prunable
+        ],
+        numbers=(1, 2),
+    )
+    if refused:
+        reasons = [(a.name, str(a.blocks), (a.refused or "").removeprefix("not prunable: ")) for a in refused]
+        table(f"Not prunable: {len(refused)} axes", ("axis", "blocks", "why"), reasons, numbers=(1,))
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""
+
+
+def _few(found: tuple[str, ...]) -> str:
+    return ", ".join(found[:2]) + (f" and {len(found) - 2} more" if len(found) > 2 else "")
+
+
+def _note(axis: Axis) -> str:
+    return f"width counts in {_few(axis.normalised)}" if axis.normalised else ""

@@ -1,0 +1,51 @@
+"""An artifact checked, as a record and as sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tersor.delivery import load, verify
+from tersor.errors import MetricError
+from tersor.inputs import data, metrics
+from tersor.measuring.metrics import Score
+from tersor.store.manifest import check
+from tersor.units import number
+
+
+def verified(folder: Path, spec: str | None, metric: str | None, threads: int) -> tuple[dict[str, Any], str]:
+    """What `tersor verify` says. Raises `ArtifactError` where the artifact is not what its manifest says."""
+    recorded = check(folder).fields["report"]
+    if spec is None:
+        found = verify(folder, threads=threads)
+        said = f"{folder} is what its manifest says: {len(found.manifest.files)} files, and the example gives the same."
+        return {"folder": folder, "verified": True, "difference": found.difference}, said
+    chosen = metrics.bring(metric or recorded["metric"])
+    if chosen.original != "unused":
+        raise MetricError(
+            f"The metric {chosen.name} compares with the original model, which the artifact does not hold."
+        )
+    batches = data.batches(data.bring(spec), _taken(folder, threads), labels=True)
+    found = verify(folder, batches, chosen, threads)
+    before = recorded["after"]["score"] if chosen.name == recorded["metric"] else None
+    record = {"folder": folder, "verified": True, "difference": found.difference, "metric": chosen.name}
+    record |= {"score": found.score, "recorded": before}
+    said = f"{folder} is what its manifest says; {chosen.name} on {len(batches)} items of {spec}: {_shown(found.score)}"
+    return record, f"{said}{f' (recorded on its own evaluation data: {_shown(before)})' if before else ''}."
+
+
+def _taken(folder: Path, threads: int) -> data.Taken:
+    """What the artifact takes, from its recorded example."""
+    inputs = load(folder, threads).inputs
+    with np.load(folder / "probe.npz", allow_pickle=False) as stored:
+        example = [torch.from_numpy(stored[key]) for key in sorted(stored.files) if key.startswith("in_")]
+    return data.Taken(inputs, tuple(example))
+
+
+def _shown(score: Score | None) -> str:
+    if isinstance(score, dict):
+        return ", ".join(f"{name} {number(value)}" if name else number(value) for name, value in score.items())
+    return number(score)

@@ -1,0 +1,264 @@
+"""From decisions to a fitted model, in execution order.
+
+Each matrix is fitted on what it now sees, earlier layers being already compressed, towards what the *original* network
+gave there; where its output joins a residual stream, it also takes back what has gone wrong on that stream. One quadratic
+a matrix: from `T = E[t x~^T]` of the wanted outputs t and present inputs x~ follows the free optimum `W* = T H^-1`
+(a ridge pulls towards W, its strength chosen on held-out items), the kept columns are refitted to it, and the technique
+chooses its value near that, on the smaller matrix that will be stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from tersor.graph.checked import checked
+from tersor.graph.likelihood import divergence
+from tersor.graph.lockstep import Here, Lockstep
+from tersor.graph.memory import peak_bytes
+from tersor.graph.model import Model
+from tersor.maths.damage import best_bias
+from tersor.maths.obs import damped, solve
+from tersor.maths.ranges import mse
+from tersor.maths.regression import Moments, best_ridge, matched, moments, optimum
+from tersor.maths.unfold import from_matrix, to_matrix
+from tersor.profile import SLICE, Facts, Profile, Range, measure, outputs_of, rows_of, sampled
+from tersor.rewrites.shrink import mask, shrink
+from tersor.site import Matrix, matrices
+from tersor.target import Compressed, Grid
+from tersor.technique import Technique
+from tersor.weight import Weight
+from tersor.widths import allocate, curves
+from tersor.windows import Window, windows
+
+__all__ = ["Decisions", "allocate", "curves", "fit"]
+
+MEMORY = 4 << 30  # bytes of activations held at once
+REPAIR = 1e-2  # ridge of the refit to the kept columns, in mean diagonals of H
+HELD_OUT = 8  # one item in so many judges, and is fitted to by nobody
+Feed = Callable[[Tensor, Tensor, float, float], tuple[float, int]]
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What to do: the blocks that stay, by group name; the technique, by matrix name; whether activations are 8 bit."""
+
+    keep: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    techniques: Mapping[str, Technique] = field(default_factory=dict)
+    feeds: bool = False
+
+
+def fit(
+    model: Model,
+    batches: Sequence[Sequence[Tensor]],
+    profile: Profile,
+    decisions: Decisions,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    feed: Feed = mse,
+    memory: int = MEMORY,
+) -> Compressed:
+    """Carry out `decisions` on `model`, with calibration `batches` of flat inputs; no labels.
+
+    Where blocks are dropped, the fit is made with and without matching each channel's variance to the original's, and
+    the one with the lower divergence on held-out items is kept. At most `memory` bytes of activations are held: where
+    the batches need more, the first items that fit are used. `progress` hears matrices done and in all.
+    Cost: a pass of both models over the batches, c^3 + r c^2 a matrix; twice where blocks are dropped.
+    """
+    whole = [tuple(b) for b in checked(model, batches)]
+    best = Fitted(model, {}, 0.0)
+    if decisions.keep or decisions.techniques:
+        pieces = _pieces(whole, max(2, memory // (2 * max(1, peak_bytes(model)))))
+        tries = (False, True) if decisions.keep else (False,)
+        walks = [_Walk(model, pieces, profile, decisions, seed, match) for match in tries]
+        each = len(matrices(model))
+        fitted = [walk.run(_counting(progress, i, each, each * len(walks))) for i, walk in enumerate(walks)]
+        best = min(fitted, key=lambda f: f.divergence)
+    small = shrink(best.model, decisions.keep) if decisions.keep else best.model
+    for name, weight in best.weights.items():
+        small.assign(name, weight.dense())
+    feeds = _feeds(measure(small, whole, frozenset(), seed=seed).ranges, feed) if decisions.feeds else {}
+    return Compressed(small, best.weights, feeds)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted model in the original's shapes, its weights in the shapes to be stored, and the held-out damage."""
+
+    model: Model
+    weights: Mapping[str, Weight]
+    divergence: float  # from the original's outputs, nats an item
+
+
+class _Walk:
+    """One walk through the network, fitting each matrix as it comes."""
+
+    def __init__(
+        self,
+        model: Model,
+        pieces: Sequence[Sequence[Tensor]],
+        profile: Profile,
+        decisions: Decisions,
+        seed: int,
+        match: bool,
+    ):
+        self._model, self._pieces, self._profile, self._decisions = model, pieces, profile, decisions
+        self._match = match
+        self._places = torch.Generator().manual_seed(seed)
+        self._windows = windows(model, decisions.keep)
+        self._by_node = {m.node: m for m in matrices(model)}
+        self._shared = _read_elsewhere(model)
+        self._now = mask(model, decisions.keep) if decisions.keep else model.copy()
+        self._weights: dict[str, Weight] = {}
+
+    def run(self, progress: Callable[[], None]) -> Fitted:
+        for matrix in self._by_node.values():
+            if matrix.weight in self._shared:
+                self._store(matrix, self._given(matrix), self._profile.facts[matrix.name].gram, None)
+        steps = Lockstep(self._model, self._now, self._pieces, frozenset(self._by_node))
+        for here in steps:
+            matrix = self._by_node[here.node.name]
+            if matrix.weight not in self._shared:
+                self._fit(matrix, here)
+            progress()
+        return Fitted(self._now, self._weights, self._judge(*steps.outputs))
+
+    def _fit(self, matrix: Matrix, here: Here) -> None:
+        aimed = here.drifted or here.absorbs
+        if not (aimed or self._windows[matrix.name].cuts_columns or matrix.name in self._decisions.techniques):
+            return
+        fit, check = self._moments(matrix, here)
+        w, biased = self._given(matrix), matrix.bias is not None
+        if aimed:
+            weigh = self._profile.facts[matrix.name].fisher.reshape(w.shape[:2])
+            ridge = best_ridge(w, fit, check, weigh, biased)
+            w = w if ridge is None else optimum(w, fit, ridge, biased)
+        matching = self._match and biased and here.drifted and not here.joins
+        self._store(matrix, w, fit.gram, fit if matching else None)
+
+    def _store(self, matrix: Matrix, w: Tensor, gram: Tensor, match: Moments | None) -> None:
+        """Choose the value of what stays of `matrix` near `w` (groups, r, c + 1) and put it into the changing model."""
+        window, biased = self._windows[matrix.name], matrix.bias is not None
+        v, h = window.of(w), window.square(gram)
+        if window.cuts_columns:
+            v = _without(window, w, gram, biased)
+        if match is not None:
+            v = matched(v, Moments(h, window.of(match.cross), _rows(window, match.power), match.count))
+        technique = self._decisions.techniques.get(matrix.name)
+        small = _smaller(matrix, window)
+        dense = from_matrix(v[:, :, :-1], small.shape, small.groups, small.transposed).float()
+        if technique is not None:
+            fisher = self._profile.facts[matrix.name].fisher.reshape(w.shape[:2])
+            weight = technique.fit(small, dense, Facts(h, _rows(window, fisher).reshape(-1)))
+            self._weights[matrix.weight] = weight
+            dense = weight.dense()
+        chosen = to_matrix(dense, small.groups, small.transposed).double()
+        if biased:
+            chosen = torch.cat([chosen, (v[:, :, -1] + best_bias(v[:, :, :-1], chosen, h))[..., None]], 2)
+        self._assign(matrix, window, chosen, w)
+
+    def _assign(self, matrix: Matrix, window: Window, chosen: Tensor, like: Tensor) -> None:
+        whole = window.put_back(chosen, like[:, :, : window.width + (matrix.bias is not None)])
+        wide = whole[:, :, : window.width]
+        self._now.assign(matrix.weight, from_matrix(wide, matrix.shape, matrix.groups, matrix.transposed).float())
+        if matrix.bias is not None:
+            self._now.assign(matrix.bias, whole[:, :, -1].reshape(-1).float())
+
+    def _given(self, matrix: Matrix) -> Tensor:
+        """The original (groups, r, c + 1), the bias (or 0) last, float64."""
+        w = to_matrix(self._model.tensor(matrix.weight), matrix.groups, matrix.transposed).double()
+        bias = self._model.tensor(matrix.bias).double() if matrix.bias is not None else w.new_zeros(w.shape[:2].numel())
+        return torch.cat([w, bias.reshape(*w.shape[:2], 1)], 2)
+
+    def _moments(self, matrix: Matrix, here: Here) -> tuple[Moments, Moments]:
+        """Of the items that are fitted to, and of those held out."""
+        parts: list[list[Moments]] = [[], []]
+        for i, (x, y) in enumerate(zip(here.current, here.wanted, strict=True)):
+            at = sampled(matrix, x.shape, self._places)
+            parts[_held_out(i, len(here.current))].append(moments(rows_of(matrix, x, at), outputs_of(matrix, y, at)))
+        fit, check = (reduce(add, part) if part else None for part in parts)
+        assert fit is not None  # the first piece is always fitted to
+        return fit, check or fit
+
+    def _judge(self, original: Sequence[Any], now: Sequence[Any]) -> float:
+        judged = [i for i in range(len(self._pieces)) if _held_out(i, len(self._pieces))] or range(len(self._pieces))
+        items = sum(self._pieces[i][0].shape[0] for i in judged)
+        total = 0.0
+        for i in judged:
+            ours, theirs = pytree.tree_leaves(original[i]), pytree.tree_leaves(now[i])
+            total += divergence(ours, theirs, self._pieces[i])
+        return total / items
+
+
+def _without(window: Window, w: Tensor, gram: Tensor, biased: bool) -> Tensor:
+    """What stays of `w`, moved to make up for the dropped columns: `V_K = W H_:K (H_KK)^-1`."""
+    h = damped(gram, REPAIR)
+    kept, square = window.some_columns(h), window.square(h)
+    size = square.shape[2] if biased else square.shape[2] - 1
+    v = window.of(w)
+    v[:, :, :size] = solve(window.some_rows(w) @ kept[:, :, :size], square[:, :size, :size])
+    return v
+
+
+def _rows(window: Window, values: Tensor) -> Tensor:
+    """(groups', r') of (groups, r)."""
+    return values[window.group[:, None], window.rows]
+
+
+def _smaller(matrix: Matrix, window: Window) -> Matrix:
+    if matrix.convolution is None:
+        return replace(matrix, shape=window.shape)
+    return replace(matrix, shape=window.shape, convolution=replace(matrix.convolution, groups=len(window.group)))
+
+
+def _held_out(index: int, count: int) -> bool:
+    return count > 1 and index % HELD_OUT == min(HELD_OUT, count) - 1
+
+
+def _pieces(whole: Sequence[tuple[Tensor, ...]], most: int) -> list[tuple[Tensor, ...]]:
+    """The first `most` items, in pieces small enough that some can be held out."""
+    items = min(most, sum(batch[0].shape[0] for batch in whole))
+    size = max(1, min(SLICE, items // HELD_OUT))
+    pieces: list[tuple[Tensor, ...]] = []
+    for batch in whole:
+        for start in range(0, batch[0].shape[0], size):
+            taken = min(size, items)
+            if taken > 0:
+                pieces.append(tuple(x[start : start + taken] for x in batch))
+                items -= pieces[-1][0].shape[0]
+    return pieces
+
+
+def _read_elsewhere(model: Model) -> frozenset[str]:
+    """Weights with more than one reader, such as an embedding tied to a head: they must not follow one of them."""
+    readers: dict[int, int] = {}
+    for node in model.graph.nodes:
+        if node.op == "get_attr" and isinstance(tensor := model.tensor(str(node.target)), Tensor):
+            readers[tensor.data_ptr()] = readers.get(tensor.data_ptr(), 0) + len(node.users)
+    return frozenset(m.weight for m in matrices(model) if readers[model.tensor(m.weight).data_ptr()] > 1)
+
+
+def _counting(progress: Callable[[int, int], None] | None, index: int, each: int, total: int) -> Callable[[], None]:
+    done = index * each
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    return count
+
+
+def _feeds(ranges: Mapping[str, Range], feed: Feed) -> dict[str, Grid]:
+    """One grid an activation, least squared error over its histogram by default."""
+    found = {name: feed(r.counts, r.edges, r.low, r.high) for name, r in ranges.items()}
+    return {name: Grid(scale, zero) for name, (scale, zero) in found.items()}

@@ -1,0 +1,64 @@
+"""What a network's outputs mean: class scores are categorical, everything else is a unit Gaussian around the output.
+
+Class scores are float outputs of rank 2 with several columns and, for integer inputs such as tokens, of any higher rank
+(last axis); they may be logits or probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def sampled_loss(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], generator: torch.Generator, temperature: float = 1.0
+) -> Tensor | None:
+    """A scalar whose gradient at the outputs is a random draw of mean zero and covariance the Fisher matrix.
+
+    For class scores that is `diag(p) - p p^T` of the prediction softened by `temperature`, the curvature of
+    temperature^2 times the softened KL divergence; drawn as a Gaussian, which has the same covariance as the gradient
+    for a sampled label and less noise. None where no output has gradients.
+    """
+    losses = [
+        _sampled(out, inputs, generator, temperature)
+        for out in outputs
+        if out.is_floating_point() and out.requires_grad
+    ]
+    return torch.stack(losses).sum() if losses else None
+
+
+def divergence(original: Sequence[Tensor], current: Sequence[Tensor], inputs: Sequence[Tensor]) -> float:
+    """KL(original | current) in nats, summed over outputs and items."""
+    pairs = zip(original, current, strict=True)
+    return sum(_divergence(a, b, inputs) for a, b in pairs if a.is_floating_point())
+
+
+def _sampled(out: Tensor, inputs: Sequence[Tensor], generator: torch.Generator, temperature: float) -> Tensor:
+    if not _categorical(out, inputs):
+        return (torch.randn(out.shape, generator=generator, dtype=out.dtype) * out).sum()
+    logits = _logits(out)
+    p = (logits.detach() / temperature).softmax(-1)
+    half = p.sqrt() * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    return ((half - p * half.sum(-1, keepdim=True)) * logits).sum()
+
+
+def _divergence(a: Tensor, b: Tensor, inputs: Sequence[Tensor]) -> float:
+    if _categorical(a, inputs):
+        p, q = (_logits(each).double().log_softmax(-1) for each in (a, b))
+        return float((p.exp() * (p - q)).sum())
+    return 0.5 * float((a.double() - b.double()).square().sum())
+
+
+def _categorical(out: Tensor, inputs: Sequence[Tensor]) -> bool:
+    tokens = any(not x.is_floating_point() for x in inputs)
+    return out.ndim > 1 and out.shape[-1] > 1 and (out.ndim == 2 or tokens)
+
+
+def _logits(out: Tensor) -> Tensor:
+    rows = out.reshape(-1, out.shape[-1])
+    seen = rows.detach()
+    if bool((seen >= 0).all()) and bool(((seen.sum(-1) - 1).abs() < 1e-3).all()):
+        return rows.clamp_min(torch.finfo(rows.dtype).tiny).log()
+    return rows

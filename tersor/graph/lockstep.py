@@ -1,0 +1,132 @@
+"""Run a model and a changing copy of it side by side, node by node, over all calibration batches.
+
+Every value is computed once: a walk costs one pass of each model, however many nodes ask for statistics. Values are
+freed after their last reader; where nothing before a node has changed, both models share one value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from tersor.graph.model import Model
+from tersor.graph.operators import aten
+
+_PASSING = (aten.dropout.default, aten.alias.default, aten.contiguous.default, aten.clone.default)
+
+
+@dataclass(frozen=True)
+class Here:
+    """The walk before the changed model runs `node`.
+
+    original, current: the first input of the node in each model, one tensor a batch; the same list where nothing
+    changed. wanted: what the node should give in the changed model, one tensor a batch: the original's value, less
+    what has gone wrong on the other side of an addition that the node leads to.
+    """
+
+    node: fx.Node
+    original: Sequence[Tensor]
+    current: Sequence[Tensor]
+    wanted: Sequence[Tensor]
+    drifted: bool  # the input differs
+    absorbs: bool  # `wanted` is not the original's value
+    joins: bool  # the node leads to an addition only
+
+
+class Lockstep:
+    """Iterate over it once: it stops before every node in `stops`, where the caller may assign parameters of `current`."""
+
+    def __init__(self, original: Model, current: Model, batches: Sequence[Sequence[Tensor]], stops: frozenset[str]):
+        self._original, self._current, self._stops = original, current, stops
+        self._batches = batches
+        self._left: dict[fx.Node, list[Any]] = {}
+        self._right: dict[fx.Node, list[Any]] = {}
+        self._runners = (fx.Interpreter(original.module), fx.Interpreter(current.module))
+        self.outputs: tuple[list[Any], list[Any]] = ([], [])
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[Here]:
+        last = {source: node for node in self._original.graph.nodes for source in node.all_input_nodes}
+        flat = [pytree.tree_leaves(self._original.arguments(batch)) for batch in self._batches]
+        placed = 0
+        for node in self._original.graph.nodes:
+            if node.op == "placeholder":
+                self._left[node] = self._right[node] = [leaves[placed] for leaves in flat]
+                placed += 1
+                continue
+            self._left[node] = self._run(node, self._left, self._runners[0], self._original)
+            if node.name in self._stops:
+                yield self._here(node)
+            self._right[node] = self._left[node]
+            if self._changed(node):
+                self._right[node] = self._run(node, self._right, self._runners[1], self._current)
+            if node.op == "output":
+                self.outputs = (self._left[node], self._right[node])
+            for source in node.all_input_nodes:
+                if last[source] is node:
+                    del self._left[source], self._right[source]
+
+    def _run(self, node: fx.Node, env: dict[fx.Node, list[Any]], runner: fx.Interpreter, model: Model) -> list[Any]:
+        if node.op == "get_attr":
+            return [_attribute(model, str(node.target))] * len(self._batches)
+        if node.op == "output":
+            return [fx.node.map_arg(node.args[0], lambda n: env[n][i]) for i in range(len(self._batches))]  # noqa: B023
+        values = []
+        for i in range(len(self._batches)):
+            args = fx.node.map_arg(node.args, lambda n: env[n][i])  # noqa: B023
+            kwargs = fx.node.map_arg(node.kwargs, lambda n: env[n][i])  # noqa: B023
+            values.append(getattr(runner, node.op)(node.target, args, kwargs))
+        return values
+
+    def _changed(self, node: fx.Node) -> bool:
+        """Whether the changed model gives another value; asked after the caller has had its say."""
+        if node.op == "get_attr":
+            return self._reassigned(node)
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and self._reassigned(source):
+                self._right[source] = self._run(source, self._right, self._runners[1], self._current)
+        return any(self._right[s] is not self._left[s] for s in node.all_input_nodes)
+
+    def _reassigned(self, node: fx.Node) -> bool:
+        ours, theirs = (_attribute(model, str(node.target)) for model in (self._original, self._current))
+        if not isinstance(ours, Tensor):
+            return False
+        return not (ours.shape == theirs.shape and torch.equal(ours, theirs))
+
+    def _here(self, node: fx.Node) -> Here:
+        source = node.all_input_nodes[0]
+        other = _other_side(node)
+        wanted: Sequence[Tensor] = self._left[node]
+        if other is not None and other in self._right and self._right[other] is not self._left[other]:
+            triples = zip(wanted, self._left[other], self._right[other], strict=True)
+            wanted = [_absorbing(y, a, b) for y, a, b in triples]
+        drifted = self._right[source] is not self._left[source]
+        absorbs = wanted is not self._left[node]
+        return Here(node, self._left[source], self._right[source], wanted, drifted, absorbs, other is not None)
+
+
+def _attribute(model: Model, target: str) -> Any:
+    owner, _, leaf = target.rpartition(".")
+    return getattr(model.module.get_submodule(owner), leaf)
+
+
+def _absorbing(y: Tensor, before: Tensor, now: Tensor) -> Tensor:
+    return y + (before - now) if before.shape == y.shape else y
+
+
+def _other_side(node: fx.Node) -> fx.Node | None:
+    """The other term of the plain addition that `node` alone leads to, if there is one."""
+    while len(node.users) == 1:
+        user = next(iter(node.users))
+        if user.target in _PASSING:
+            node = user
+            continue
+        plain = user.target is aten.add.Tensor and not user.kwargs and all(isinstance(a, fx.Node) for a in user.args)
+        others = [a for a in user.all_input_nodes if a is not node]
+        return others[0] if plain and len(others) == 1 else None
+    return None

@@ -1,0 +1,127 @@
+"""What a model consists of, and what of it could be removed: nothing is changed or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tersor.graph.macs import macs
+from tersor.graph.model import Model
+from tersor.inputs import data as data_input
+from tersor.inputs import models
+from tersor.site import Group, Matrix, groups, matrices
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """An input of the model; `shape` without the batch."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One matrix: `macs` are multiply-accumulates per item, `parameters` its weight's and bias' values."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the model: `blocks` channels (heads, neurons) that the matrices `producers` make and `readers` take.
+
+    parameters: values that go with one block, on average. refused: why no block can be removed; None where one can.
+    normalised: nodes that read the axis' width, so that removing a block is not the same as making it zero.
+    """
+
+    name: str
+    blocks: int
+    producers: tuple[str, ...]
+    readers: tuple[str, ...]
+    parameters: float
+    refused: str | None
+    normalised: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything that `inspect` found."""
+
+    model: str
+    inputs: tuple[Tensors, ...]
+    outputs: tuple[str, ...]
+    parameters: int
+    macs: int
+    layers: tuple[Counted, ...]
+    axes: tuple[Axis, ...]
+
+
+def inspect(model: Any, data: Any = None) -> Inspection:
+    """Layers, parameters, multiply-accumulates, and the axes that can be pruned, or why they cannot.
+
+    model: a module, (module, example), an exported program, or their spec. data: where the model comes without an example,
+    its first batch is the example. Raises `ModelError` or `DataError` whose message is one sentence.
+    """
+    brought = models.bring(model)
+    example = None if data is None else data_input.example(data_input.bring(data), brought)
+    captured = models.captured(brought, example)
+    work = macs(captured)
+    layers = tuple(_counted(captured, matrix, work) for matrix in _once(matrices(captured)))
+    return Inspection(
+        brought.name,
+        tuple(
+            Tensors(name, tuple(t.shape[1:]), str(t.dtype).removeprefix("torch."))
+            for name, t in zip(captured.inputs, captured.example, strict=True)
+        ),
+        captured.outputs,
+        sum(t.numel() for t in captured.module.parameters()),
+        sum(work.values()),
+        layers,
+        tuple(_axis(captured, group) for group in groups(captured)),
+    )
+
+
+def _once(found: Iterable[Matrix]) -> Iterable[Matrix]:
+    return {matrix.name: matrix for matrix in found}.values()
+
+
+def _counted(model: Model, matrix: Matrix, work: dict[str, int]) -> Counted:
+    bias = model.tensor(matrix.bias).numel() if matrix.bias else 0
+    return Counted(
+        matrix.name, _kind(matrix), matrix.shape, model.tensor(matrix.weight).numel() + bias, work.get(matrix.name, 0)
+    )
+
+
+def _kind(matrix: Matrix) -> str:
+    how = matrix.convolution
+    if how is None:
+        return "linear"
+    kernel = "x".join(map(str, how.kernel))
+    rows = matrix.shape[1] * how.groups if how.transposed else matrix.shape[0]
+    depthwise = how.groups > 1 and how.groups == (matrix.shape[0] if how.transposed else rows)
+    grouped = "depthwise " if depthwise else f"grouped({how.groups}) " if how.groups > 1 else ""
+    return f"{grouped}{'transposed ' if how.transposed else ''}convolution {kernel}"
+
+
+def _axis(model: Model, group: Group) -> Axis:
+    values = 0
+    for member in group.members:
+        tensor = model.tensor(member.tensor)
+        values += sum(len(p) for p in member.positions) * tensor.numel() // tensor.shape[member.axis]
+    weights = [(m.role, m.tensor.removesuffix(".weight")) for m in group.members if not m.tensor.endswith(".bias")]
+    return Axis(
+        group.name,
+        group.blocks,
+        tuple(dict.fromkeys(name for role, name in weights if role == "produces")),
+        tuple(dict.fromkeys(name for role, name in weights if role == "reads")),
+        values / group.blocks if group.blocks else 0.0,
+        group.refused,
+        group.counted,
+    )

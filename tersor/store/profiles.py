@@ -1,0 +1,43 @@
+"""Profiles in the cache: a second run with another budget does not measure again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from tersor.profile import Facts, Profile, Range
+from tersor.store.cache import Cache, Entry
+
+
+def remembered(cache: Cache, key: str, measure: Callable[[], Profile]) -> Profile:
+    """The profile kept under `key`, else what `measure` gives, which is then kept."""
+    entry = cache.get(key)
+    found = None if entry is None else _unpacked(entry)
+    if found is None:
+        found = measure()
+        cache.put(key, *_packed(found))
+    return found
+
+
+def _packed(profile: Profile) -> tuple[dict[str, Tensor], dict]:
+    tensors = {}
+    for name, facts in profile.facts.items():
+        tensors[f"gram/{name}"], tensors[f"fisher/{name}"] = facts.gram, facts.fisher
+    for name, seen in profile.ranges.items():
+        tensors[f"counts/{name}"], tensors[f"edges/{name}"] = seen.counts, seen.edges
+    ranges = {name: [seen.low, seen.high] for name, seen in profile.ranges.items()}
+    values = {"items": profile.items, "facts": list(profile.facts), "ranges": ranges}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}, values
+
+
+def _unpacked(entry: Entry) -> Profile | None:
+    t, v = entry.tensors, entry.values
+    try:
+        facts = {name: Facts(t[f"gram/{name}"], t[f"fisher/{name}"]) for name in v["facts"]}
+        ranges = {
+            name: Range(low, high, t[f"counts/{name}"], t[f"edges/{name}"]) for name, (low, high) in v["ranges"].items()
+        }
+        return Profile(facts, ranges, v["items"])
+    except (KeyError, TypeError, ValueError):
+        return None  # of another version: measure again

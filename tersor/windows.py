@@ -1,0 +1,89 @@
+"""What is left of each matrix when blocks of groups are removed: the bridge between the whole and the smaller matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from tersor.errors import ModelError
+from tersor.graph.kept import flat_index, kept_positions
+from tersor.graph.model import Model
+from tersor.maths.unfold import to_matrix
+from tersor.site import Matrix, matrices
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a (groups, r, c) matrix that stays: a smaller (groups', r', c') matrix, stored in `shape`.
+
+    group (groups',), rows (groups', r') and columns (groups', c') are indices into the whole matrix; `width` is c.
+    """
+
+    group: Tensor
+    rows: Tensor
+    columns: Tensor
+    shape: tuple[int, ...]
+    width: int
+
+    @property
+    def cuts_columns(self) -> bool:
+        return self.columns.shape[1] != self.width
+
+    def of(self, w: Tensor) -> Tensor:
+        """(groups', r', c') of (groups, r, >= c), columns past c (the constant) staying too."""
+        return w[self.group[:, None, None], self.rows[:, :, None], self._with_rest(w.shape[2])[:, None, :]]
+
+    def some_rows(self, w: Tensor) -> Tensor:
+        """(groups', r', *) of (groups, r, *), all columns."""
+        return w[self.group[:, None], self.rows]
+
+    def some_columns(self, w: Tensor) -> Tensor:
+        """(groups', *, c') of (groups, *, >= c), all rows, columns past c staying too."""
+        wide = w[self.group]
+        index = self._with_rest(w.shape[2])[:, None, :].expand(-1, wide.shape[1], -1)
+        return wide.gather(2, index)
+
+    def square(self, gram: Tensor) -> Tensor:
+        """(groups', c' + 1, c' + 1) of a Gram matrix (groups, c + 1, c + 1), the constant staying."""
+        c = self._with_rest(gram.shape[2])
+        return gram[self.group[:, None, None], c[:, :, None], c[:, None, :]]
+
+    def put_back(self, v: Tensor, whole: Tensor) -> Tensor:
+        """(groups, r, c) like `whole`, `v` where it stood and zeros elsewhere."""
+        out = torch.zeros_like(whole)
+        c = self._with_rest(whole.shape[2])
+        out[self.group[:, None, None], self.rows[:, :, None], c[:, None, :]] = v.to(whole.dtype)
+        return out
+
+    def _with_rest(self, width: int) -> Tensor:
+        return torch.cat([self.columns, torch.arange(self.width, width).expand(len(self.columns), -1)], 1)
+
+
+def windows(model: Model, keep: Mapping[str, Sequence[int]]) -> dict[str, Window]:
+    """By matrix name, what stays of it when `keep[group]` are the blocks that stay; other groups stay whole."""
+    kept = kept_positions(model, keep) if keep else {}
+    return {m.name: _window(m, kept.get(m.weight)) for m in matrices(model)}
+
+
+def _window(matrix: Matrix, kept: Sequence[Sequence[int]] | None) -> Window:
+    transposed = matrix.convolution is not None and matrix.convolution.transposed
+    numbers = to_matrix(torch.arange(prod(matrix.shape)).reshape(matrix.shape), matrix.groups, transposed)
+    index = flat_index(matrix.shape, kept or [range(size) for size in matrix.shape])
+    place = torch.empty(numbers.numel(), dtype=torch.long)
+    place[numbers.reshape(-1)] = torch.arange(numbers.numel())
+    group = torch.unravel_index(place[index.reshape(-1)], numbers.shape)[0].unique()
+    small = to_matrix(index, len(group), transposed)
+    g, r, c = torch.unravel_index(place[small.reshape(-1)], numbers.shape)
+    g, r, c = (each.reshape(small.shape) for each in (g, r, c))
+    window = Window(g[:, 0, 0], r[:, :, 0], c[:, 0, :], tuple(index.shape), numbers.shape[2])
+    expected = numbers[window.group[:, None, None], window.rows[:, :, None], window.columns[:, None, :]]
+    if not torch.equal(expected, small):
+        raise ModelError(
+            f"What is left of '{matrix.name}' is no smaller matrix: its {matrix.groups} groups lose different channels; "
+            "leave the group that cuts it whole."
+        )
+    return window

@@ -1,0 +1,57 @@
+"""Grids for activations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tersor.maths.ranges import minmax, mse, percentile
+
+
+def histogram(x: torch.Tensor, bins: int = 512) -> tuple[torch.Tensor, torch.Tensor, float, float]:
+    low, high = float(x.min()), float(x.max())
+    return torch.histc(x, bins, low, high), torch.linspace(low, high, bins + 1), low, high
+
+
+def error(x: torch.Tensor, grid: tuple[float, int]) -> float:
+    scale, zero = grid
+    return float((scale * ((x / scale + zero).round().clamp(0, 255) - zero) - x).square().mean())
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(st.integers(0, 99), st.floats(-3, 3), st.sampled_from([minmax, percentile, mse]))
+def test_zero_is_exact_and_codes_are_unsigned(seed: int, shift: float, method):
+    x = torch.randn(2000, generator=torch.Generator().manual_seed(seed)) + shift
+    scale, zero = method(*histogram(x))
+    assert isinstance(zero, int)
+    assert 0 <= zero <= 255
+    assert scale > 0
+    assert torch.tensor(scale).item() == scale
+
+
+def test_minmax_covers_everything():
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    scale, zero = minmax(*histogram(x))
+    assert -scale * (zero + 0.51) <= x.min()
+    assert scale * (255.51 - zero) >= x.max()
+    assert minmax(*histogram(x.relu()))[1] == 0
+
+
+def test_mse_and_percentile_clip_an_outlier():
+    x = torch.cat([torch.randn(100_000, generator=torch.Generator().manual_seed(0)), torch.tensor([60.0])])
+    counts = histogram(x, 4096)
+    assert error(x[:-1], percentile(*counts)) < 0.1 * error(x[:-1], minmax(*counts))
+    assert error(x, mse(*counts)) < error(x, minmax(*counts))
+
+
+def test_percentile_keeps_the_share_that_was_asked_for():
+    x = torch.linspace(0, 1, 10_001)
+    scale, zero = percentile(*histogram(x, 1000), share=0.9)
+    assert scale * (255 - zero) == pytest.approx(0.95, abs=2e-3)
+
+
+@pytest.mark.parametrize("method", [minmax, percentile, mse])
+def test_an_activation_that_is_always_zero_has_a_grid(method):
+    assert method(torch.zeros(8), torch.linspace(0, 0, 9), 0.0, 0.0) == (1.0, 0)

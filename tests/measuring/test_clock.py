@@ -1,0 +1,168 @@
+"""The clock: right order, no false difference, no orphan, a sentence for every failure."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tersor.errors import InputError, TargetError
+from tersor.measuring.clock import AGAIN, Contender, Race, race
+
+HERE = str(Path(__file__).parent)
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(HERE)
+
+
+def contender(name: str, **arguments: object) -> Contender:
+    return Contender(name, f"contenders:{name.split()[0]}", arguments)
+
+
+def test_three_times_the_work_is_slower() -> None:
+    result = race([contender("adder 1", n=20_000), contender("adder 3", n=60_000)], rounds=25, control="adder 1")
+    assert set(result.samples) == {"adder 1", "adder 3", "adder 1" + AGAIN}
+    assert result.rounds == 25
+    assert 1.5 < result.ratio("adder 3", "adder 1").value < 6
+    noise = result.noise()
+    assert noise is not None
+    assert noise.low <= noise.value <= noise.high
+    assert all(4e6 < m < 1e9 for m in result.memory.values())
+    assert len(result.load) == 2
+
+
+def test_noise_on_stdout_stays_off_the_protocol() -> None:
+    assert race([contender("noisy")], rounds=5).rounds == 5
+
+
+def test_a_budget_of_seconds_ends_the_race() -> None:
+    start = time.monotonic()
+    result = race([contender("adder", n=10)], rounds=100_000, seconds=0.5)
+    assert time.monotonic() - start < 10
+    assert result.rounds >= 5
+
+
+def test_threads_are_pinned() -> None:
+    race([contender("threads_of_openmp", wanted="3")], rounds=1, threads=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("raising", {}, "raising could not be started: ValueError: the weights are not here"),
+        ("crashing", {}, "SIGSEGV. Its last words: about to touch address zero"),
+        ("leaving", {}, "SystemExit: left on its own account"),
+        ("dying_later", {"calls": 60}, "dying_later failed while it was timed: its process ended with exit code 7"),
+        ("absent", {}, "has no attribute 'absent'"),
+        ("raising", {"unknown": 1}, "unexpected keyword argument 'unknown'"),
+    ],
+)
+def test_a_failure_is_a_sentence(name: str, arguments: dict, said: str) -> None:
+    with pytest.raises(TargetError) as caught:
+        race([contender("adder", n=10), Contender(name, f"contenders:{name}", arguments)], rounds=100)
+    assert said in str(caught.value)
+
+
+def test_a_contender_that_hangs_is_ended() -> None:
+    with pytest.raises(TargetError, match=r"no answer in 1 s"):
+        race([contender("hanging")], timeout=1)
+
+
+def test_names_must_differ_and_the_control_must_run() -> None:
+    with pytest.raises(InputError, match="different names"):
+        race([contender("adder", n=1), contender("adder", n=2)])
+    with pytest.raises(InputError, match="none of the contenders"):
+        race([contender("adder", n=1)], control="other")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are stopped on Linux only")
+def test_spinning_threads_do_not_run_out_of_turn(tmp_path: Path) -> None:
+    """A thread that never rests is silent during the long turns of the other contender."""
+    log = tmp_path / "log"
+    slow = Contender("slow", "contenders:dying_later", {"calls": 10_000})
+    race([contender("counting", path=str(log)), slow], rounds=8, turn=0.1)
+    beats = np.array([float(line) for line in log.read_text().split()])
+    assert (np.diff(beats) > 0.08).sum() >= 5
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_killed_parent_leaves_no_orphan(tmp_path: Path, stopped: bool) -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {HERE!r})\n"
+        "from tersor.measuring.clock import Contender, race\n"
+        f"a = Contender('a', 'contenders:writing_pid', {{'path': {str(tmp_path / 'a')!r}}})\n"
+        f"b = Contender('b', 'contenders:{'hanging' if stopped else 'adder'}', {{}} if {stopped} else {{'n': 9}})\n"
+        "race([a, b], rounds=10**9)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
+    child = _pids(tmp_path / "a")[0]
+    time.sleep(0.3)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    end = time.monotonic() + 10
+    while _alive(child) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not _alive(child)
+    for worker in _pids(tmp_path / "a")[1:]:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_workers_of_a_contender_end_with_the_race(tmp_path: Path) -> None:
+    race([contender("writing_pid", path=str(tmp_path / "a"))], rounds=2)
+    end = time.monotonic() + 5
+    while any(_alive(p) for p in _pids(tmp_path / "a")) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(_alive(p) for p in _pids(tmp_path / "a"))
+
+
+def _pids(path: Path) -> list[int]:
+    end = time.monotonic() + 20
+    while not (path.exists() and " " in path.read_text()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return [int(p) for p in path.read_text().split()]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def made(**samples: list[float]) -> Race:
+    return Race({k.replace("_again", AGAIN): tuple(v) for k, v in samples.items()}, None, (0.0, 0.0), 2)
+
+
+def test_the_interval_covers_the_true_ratio() -> None:
+    """Of 100 races with a true ratio of 1.1, about 95 % of the intervals must hold it."""
+    g = np.random.default_rng(0)
+    inside = 0
+    for _ in range(100):
+        drift = 1 + 0.3 * g.random(50)  # rounds share the machine's mood
+        a, b = (drift * x * np.exp(0.05 * g.standard_normal(50)) for x in (1.1, 1.0))
+        ratio = made(a=a.tolist(), b=b.tolist()).ratio("a", "b")
+        inside += ratio.low <= 1.1 <= ratio.high
+    assert 89 <= inside <= 100
+
+
+def test_faster_is_said_only_beyond_the_clocks_own_error() -> None:
+    g = np.random.default_rng(1)
+    base = 1 + 0.01 * g.standard_normal(60)
+    slow, fast, again = 1.20 * base, 0.90 * base, 1.15 * base
+    quiet = made(a=base.tolist(), slow=slow.tolist(), fast=fast.tolist())
+    assert quiet.verdict("fast", "a") == "faster"
+    assert quiet.verdict("slow", "a") == "slower"
+    assert quiet.verdict("a", "a") == "no difference"
+    samples = {"a": tuple(base), "a" + AGAIN: tuple(again), "fast": tuple(fast), "fastest": tuple(0.5 * base)}
+    noisy = Race(samples, "a", (0.0, 0.0), 2)
+    assert noisy.verdict("fast", "a") == "no difference"
+    assert noisy.verdict("fastest", "a") == "faster"

@@ -1,0 +1,156 @@
+"""The whole way, on a small network that is trained here: delivered, verified, repeated, refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tersor.delivery import load, verify
+from tersor.errors import BudgetError, InputError, RecipeError
+from tersor.measuring.batches import Batches
+from tersor.pipeline import compress
+from tersor.report import Report
+
+
+class Small(nn.Module):
+    """A residual network for 8 x 8 images in four classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.stem(x)
+        return self.head(F.relu(y + self.body(y)).mean((2, 3)))
+
+
+def _images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noisy stripes in four directions."""
+    g = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, 4, (count,), generator=g)
+    u, v = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    waves = torch.stack([torch.sin(u * 1.5), torch.sin(v * 1.5), torch.sin((u + v) * 1.2), torch.sin((u - v) * 1.2)])
+    return waves[label][:, None] + 0.7 * torch.randn(count, 1, 8, 8, generator=g), label
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    torch.manual_seed(0)
+    module, (x, y) = Small(), _images(2000, 1)
+    optimiser = torch.optim.Adam(module.parameters(), 3e-3)
+    for step in range(150):
+        at = torch.randint(0, 2000, (128,), generator=torch.Generator().manual_seed(step))
+        loss = F.cross_entropy(module(x[at]), y[at])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def data() -> Batches:
+    return Batches.of(*_images(1200, 2), size=100)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TERSOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def delivered(trained: nn.Module, data: Batches, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    out = tmp_path_factory.mktemp("delivered") / "small"
+    return out, compress(trained, data, max_drop="3%", target="onnxruntime", out=out, threads=1)
+
+
+def test_the_artifact_is_what_the_report_claims(delivered: tuple[Path, Report]) -> None:
+    out, report = delivered
+    assert sorted(p.name for p in out.iterdir()) == [
+        "README.md", "manifest.json", "model", "plan.yaml", "probe.npz", "report.html",
+    ]  # fmt: skip
+    before, after = report.before.score[""], report.after.score[""]
+    assert before > 0.9
+    assert before - after <= 0.03 + 1e-9
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["report"]["after"]["score"][""] == after
+    assert {t.name for t in report.tried} >= {"onnxruntime fp32", "onnxruntime int8"}
+    assert report.compared or report.layers
+
+
+def test_it_verifies_and_runs(delivered: tuple[Path, Report], data: Batches) -> None:
+    out, report = delivered
+    assert verify(out, threads=1).difference <= 1e-3
+    logits = load(out, threads=1).predict(next(iter(data)).inputs[0].numpy())[0]
+    assert logits.shape == (100, 4)
+    assert (logits.argmax(1) == next(iter(data)).labels.numpy()).mean() > 0.8
+
+
+def test_it_runs_without_tersor(delivered: tuple[Path, Report]) -> None:
+    out, _ = delivered
+    usage = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code = f"import sys\nsys.modules['tersor'] = None\nimport numpy as np\nx = np.zeros((3, 1, 8, 8), np.float32)\n{usage}"
+    code += "\nprint(outputs[0].shape)"
+    said = subprocess.run([sys.executable, "-c", code], cwd=out / "model", capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "(3, 4)"
+
+
+def test_a_recipe_gives_the_same_files(
+    delivered: tuple[Path, Report], trained: nn.Module, data: Batches, tmp_path: Path
+) -> None:
+    out, _ = delivered
+    again = tmp_path / "again"
+    compress(trained, data, max_drop="3%", out=again, threads=1, recipe=out / "plan.yaml")
+    assert _hashes(again / "model") == _hashes(out / "model")
+    assert (again / "plan.yaml").read_text() == (out / "plan.yaml").read_text()
+
+
+def test_a_budget_out_of_reach_says_the_best(data: Batches, tmp_path: Path) -> None:
+    """No candidate reproduces a metric that always falls."""
+    calls: list[int] = []
+
+    def falling(predict, batches) -> float:
+        calls.append(1)
+        return 1.0 / len(calls)
+
+    out = tmp_path / "out"
+    torch.manual_seed(0)
+    with pytest.raises(BudgetError, match=r"Nothing was inside the budget of 0.01; best reached: .*--max-drop"):
+        compress(Small().eval(), data, metric=falling, max_drop=0.01, target="onnxruntime:fp32", out=out, threads=1)
+    assert not out.exists()
+
+
+def test_a_recipe_of_something_else_is_refused(trained: nn.Module, data: Batches, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("tersor_recipe: 1\ntarget: {file: onnxruntime, precision: int8}\n")
+    with pytest.raises(RecipeError, match="seed"):
+        compress(trained, data, recipe=path, threads=1)
+    path.write_text("hello")
+    with pytest.raises(RecipeError, match="tersor_recipe: 1"):
+        compress(trained, data, recipe=path, threads=1)
+
+
+def test_unknown_target_lists_the_known(trained: nn.Module, data: Batches) -> None:
+    with pytest.raises(InputError, match=r"no target 'tensorflow'; choose auto or some of eager"):
+        compress(trained, data, target="tensorflow", threads=1)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_numbers_are_arrays(delivered: tuple[Path, Report]) -> None:
+    out, _ = delivered
+    assert all(isinstance(a, np.ndarray) for a in load(out).predict(np.zeros((1, 1, 8, 8), np.float32)))
