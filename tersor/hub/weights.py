@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from tersor.forms.affine import Affine
 from tersor.hub.values import constant
 from tersor.weight import Weight
 
@@ -31,19 +32,14 @@ class Codes:
 
 
 def codes_of(name: str, weight: Weight) -> Codes | None:
-    """The symmetric integer codes of `weight`, per tensor or per channel; None for every other form."""
-    if type(weight).__name__ != "Affine":
+    """The symmetric integer codes of `weight`, one scale a channel or one in all; None for every other form."""
+    if not isinstance(weight, Affine) or bool(weight.zero.any()) or weight.scale.shape[1] != 1:
         return None
-    codes = weight.codes.cpu().numpy()
-    scale = weight.scale.float().cpu().numpy().reshape(-1)
-    axis = weight.axis
-    if np.any(np.asarray(weight.zero)) or codes.dtype != np.int8:
+    codes, scale = weight.codes.cpu().numpy(), weight.scale.cpu().numpy().reshape(-1)
+    channels = codes.shape[weight.axis]
+    if scale.size not in (1, channels) or np.any(scale <= 0):
         return None
-    if weight.scale.dim() == 2 and weight.scale.shape[1] != 1:
-        return None
-    if scale.size not in (1, codes.shape[axis]) or np.any(scale <= 0):
-        return None
-    return Codes(name, codes, np.full(codes.shape[axis], scale[0]) if scale.size == 1 else scale, axis)
+    return Codes(name, codes, np.broadcast_to(scale, (channels,)).copy(), weight.axis)
 
 
 def integer_matrices(graph: ir.Graph, weights: Mapping[str, Weight], kinds: tuple[str, ...]) -> dict[ir.Node, Codes]:
