@@ -12,7 +12,7 @@ from tersor.techniques.columns import Columns
 
 
 class TestColumns(TechniqueLaws):
-    names = {"Columns": Columns}
+    names = {"Columns": Columns}  # noqa: RUF012
     instances = (Columns(), Columns(1e-4))  # type: ignore[assignment]
     keeps_zeros = instances  # type: ignore[assignment]
 
