@@ -183,11 +183,10 @@ class Search:
         techniques = {
             m.name: technique_called(plan.choice[m.name]) for m in matrices(self.model) if plan.choice[m.name] != FLOAT
         }
-        cuts = {each.group.name: each for each in widths(self.model, self.profile, self.job.exclude)}
         keep = {
-            name: cut.blocks(int(plan.choice[name]))
-            for name, cut in cuts.items()
-            if name in plan.choice and int(plan.choice[name]) < cut.group.blocks
+            cut.group.name: cut.blocks(int(plan.choice[cut.row]))
+            for cut in widths(self.model, self.profile, self.job.exclude)
+            if int(plan.choice.get(cut.row, cut.group.blocks)) < cut.group.blocks
         }
         return Decisions(keep=keep, techniques=techniques, feeds=True)
 
