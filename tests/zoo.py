@@ -7,10 +7,13 @@ something.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tersor.graph.model import Model, capture
 
 Built = tuple[nn.Module, tuple[Tensor, ...]]
 
@@ -447,11 +450,32 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
 }
 
 
+@cache
+def captured(name: str) -> Model:
+    """The architecture called `name`, captured; treat it as a value."""
+    return capture(*build(name))
+
+
+def batch(model: Model, size: int) -> list[Tensor]:
+    """Flat random inputs of another batch size, the same every time."""
+    torch.manual_seed(size)
+    return [
+        torch.randn(size, *t.shape[1:])
+        if t.is_floating_point()
+        else torch.randint(0, int(t.max()) + 1, (size, *t.shape[1:]))
+        for t in model.example
+    ]
+
+
 def build(name: str) -> Built:
     """The architecture called `name`, the same every time."""
     torch.manual_seed(0)
     module, example = ZOO[name]()
     for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(part.weight)
+            if part.bias is not None:
+                nn.init.normal_(part.bias, 0, 0.1)
         if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
             part.running_mean.normal_(0, 0.2)
             part.running_var.uniform_(0.5, 1.5)

@@ -1,9 +1,10 @@
 """Move scale between neighbouring matrices so that their channels have equal ranges.
 
 Between `A` and `B` stands only what commutes with a positive scale per channel (ReLU, pooling, padding with zeros, reshapes).
-Then for every channel i and any s_i > 0, rows (and bias) of A divided by s_i and columns of B times s_i give the same outputs.
-`s_i = sqrt(r_A(i) / r_B(i))`, with `r` the largest magnitude of the row or column, makes both ranges `sqrt(r_A r_B)`: the channel
-precision of both is largest. Pairs overlap (B is the next A), so it is repeated until nothing moves.
+Then for every channel i and any s_i > 0, rows (and bias) of A divided by s_i and columns of B times s_i give the same
+outputs. `s_i = sqrt(r_A(i) / r_B(i))`, with `r` the largest magnitude of the row or column, makes both ranges
+`sqrt(r_A r_B)`, so that no channel is lost beside a larger one. Pairs overlap (B is the next A), so it is repeated until
+nothing moves.
 
 Cost: a few passes over the weights; no data. It does nothing where an activation saturates (ReLU6), branches, or where a norm
 has not been folded. Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019.

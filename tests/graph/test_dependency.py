@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from zoo import build
+from zoo import captured
 
 from tersor.graph.model import Model, capture
 from tersor.site import Group, Member, groups
@@ -17,8 +17,7 @@ def _groups(module: nn.Module, *example: Tensor) -> dict[str, Group]:
 
 
 def _zoo(name: str) -> tuple[Model, dict[str, Group]]:
-    module, example = build(name)
-    model = capture(module, example)
+    model = captured(name)
     return model, {group.name: group for group in groups(model)}
 
 

@@ -3,29 +3,19 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import ZOO, build
+from zoo import ZOO, batch, captured
 
-from tersor.graph.model import Model, capture
+from tersor.graph.model import capture
 from tersor.rewrites.equalise import equalise
 from tersor.rewrites.fold_norms import fold_norms
 
 
-def _batch(model: Model, size: int) -> list[Tensor]:
-    torch.manual_seed(size)
-    return [
-        torch.randn(size, *t.shape[1:])
-        if t.is_floating_point()
-        else torch.randint(0, int(t.max()) + 1, (size, *t.shape[1:]))
-        for t in model.example
-    ]
-
-
 @pytest.mark.parametrize("name", ZOO)
 def test_outputs_are_equal(name: str) -> None:
-    model = fold_norms(capture(*build(name)))
+    model = fold_norms(captured(name))
     other = equalise(model)
     for size in (2, 5):
-        flat = _batch(model, size)
+        flat = batch(model, size)
         for wanted, got in zip(model.run(*flat), other.run(*flat), strict=True):
             assert (wanted - got).abs().max() <= 1e-4 * wanted.abs().max()
 
