@@ -16,7 +16,8 @@ from tersor.graph.model import Model
 from tersor.graph.rules_elementwise import ELEMENTWISE
 from tersor.graph.rules_matrix import MATRIX
 from tersor.graph.rules_shape import SHAPE
-from tersor.graph.trace import Axes, Trace, Value, trace
+from tersor.graph.trace import Axes, Trace, flat_axes, trace
+from tersor.graph.zeros import unclean_sums
 
 Places = Mapping[tuple[str, int], Mapping[int, list[int]]]
 """By tensor name and axis, the positions that each variable governs."""
@@ -64,7 +65,9 @@ class Dependency:
             variables = by_name[name].variables
             wrong = [b for b in blocks if not 0 <= b < len(variables)]
             if wrong:
-                raise ModelError(f"Group {name!r} has blocks 0 to {len(variables) - 1}; block {wrong[0]} was to be kept.")
+                raise ModelError(
+                    f"Group {name!r} has blocks 0 to {len(variables) - 1}; block {wrong[0]} was to be kept."
+                )
             if not len(blocks):
                 raise ModelError(f"Group {name!r} would keep none of its {len(variables)} blocks; keep at least one.")
             gone |= set(variables) - {variables[b] for b in blocks}
@@ -91,6 +94,7 @@ class Dependency:
 def analyse(model: Model) -> Dependency:
     """Find everything that can be removed from `model`, and label every value of its graph."""
     walk = trace(model, RULES)
+    walk.counted.extend(unclean_sums(model.graph.nodes, walk))
     tensors = {
         str(node.target): walk.axes(node)
         for node in model.graph.nodes
@@ -121,7 +125,9 @@ def _same_touch(walk: Trace, places: Places) -> list[list[int]]:
     touched: dict[int, list[tuple[int, int]]] = {v: [] for where in places.values() for v in where}
     on_the_way = {id(axis): axis for value in walk.values.values() for axis in flat_axes(value)}
     occurrences = [{v: len(at) for v, at in where.items()} for where in places.values()]
-    occurrences += [Counter(v for label in axis for v in walk.labels.normal(label)) for axis in set(on_the_way.values())]
+    occurrences += [
+        Counter(v for label in axis for v in walk.labels.normal(label)) for axis in set(on_the_way.values())
+    ]
     for number, counts in enumerate(occurrences):
         for variable, count in counts.items():
             if variable in touched:
@@ -130,15 +136,6 @@ def _same_touch(walk: Trace, places: Places) -> list[list[int]]:
     for variable in sorted(touched):
         by_touch.setdefault(tuple(touched[variable]), []).append(variable)
     return [members for members in by_touch.values() if len(members) > 1]
-
-
-def flat_axes(value: Value) -> list[Axis]:
-    """All axes of a value, which may be a tuple of tensors."""
-    if value is None or not value:
-        return []
-    if value[0] is None or (value[0] and isinstance(value[0][0], tuple)):
-        return [axis for axes in value for axis in axes or ()]  # type: ignore[misc]
-    return [axis for axis in value if isinstance(axis, tuple)]  # type: ignore[misc]
 
 
 def _family(walk: Trace, places: Places, members: list[int]) -> Family:
@@ -176,4 +173,3 @@ def _named(families: Sequence[Family]) -> list[Family]:
         name = family.name if times == 1 else f"{family.name}#{times}"
         out.append(Family(name, family.variables, family.touches, family.counted))
     return out
-

@@ -117,7 +117,8 @@ class Labels:
         if hard:
             self._pair(hard)
             for x, y in hard:
-                self._fuse(self.normal(x) ^ self.normal(y))
+                if not self._match(x, y, why):
+                    self._fuse(self.normal(x) ^ self.normal(y))
 
     def merge(self, axes: Sequence[Axis]) -> Axis:
         """One axis for several, first slowest: a position lives when all its coordinates do."""
@@ -180,11 +181,11 @@ class Labels:
             self._freeze(x or y, known or why)
             return True
         if len(x) == 1 and len(y) == 1:
-            self._union(*x, *y)
+            self._union(min(x), min(y))
         elif len(x) == 1:
-            self._define(*x, y)
+            self._define(min(x), y)
         elif len(y) == 1:
-            self._define(*y, x)
+            self._define(min(y), x)
         else:
             return False
         return True

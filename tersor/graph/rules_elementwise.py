@@ -41,6 +41,15 @@ def same(t: Trace, node: fx.Node, a: Args) -> Axes:
     return t.axes(node.all_input_nodes[0])
 
 
+def glu(t: Trace, node: fx.Node, a: Args) -> Axes:
+    """The first half times the sigmoid of the second."""
+    x = t.axes(a["self"])
+    at = a["dim"] % len(x)
+    half = len(x[at]) // 2
+    t.unify(x[at][:half], x[at][half:], node)
+    return (*x[:at], x[at][:half], *x[at + 1 :])
+
+
 def batch_norm(t: Trace, node: fx.Node, a: Args) -> Value:
     """Per channel of axis 1; the second and third results are empty in inference."""
     x = t.axes(a["input"])
@@ -50,7 +59,7 @@ def batch_norm(t: Trace, node: fx.Node, a: Args) -> Value:
     shape = t.shape(node)
     if shape and isinstance(shape[0], int):
         return x
-    return (x, *(tuple(t.still(size, node) for size in s) if s is not None else None for s in shape[1:]))  # type: ignore[attr-defined]
+    return (x, *(tuple(t.still(size, node) for size in s) if s is not None else None for s in shape[1:]))
 
 
 def layer_norm(t: Trace, node: fx.Node, a: Args) -> Value:
@@ -171,7 +180,7 @@ def spatial(count: int) -> Rule:
             t.freeze(axis, node, "reads it as an image")
         shape = t.shape(node)
         shapes = [shape] if isinstance(shape[0], int) else list(shape)
-        out = tuple((*x[: len(x) - count], *(t.still(s, node) for s in each[-count:])) for each in shapes)  # type: ignore[index]
+        out = tuple((*x[: len(x) - count], *(t.still(s, node) for s in each[-count:])) for each in shapes)
         return out[0] if isinstance(shape[0], int) else out
 
     return rule
@@ -200,9 +209,15 @@ def _named(names: str, rule: Rule) -> dict[str, Rule]:
 
 ELEMENTWISE: dict[str, Rule] = {
     "pointwise": pointwise,
-    **_named("multiply divide subtract true_divide where clamp_min clamp_max masked_fill prelu _prelu_kernel", pointwise),
-    **_named("floor_divide square rsub maximum minimum square hardswish hardsigmoid hardtanh relu6 celu selu", pointwise),
-    **_named("clone contiguous alias detach detach_ to _to_copy dropout feature_dropout native_dropout lift_fresh_copy", same),
+    **_named(
+        "multiply divide subtract true_divide where clamp_min clamp_max masked_fill prelu _prelu_kernel", pointwise
+    ),
+    **_named(
+        "floor_divide square rsub maximum minimum square hardswish hardsigmoid hardtanh relu6 celu selu", pointwise
+    ),
+    **_named(
+        "clone contiguous alias detach detach_ to _to_copy dropout feature_dropout native_dropout lift_fresh_copy", same
+    ),
     **_named("type_as zeros_like ones_like full_like empty_like rand_like float half double bfloat16 lift_fresh", same),
     **_named("batch_norm _native_batch_norm_legit_no_training native_batch_norm cudnn_batch_norm", batch_norm),
     **_named("layer_norm native_layer_norm", layer_norm),
@@ -210,8 +225,9 @@ ELEMENTWISE: dict[str, Rule] = {
     "aten.rms_norm": rms_norm,
     "aten.instance_norm": instance_norm,
     **_named("softmax _softmax log_softmax _log_softmax logsumexp_keep", softmax),
-    **_named("mean sum", exact_reduction),
-    **_named("var std var_mean std_mean amax amin max min prod norm linalg_vector_norm any all logsumexp", counting_reduction),
+    "aten.glu": glu,
+    **_named("mean sum linalg_vector_norm", exact_reduction),
+    **_named("var std var_mean std_mean amax amin max min prod norm any all logsumexp", counting_reduction),
     **_named("cumsum cumprod sort roll flip logcumsumexp", frozen_axis),
     **_named("argmax argmin", frozen_reduction),
     **_named("max_pool1d avg_pool1d adaptive_avg_pool1d upsample_nearest1d upsample_linear1d", spatial(1)),

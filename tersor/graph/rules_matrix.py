@@ -45,7 +45,7 @@ def _convolution(t: Trace, node: fx.Node, a: Args, transposed: bool) -> Axes:
         t.unify(x[1], weight[0 if transposed else 1], node)
         rows = weight[1 if transposed else 0]
     _bias(t, node, a["bias"], rows)
-    spatial = tuple(t.still(size, node) for size in t.shape(node)[2:])
+    spatial = tuple(t.still(size, node, "lays it out as image positions") for size in t.shape(node)[2:])
     return (x[0], rows, *spatial)
 
 
@@ -102,13 +102,8 @@ def _product(t: Trace, node: fx.Node, first: fx.Node, second: fx.Node) -> Axes:
         t.note(second, len(y) - 1, "produces")
     inner = y[-2] if len(y) >= 2 else y[-1]
     t.unify(x[-1], inner, node)
-    contract(t, node, inner)
     batch = broadcast(t, node, [x[:-2], y[:-2]])
     return (*batch, *(x[-2:-1] if len(x) >= 2 else ()), *(y[-1:] if len(y) >= 2 else ()))
-
-
-def contract(t: Trace, node: fx.Node, axis: Axis) -> None:
-    """Two activations meet over `axis`: dead positions are zero in both, so nothing is counted."""
 
 
 def attention(t: Trace, node: fx.Node, a: Args) -> Axes:

@@ -113,7 +113,7 @@ def split(t: Trace, node: fx.Node, a: Args) -> Value:
     at = a["dim"] % len(x)
     out, start = [], 0
     for shape in t.shape(node):
-        size = shape[at]  # type: ignore[index]
+        size = shape[at]
         out.append((*x[:at], x[at][start : start + size], *x[at + 1 :]))
         start += size
     if start != len(x[at]):
@@ -177,7 +177,9 @@ def pad(t: Trace, node: fx.Node, a: Args) -> Axes:
     if a.get("mode", "constant") != "constant":
         for axis in x[len(x) - len(widths) // 2 :]:
             t.freeze(axis, node, "mirrors it")
-        return tuple(t.still(size, node) if i >= len(x) - len(widths) // 2 else x[i] for i, size in enumerate(t.shape(node)))
+        return tuple(
+            t.still(size, node) if i >= len(x) - len(widths) // 2 else x[i] for i, size in enumerate(t.shape(node))
+        )
     for i in range(len(widths) // 2):
         at, before, after = len(x) - 1 - i, widths[2 * i], widths[2 * i + 1]
         if not isinstance(before, int) or not isinstance(after, int):

@@ -48,7 +48,7 @@ class Trace:
         value = self.values.get(node) if isinstance(node, fx.Node) else None
         if value is None or not all(isinstance(axis, tuple) and _is_axis(axis) for axis in value):
             raise NoRule
-        return value  # type: ignore[return-value]
+        return value
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """The concrete shape of the node's tensor in the small run."""
@@ -87,6 +87,15 @@ class Trace:
 Rule = Callable[[Trace, fx.Node, Args], Value]
 
 
+def flat_axes(value: Value) -> list[Axis]:
+    """All axes of a value, which may be a tuple of tensors."""
+    if value is None or not value:
+        return []
+    if value[0] is None or (value[0] and isinstance(value[0][0], tuple)):
+        return [axis for axes in value for axis in axes or ()]
+    return [axis for axis in value if isinstance(axis, tuple)]
+
+
 def _is_axis(axis: tuple) -> bool:
     return not axis or isinstance(axis[0], frozenset)
 
@@ -112,8 +121,8 @@ def trace(model: Model, rules: Mapping[str, Rule]) -> Trace:
 
 def _apply(walk: Trace, node: fx.Node, rules: Mapping[str, Rule]) -> Value:
     if node.target is operator.getitem:
-        source = walk.values.get(node.args[0])  # type: ignore[arg-type]
-        return source[node.args[1]] if source is not None else None  # type: ignore[index,return-value]
+        source = walk.values.get(node.args[0])
+        return source[node.args[1]] if source is not None else None
     shape = walk.small.get(node.name)
     if not isinstance(shape, tuple):  # a number: a size or something computed from sizes
         return None
@@ -146,7 +155,7 @@ def _fits(value: Value, shape: Any) -> bool:
         return False
     if shape and isinstance(shape[0], int):
         return all(isinstance(a, tuple) and len(a) == s for a, s in zip(value, shape, strict=True))
-    return all(_fits(v, s) for v, s in zip(value, shape, strict=True) if s is not None)  # type: ignore[arg-type]
+    return all(_fits(v, s) for v, s in zip(value, shape, strict=True) if s is not None)
 
 
 def _still(walk: Trace, shape: tuple[int, ...], why: Why) -> Axes:
@@ -155,9 +164,9 @@ def _still(walk: Trace, shape: tuple[int, ...], why: Why) -> Axes:
 
 def _freeze_all(walk: Trace, node: fx.Node, why: Why) -> None:
     value = walk.values.get(node)
-    for axes in [value] if value is None or not value or _is_axis(value[0]) else value:  # type: ignore[arg-type]
+    for axes in [value] if value is None or not value or _is_axis(value[0]) else value:
         for axis in axes or ():
-            walk.labels.freeze(axis, why)  # type: ignore[arg-type]
+            walk.labels.freeze(axis, why)
 
 
 def _parameter(walk: Trace, model: Model, node: fx.Node, stored: dict) -> Value:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tersor.graph.cut import Cut
 from tersor.graph.dependency import analyse
 from tersor.graph.model import Model
-from tersor.graph.surgery import Cut, resize, zero_tensors
+from tersor.graph.surgery import resize, zero_tensors
 
 
 def shrink(model: Model, keep: Mapping[str, Sequence[int]]) -> Model:
