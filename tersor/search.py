@@ -183,11 +183,11 @@ class Search:
         techniques = {
             m.name: technique_called(plan.choice[m.name]) for m in matrices(self.model) if plan.choice[m.name] != FLOAT
         }
-        cuts = {each.group.name: each for each in widths(self.model, self.profile, self.job.exclude)}
+        cuts = {each.row: each for each in widths(self.model, self.profile, self.job.exclude)}
         keep = {
-            name: cut.blocks(int(plan.choice[name]))
-            for name, cut in cuts.items()
-            if name in plan.choice and int(plan.choice[name]) < cut.group.blocks
+            cut.group.name: cut.blocks(int(plan.choice[row]))
+            for row, cut in cuts.items()
+            if row in plan.choice and int(plan.choice[row]) < cut.group.blocks
         }
         return Decisions(keep=keep, techniques=techniques, feeds=True)
 
