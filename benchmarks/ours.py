@@ -24,7 +24,7 @@ from benchmarks.peers import STEP
 from tersor.measuring.machine import folder_bytes
 
 if TYPE_CHECKING:
-    from tersor.target import Compressed, Runner
+    from tersor.target import Compressed, Runner, Target
 
 AUTO = "auto"
 INT8 = {"onnxruntime": "Tersor int8, ONNX Runtime", "openvino": "Tersor int8, OpenVINO"}
@@ -92,7 +92,7 @@ def prepare(key: str, way: str, batch: int, folder: Path, max_drop: float, threa
     else:
         files, chosen = folder / "artifact", f"{way} int8"
         files.mkdir()
-        _target(way).export(int8(key, seed), files)
+        int8_target(way).export(int8(key, seed), files)
     seconds = time.perf_counter() - begin
     runner = _delivered(folder / "artifact", threads) if way == AUTO else exported(files, threads, way)
     guess, labels = predict(runner, zoo.part(key, "test")[0]).argmax(1), zoo.part(key, "test")[1]
@@ -139,10 +139,11 @@ def _delivered(folder: Path, threads: int) -> Runner:
 
 def exported(folder: Path, threads: int, runtime: str) -> Runner:
     """An int8 file in its runtime."""
-    return _target(runtime).load(folder, threads)
+    return int8_target(runtime).load(folder, threads)
 
 
-def _target(runtime: str) -> Any:
+def int8_target(runtime: str) -> Target:
+    """The target that runs int8 files in `runtime`."""
     if runtime == "onnxruntime":
         from tersor.targets.onnxruntime import OnnxRuntime
 

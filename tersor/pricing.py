@@ -44,6 +44,11 @@ class Widths:
     damage: tuple[float, ...]
     order: tuple[int, ...]  # of removal, the first to go first
 
+    @property
+    def row(self) -> str:
+        """Its row in the table; a group is often called like the matrix that makes it."""
+        return f"width of {self.group.name}"
+
     def blocks(self, count: int) -> tuple[int, ...]:
         """The `count` blocks that stay."""
         return tuple(sorted(self.order[len(self.order) - count :]))
@@ -84,7 +89,7 @@ def price(
                 for (seconds, nbytes), saved in zip(alone[each.group.name], _saved(each), strict=True)
             ]
     for each in widths:
-        rows[each.group.name] = [
+        rows[each.row] = [
             Option(str(kept), lost, *spent)
             for kept, lost, spent in zip(each.kept, each.damage, alone[each.group.name], strict=True)
         ]
@@ -139,8 +144,8 @@ def _pair(first: Widths, second: Widths, seconds: float, size: float) -> Pair:
     """What narrowing saves (negative) in the seconds and bytes of a matrix that lies between two groups."""
     saved = [[(1 + a) * (1 + b) - 1 for b in _saved(second)] for a in _saved(first)]
     return Pair(
-        first.group.name,
-        second.group.name,
+        first.row,
+        second.row,
         tuple(tuple(seconds * x for x in row) for row in saved),
         tuple(tuple(size * x for x in row) for row in saved),
     )

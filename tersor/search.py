@@ -38,6 +38,8 @@ BOLDER = (0.85, 0.7)  # of the seconds with everything in int8
 GENTLER = (0.1, 0.25, 0.5, 0.75)  # of the way back from int8 to float
 ORIGINAL = "original (torch eager)"
 ROUNDS, FINAL_ROUNDS = 20, 60
+PROFILE_ITEMS = 512
+QUANTISING_ITEMS = 256  # a grid has few degrees of freedom; a refit to fewer columns has many and takes all items
 
 
 @dataclass
@@ -60,13 +62,13 @@ class Search:
         return remembered(Cache(default_folder()), depends, self._measure)
 
     def _measure(self) -> Profile:
-        items = len(self.job.calibration)
+        items = min(PROFILE_ITEMS, len(self.job.calibration))
 
         def progress(done: int) -> None:
             self.job.progress("measuring activations", done, items)
 
         progress(0)
-        return measure(self.model, self._inputs(), NEEDS, seed=self.job.seed, progress=progress)
+        return measure(self.model, self._inputs(PROFILE_ITEMS), NEEDS, seed=self.job.seed, progress=progress)
 
     def lossless_and_int8(self) -> None:
         """Try every target at every precision, whole, and time them side by side."""
@@ -121,8 +123,13 @@ class Search:
         self._try([Candidate(_label(t), t, Compressed(self.model)) for t in targets], None)
 
     def _try_decisions(self, decisions: Decisions, suffix: str, plan: Plan | None = None) -> list[Trial]:
-        self.job.progress("fitting weights", 0, 0)
-        compressed = fit(self.model, self._inputs(), self.profile, decisions, seed=self.job.seed)
+        profile = self.profile
+
+        def progress(done: int, total: int) -> None:
+            self.job.progress("fitting weights", done, total)
+
+        items = len(self.job.calibration) if decisions.keep else QUANTISING_ITEMS
+        compressed = fit(self.model, self._inputs(items), profile, decisions, seed=self.job.seed, progress=progress)
         precision = "int8" if decisions.feeds else "fp32"
         fitting = [t for t in self.targets if t.precision == precision]
         return self._try([Candidate(_label(t) + suffix, t, compressed, plan) for t in fitting], decisions)
@@ -176,16 +183,15 @@ class Search:
         techniques = {
             m.name: technique_called(plan.choice[m.name]) for m in matrices(self.model) if plan.choice[m.name] != FLOAT
         }
-        cuts = {each.group.name: each for each in widths(self.model, self.profile, self.job.exclude)}
         keep = {
-            name: cut.blocks(int(plan.choice[name]))
-            for name, cut in cuts.items()
-            if name in plan.choice and int(plan.choice[name]) < cut.group.blocks
+            cut.group.name: cut.blocks(int(plan.choice[cut.row]))
+            for cut in widths(self.model, self.profile, self.job.exclude)
+            if int(plan.choice.get(cut.row, cut.group.blocks)) < cut.group.blocks
         }
         return Decisions(keep=keep, techniques=techniques, feeds=True)
 
-    def _inputs(self) -> list[tuple[Tensor, ...]]:
-        return [batch.inputs for batch in self.job.calibration]
+    def _inputs(self, items: int) -> list[tuple[Tensor, ...]]:
+        return [batch.inputs for batch in self.job.calibration.take(items)]
 
     def _best_reached(self) -> str:
         tried = [(self.bench.judge(name), name) for name in self.bench.alive()]

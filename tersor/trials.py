@@ -183,7 +183,7 @@ def timed(folder: str, target: list[str], example: str, threads: int) -> Callabl
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """An `.npz` of arrays by name."""
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def one_batch(data: Batches, size: int) -> tuple[np.ndarray, ...]:

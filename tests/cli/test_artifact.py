@@ -1,0 +1,165 @@
+"""The commands on a delivered artifact: compress, report, verify, benchmark, and the recipe again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tersor.cli import app
+
+NET = """
+import torch
+from torch import nn
+
+def images(count, seed):
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 2, (count,), generator=g)
+    return labels[:, None, None, None] - 0.5 + 0.4 * torch.randn(count, 1, 6, 6, generator=g), labels
+
+def make():
+    torch.manual_seed(0)
+    body = (nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(*body, nn.Linear(8, 2))
+    x, y = images(512, 1)
+    optimiser = torch.optim.Adam(net.parameters(), 2e-2)
+    for _ in range(30):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimiser.step()
+    return net.eval(), x[:1]
+
+def data():
+    for seed in range(8):
+        yield images(100, seed + 10)
+
+def other():
+    yield images(200, 99)
+"""
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "net_with_data.py"
+    path.write_text(NET)
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TERSOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(app, "hush", lambda: None)
+        yield
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str]) -> Call:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app.run([str(a) for a in arguments])
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("made") / "small"
+    words = ["--out", out, "--target", "onnxruntime", "--threads", "1", "--max-drop", "2%", "--time-limit", "2m"]
+    with pytest.raises(SystemExit) as ended:
+        app.run(["compress", f"{net}:make", "--data", f"{net}:data", *map(str, words)])
+    assert not ended.value.code
+    return out
+
+
+def test_compress_shows_the_table_and_where_the_report_is(made: Path, call: Call) -> None:
+    code, out, _ = call("report", made)
+    assert code == 0
+    for expected in ("accuracy", "time of a batch of 1", "bytes", "heavy operators ran in", str(made / "report.html")):
+        assert expected in out
+
+
+def test_report_as_json(made: Path, call: Call) -> None:
+    code, out, _ = call("report", made, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["path"] == str(made / "report.html")
+    assert found["report"]["metric"] == "accuracy"
+
+
+def test_dry_run_writes_nothing(net: Path, tmp_path: Path, call: Call) -> None:
+    words = ("--dry-run", "--out", tmp_path / "none", "--target", "eager", "--threads", 1, "--json")
+    code, out, err = call("compress", f"{net}:make", "--data", f"{net}:data", *words)
+    assert code == 0
+    assert not (tmp_path / "none").exists()
+    found = json.loads(out)
+    assert found["out"] is None
+    assert found["report"]["after"]["score"]
+    assert "reading the model" in err
+
+
+def test_the_recipe_gives_the_same_files(made: Path, net: Path, tmp_path: Path, call: Call) -> None:
+    words = ("--out", tmp_path / "again", "--recipe", made / "plan.yaml", "--threads", 1, "--max-drop", "2%")
+    code, _, err = call("compress", f"{net}:make", "--data", f"{net}:data", *words)
+    assert code == 0, err
+    names = sorted(p.name for p in (made / "model").iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "again" / "model").iterdir())
+    for name in names:
+        assert (made / "model" / name).read_bytes() == (tmp_path / "again" / "model" / name).read_bytes()
+
+
+def test_verify_says_what_it_checked(made: Path, net: Path, call: Call) -> None:
+    code, out, _ = call("verify", made)
+    assert code == 0
+    assert "is what its manifest says" in out
+    code, out, _ = call("verify", made, "--data", f"{net}:other")
+    assert code == 0
+    assert "accuracy on 200 items" in out
+    assert "recorded on its own evaluation data" in out
+    code, out, _ = call("verify", made, "--data", f"{net}:other", "--metric", "cross_entropy", "--json")
+    found = json.loads(out)
+    assert (found["verified"], found["metric"], found["recorded"]) == (True, "cross_entropy", None)
+
+
+def test_verify_refuses_what_it_cannot_check(made: Path, net: Path, tmp_path: Path, call: Call) -> None:
+    code, _, err = call("verify", made, "--data", f"{net}:other", "--metric", "agreement")
+    assert (code, "compares with the original model" in err) == (2, True)
+    broken = tmp_path / "broken"
+    shutil.copytree(made, broken)
+    (broken / "plan.yaml").write_text("changed")
+    code, _, err = call("verify", broken)
+    assert (code, "plan.yaml has 7 bytes" in err) == (5, True)
+    assert err.startswith("error: ")
+
+
+def test_benchmark_times_against_others(made: Path, tmp_path: Path, call: Call) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(made, other)
+    code, out, _ = call("benchmark", made, "--vs", other, "--rounds", 5, "--batch", 4)
+    assert code == 0
+    for expected in ("batch of 4, 1 threads, 5 rounds", str(other), "The first against itself"):
+        assert expected in out
+    code, out, _ = call("benchmark", made, "--vs", made, "--rounds", 5, "--json")
+    found = json.loads(out)
+    assert [Path(a["folder"]) for a in found["artifacts"]] == [made, made]
+    assert found["artifacts"][0]["seconds"]["value"] > 0
+
+
+def test_an_unreachable_budget_leaves_the_old_artifact(made: Path, net: Path, tmp_path: Path, call: Call) -> None:
+    metric = tmp_path / "strict_metric.py"
+    metric.write_text(
+        "calls = []\ndef strict(predict, batches):\n    calls.append(1)\n    return 1.0 if len(calls) < 3 else 0.5\n"
+    )
+    before = (made / "manifest.json").read_bytes()
+    words = ("--out", made, "--target", "eager", "--threads", 1, "--metric", f"{metric}:strict", "--max-drop", "0.1%")
+    code, _, err = call("compress", f"{net}:make", "--data", f"{net}:data", *words)
+    assert code == 3
+    assert err.strip().splitlines()[-1].startswith("error: ")
+    assert (made / "manifest.json").read_bytes() == before
