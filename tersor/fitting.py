@@ -40,7 +40,7 @@ from tersor.windows import Window, windows
 
 __all__ = ["Decisions", "allocate", "curves", "fit"]
 
-MEMORY = 4 << 30  # bytes of activations held at once
+MEMORY = 2 << 30  # bytes of activations held at once
 REPAIR = 1e-2  # ridge of the refit to the kept columns, in mean diagonals of H
 HELD_OUT = 8  # one item in so many judges, and is fitted to by nobody
 Feed = Callable[[Tensor, Tensor, float, float], tuple[float, int]]

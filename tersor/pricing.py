@@ -46,7 +46,7 @@ class Widths:
 
     @property
     def row(self) -> str:
-        """The table's row for it; a group may bear the name of a matrix, which has a row of its own."""
+        """Its row in the table; a group is often called like the matrix that makes it."""
         return f"width of {self.group.name}"
 
     def blocks(self, count: int) -> tuple[int, ...]:

@@ -183,11 +183,10 @@ class Search:
         techniques = {
             m.name: technique_called(plan.choice[m.name]) for m in matrices(self.model) if plan.choice[m.name] != FLOAT
         }
-        cuts = {each.row: each for each in widths(self.model, self.profile, self.job.exclude)}
         keep = {
-            cut.group.name: cut.blocks(int(plan.choice[row]))
-            for row, cut in cuts.items()
-            if row in plan.choice and int(plan.choice[row]) < cut.group.blocks
+            cut.group.name: cut.blocks(int(plan.choice[cut.row]))
+            for cut in widths(self.model, self.profile, self.job.exclude)
+            if int(plan.choice.get(cut.row, cut.group.blocks)) < cut.group.blocks
         }
         return Decisions(keep=keep, techniques=techniques, feeds=True)
 

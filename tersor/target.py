@@ -7,7 +7,7 @@ cannot run natively is made dense first.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -28,9 +28,9 @@ class Grid:
     high: int = 255
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compressed:
-    """A fitted model, ready for any target.
+    """A fitted model, ready for any target; equal only to itself.
 
     `model` holds the dense float32 values and gives the outputs that the decisions imply, but for the feeds.
     `weights` says, by parameter name, in which form a value is stored; what is not listed is dense.
@@ -60,6 +60,26 @@ class Audit:
 
     def count(self, precision: str) -> int:
         return sum(o.precision == precision for o in self.operators)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first activation whose codes differ between a runtime and our simulation of it."""
+
+    node: str  # the ONNX value
+    differing: int
+    total: int
+    steps: float  # the largest difference, in steps of the grid (of the output's unit where it is no code)
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How a runtime's outputs compare with our simulation of its exported file, on `items` items."""
+
+    items: int
+    agreement: float  # share of items with the same prediction
+    largest: float  # largest difference of any output value
+    parts: Divergence | None  # where they part first; None where they never do
 
 
 class Runner(ABC):
@@ -98,6 +118,10 @@ class Target(ABC):
     @abstractmethod
     def available(self) -> str | None:
         """None where this target can run here, else a sentence that says what is missing and what to install."""
+
+    def fidelity(self, folder: Path, inputs: Sequence[np.ndarray]) -> Fidelity | None:
+        """Compare the exported file's outputs with our simulation of it; None where the target runs floats."""
+        return None
 
     def usage(self, inputs: tuple[str, ...]) -> str:
         """Python lines that run the exported folder without Tersor, for the artifact's README."""

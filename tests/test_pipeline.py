@@ -92,7 +92,7 @@ def test_the_artifact_is_what_the_report_claims(delivered: tuple[Path, Report]) 
 
 
 def test_it_verifies_and_runs(delivered: tuple[Path, Report], data: Batches) -> None:
-    out, report = delivered
+    out, _ = delivered
     assert verify(out, threads=1).difference <= 1e-3
     logits = load(out, threads=1).predict(next(iter(data)).inputs[0].numpy())[0]
     assert logits.shape == (100, 4)
@@ -102,7 +102,9 @@ def test_it_verifies_and_runs(delivered: tuple[Path, Report], data: Batches) -> 
 def test_it_runs_without_tersor(delivered: tuple[Path, Report]) -> None:
     out, _ = delivered
     usage = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    code = f"import sys\nsys.modules['tersor'] = None\nimport numpy as np\nx = np.zeros((3, 1, 8, 8), np.float32)\n{usage}"
+    code = (
+        f"import sys\nsys.modules['tersor'] = None\nimport numpy as np\nx = np.zeros((3, 1, 8, 8), np.float32)\n{usage}"
+    )
     code += "\nprint(outputs[0].shape)"
     said = subprocess.run([sys.executable, "-c", code], cwd=out / "model", capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "(3, 4)"

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import onnx_ir as ir
 import torch
@@ -32,8 +33,11 @@ class Exported:
     values: dict[str, str]
 
 
+@lru_cache(maxsize=2)
 def to_onnx(compressed: Compressed) -> Exported:
     """The dense float32 model as ONNX; feeds and weight forms are not in it yet (see `insertion`).
+
+    Remembered for the last two models, since several targets export the same one: do not change what it gives.
 
     Raises `ExportError`, with the user's line where it is known, when the exporter refuses an operator.
     """
@@ -47,8 +51,8 @@ def to_onnx(compressed: Compressed) -> Exported:
             raise ExportError(_why_not(program, cause)) from cause
     assert made is not None
     onnx = made.model
-    renamed = _rename(onnx, model)
     values = value_names(model, program, made.exported_program, onnx) if compressed.feeds else {}
+    renamed = _rename(onnx, model)
     _strip(onnx)
     return Exported(onnx, {node: renamed.get(value, value) for node, value in values.items()})
 
@@ -156,9 +160,11 @@ def _why_not(program: ExportedProgram, cause: Exception) -> str:
 
 
 def _operator_and_line(program: ExportedProgram, name: str) -> tuple[str, str]:
-    for node in program.graph.nodes:
-        if node.name == name:
-            trace = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace", "") or "")
-            mine = [place for place in trace if "/torch/" not in place[0]] or trace
-            return str(node.target), f" at {mine[-1][0]}:{mine[-1][1]}" if mine else ""
+    """What the user wrote where: looked up in the program, then in its decomposition (the exporter's names)."""
+    for graph in (program.graph, program.run_decompositions().graph):
+        for node in graph.nodes:
+            if node.name == name:
+                trace = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace", "") or "")
+                mine = [place for place in trace if "/torch/" not in place[0]] or trace
+                return str(node.target), f" at {mine[-1][0]}:{mine[-1][1]}" if mine else ""
     return name, ""

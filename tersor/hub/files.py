@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
-from tersor.errors import ArtifactError
+from tersor.errors import ArtifactError, DataError
 
 _PROTOBUF_LIMIT = 2**31 - 2**20
 
@@ -35,4 +37,20 @@ def damaged(path: Path, cause: Exception) -> ArtifactError:
     reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
     return ArtifactError(
         f"{path.name} is damaged or incomplete: the runtime refuses it ({reason[:200]}); export it again."
+    )
+
+
+def named(names: Sequence[str], arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays by input name; raises `DataError` where their number is wrong."""
+    if len(names) != len(arrays):
+        raise DataError(f"The model takes {len(names)} inputs ({', '.join(names)}) and was given {len(arrays)}.")
+    return dict(zip(names, arrays, strict=True))
+
+
+def refused(arrays: Mapping[str, np.ndarray], cause: Exception) -> DataError:
+    """What to raise where a runtime refuses inputs of these shapes."""
+    seen = ", ".join(f"{name} {a.dtype} {list(a.shape)}" for name, a in arrays.items())
+    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    return DataError(
+        f"The runtime refuses inputs {seen} ({reason[:200]}); pass arrays as the original model takes them."
     )

@@ -20,10 +20,7 @@ from tersor.graph.model import Model
 def value_names(
     model: Model, program: ExportedProgram, decomposed: ExportedProgram | None, onnx: ir.Model
 ) -> dict[str, str]:
-    """ONNX value name by node name of `model.graph`; nodes that the exporter merged away are missing.
-
-    To be called after the inputs have been renamed to `model.inputs`.
-    """
+    """ONNX value name by node name of `model.graph`; nodes that the exporter merged away are missing."""
     graph = program.graph if decomposed is None else decomposed.graph
     present = {v.name for node in onnx.graph for v in node.outputs}
     placeholders = model.graph.find_nodes(op="placeholder")

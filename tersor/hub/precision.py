@@ -54,9 +54,9 @@ def _reason(node: ir.Node) -> str:
     weight, feed = node.inputs[1], node.inputs[0]
     if weight is not None and not weight.is_initializer() and not _on_grid(weight):
         return "both factors are activations"
-    if not _on_grid(weight):
-        return "its weight has no integer codes" if _on_grid(feed) else "its weight is dense and its input has no grid"
-    return "" if _on_grid(feed) else "its input has no grid"
+    if _on_grid(feed) and _on_grid(weight):
+        return ""
+    return "it was given no integer weight, or its input no grid"
 
 
 def _on_grid(value: ir.Value | None) -> bool:

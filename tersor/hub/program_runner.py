@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from tersor.errors import ArtifactError, ExportError
 from tersor.graph.operators import aten
 from tersor.hub.archive import load_program, save_program
+from tersor.hub.files import named, refused
 from tersor.target import Audit, Compressed, Operator, Runner
 
 FILE = "model.pt2"
@@ -69,8 +70,12 @@ class ProgramRunner(Runner):
 
     @torch.inference_mode()
     def predict(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        given = named(self.inputs, inputs)
         args, kwargs = pytree.tree_unflatten(_tensors(inputs), self._structure)
-        return tuple(t.numpy() for t in pytree.tree_leaves(self._call(*args, **kwargs)))
+        try:
+            return tuple(t.numpy() for t in pytree.tree_leaves(self._call(*args, **kwargs)))
+        except RuntimeError as cause:
+            raise refused(given, cause) from cause
 
     def audit(self) -> Audit:
         return Audit(self._operators)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from tersor.errors import ExportError
 
+_OPSET = 20
+
 
 def apply(node: ir.Node, read: Sequence[Tensor | None]) -> list[Tensor]:
     """The outputs of one node. Raises `ExportError` for an operator that the reference does not have."""
@@ -67,12 +69,21 @@ def _pool(node: ir.Node, read: Sequence[Tensor | None]) -> Tensor:
 
 
 def _reference(node: ir.Node, read: Sequence[Tensor | None]) -> list[Tensor]:
+    from onnx import helper, shape_inference
     from onnx.reference import ReferenceEvaluator
 
-    proto = ir.serde.serialize_node(node)
-    feed = {v.name: t.numpy() for v, t in zip(node.inputs, read, strict=True) if v is not None and t is not None}
+    arrays = {v.name: t.numpy() for v, t in zip(node.inputs, read, strict=True) if v is not None and t is not None}
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+        for name, a in arrays.items()
+    ]
+    outputs = [helper.make_empty_tensor_value_info(v.name) for v in node.outputs]
+    graph = helper.make_graph([ir.serde.serialize_node(node)], "one", inputs, outputs)
+    opset = helper.make_opsetid(node.domain, node.version or _OPSET)
     try:
-        made = ReferenceEvaluator(proto, opsets={node.domain: node.version or 20}).run(None, feed)
+        # Some operators are defined by their inputs' types, which shape inference writes into the model.
+        model = shape_inference.infer_shapes(helper.make_model(graph, opset_imports=[opset]))
+        made = ReferenceEvaluator(model).run(None, arrays)
     except (NotImplementedError, RuntimeError, TypeError) as cause:
         raise ExportError(f"The simulation cannot compute {node.op_type} ({node.name}): {cause}.") from cause
     return [torch.from_numpy(np.array(out)) for out in made]

@@ -37,8 +37,10 @@ def codes_of(name: str, weight: Weight) -> Codes | None:
         return None
     codes, scale = weight.codes.cpu().numpy(), weight.scale.cpu().numpy().reshape(-1)
     channels = codes.shape[weight.axis]
-    if scale.size not in (1, channels) or np.any(scale <= 0):
+    if scale.size not in (1, channels) or np.any(scale < 0) or (weight.transposed and weight.groups > 1):
         return None
+    # A scale of zero belongs to a dead channel; a grid needs a positive one, and any will do.
+    scale = np.where(scale == 0, np.float32(1.0), scale)
     return Codes(name, codes, np.broadcast_to(scale, (channels,)).copy(), weight.axis)
 
 

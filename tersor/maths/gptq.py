@@ -10,8 +10,6 @@ geometry of LLM quantization", arXiv:2507.18553.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -41,16 +39,15 @@ def conditional_variances(h: Tensor, damping: float = 1e-2) -> Tensor:
     return torch.empty_like(variances).scatter_(1, order, variances)
 
 
-def gptq(w: Tensor, h: Tensor, scale: Tensor, zero: Tensor, low: int, high: int, dampings: Sequence[float]) -> Tensor:
-    """(dampings, groups, rows, c) float64 codes for `w` on the grid `scale * (code - zero)`, codes in [low, high].
+def gptq(w: Tensor, h: Tensor, scale: Tensor, zero: Tensor, low: int, high: int, damping: float) -> Tensor:
+    """(groups, rows, c) float64 codes for `w` on the grid `scale * (code - zero)`, codes in [low, high].
 
     w, scale, zero: (groups, rows, c); h: (groups, c, c). Exact zeros of `w` stay zeros and take no part. Cost: c^3 +
-    rows c^2 operations a group and damping. A result may be worse than plain rounding where H is nearly singular, and
-    is NaN where H cannot be factored: compare.
+    rows c^2 operations a group. The result may be worse than plain rounding where H is nearly singular, and is NaN where
+    H cannot be factored: compare.
     """
-    factors = [factor(h, damping) for damping in dampings]
-    order, u = torch.cat([f[0] for f in factors]), torch.cat([f[1] for f in factors])
-    w, scale, zero = (_columns(t.double().repeat(len(factors), 1, 1), order) for t in (w, scale, zero))
+    order, u = factor(h, damping)
+    w, scale, zero = (_columns(t.double(), order) for t in (w, scale, zero))
     frozen = w == 0
     codes = torch.empty_like(w)
     for start in range(0, w.shape[2], BLOCK):
@@ -63,8 +60,7 @@ def gptq(w: Tensor, h: Tensor, scale: Tensor, zero: Tensor, low: int, high: int,
             w[:, :, j + 1 : stop] -= error[:, :, None] * u[:, None, j, j + 1 : stop]
             codes[:, :, j], errors[:, :, j - start] = code, error
         w[:, :, stop:] -= errors @ u[:, start:stop, stop:]
-    codes = torch.empty_like(codes).scatter_(2, order[:, None, :].expand_as(codes), codes)
-    return codes.reshape(len(factors), -1, *codes.shape[1:])
+    return torch.empty_like(codes).scatter_(2, order[:, None, :].expand_as(codes), codes)
 
 
 def polish(

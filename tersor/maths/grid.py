@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tersor.errors import InputError
 
-CLIPS = 40
+CLIPS = {True: (20, 0.5), False: (40, 0.2)}  # by `Integers.fine`: how many, down to which share of the range
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class Integers:
     def high(self) -> int:
         return 2 ** (self.bits - 1) - 1
 
+    @property
+    def fine(self) -> bool:
+        """Steps so small that the search for the best grid gains little."""
+        return self.bits >= 6
+
     def check_zeros(self, keep: Sequence[int] | None) -> None:
         """Raises `InputError` where columns must become zeros and the grid has no zero."""
         if keep is not None and self.bits == 1 and self.symmetric:
@@ -108,10 +113,10 @@ def absmax(w: Tensor, kind: Integers) -> Grid:
 
 
 def search(w: Tensor, importance: Tensor, kind: Integers) -> Grid:
-    """The grid, out of `CLIPS` shrunken ranges a run, with the least `sum importance * (round(w) - w)^2`.
+    """The grid, out of 20 or 40 shrunken ranges a run, with the least `sum importance * (round(w) - w)^2`.
 
     importance: broadcasts to (rows, c); for example `g_i H_jj`. Ranges in which `w` would already lie on a grid of
-    fewer bits are tried too. Cost: CLIPS * rows * c operations. Never worse than `absmax` in this sum.
+    fewer bits are tried too. Cost: 40 rows c operations. Never worse than `absmax` in this sum.
     """
     low, high = _extremes(w, kind)
     weight = importance.double().expand(w.shape)
@@ -128,7 +133,8 @@ def search(w: Tensor, importance: Tensor, kind: Integers) -> Grid:
 
 
 def _clips(kind: Integers) -> list[float]:
-    shrunk = [1 - 0.8 * i / CLIPS for i in range(1, CLIPS)]
+    count, least = CLIPS[kind.fine]
+    shrunk = [1 - (1 - least) * i / count for i in range(1, count + 1)]
     levels = {bits: 2 ** (bits - 1) - 1 if kind.symmetric else 2**bits - 1 for bits in range(1, kind.bits + 1)}
     coarser = [
         levels[kind.bits] / (n * 2 ** (kind.bits - bits)) for bits, n in levels.items() if n > 0 and bits < kind.bits

@@ -38,27 +38,31 @@ def nearest(target: Tensor, gram: Tensor, fisher: Tensor, kind: Integers) -> Rou
     return best(candidates, target, gram, fisher, kind)
 
 
-def fed_back(target: Tensor, gram: Tensor, fisher: Tensor, kind: Integers, sweeps: int = 2) -> Rounded:
-    """GPTQ: the best of rounding and of error feedback at several dampings and two grids, then coordinate descent.
+def fed_back(target: Tensor, gram: Tensor, fisher: Tensor, kind: Integers) -> Rounded:
+    """GPTQ: the best of rounding and of error feedback at several dampings and grids, then coordinate descent.
 
-    The second grid is searched with the conditional variances `1 / U_jj^2`, what an error costs after feedback. Shapes
-    as in `nearest`; never worse than it.
+    Coarse grids are worth more effort: a second grid, searched with the conditional variances `1 / U_jj^2` (what an
+    error costs after feedback), more dampings and a second sweep. Shapes as in `nearest`; never worse than it.
     """
     start = nearest(target, gram, fisher, kind)
-    variances = conditional_variances(gram).nan_to_num(0.0)
-    second = search(target.flatten(0, 1), _importance(target, variances, fisher), kind)
+    grids = (start.grid,) if kind.fine else (start.grid, _second(target, gram, fisher, kind))
+    dampings = DAMPINGS[::2] if kind.fine else DAMPINGS
 
     def candidates() -> Iterator[Rounded]:
         yield start
-        for grid in (start.grid, second):
-            scale, zero = _spread(grid, target)
-            for codes in gptq(target, gram, scale, zero, grid.low, grid.high, DAMPINGS):
-                yield Rounded(codes, grid)
+        for grid in grids:
+            for damping in dampings:
+                yield Rounded(gptq(target, gram, *_spread(grid, target), grid.low, grid.high, damping), grid)
 
     chosen = best(candidates(), target, gram, fisher, kind)
     scale, zero = _spread(chosen.grid, target)
-    codes = polish(chosen.codes, target, gram, scale, zero, kind.low, kind.high, sweeps)
+    codes = polish(chosen.codes, target, gram, scale, zero, kind.low, kind.high, sweeps=1 if kind.fine else 2)
     return best(iter((chosen, Rounded(codes, chosen.grid))), target, gram, fisher, kind)
+
+
+def _second(target: Tensor, gram: Tensor, fisher: Tensor, kind: Integers) -> Grid:
+    variances = conditional_variances(gram).nan_to_num(0.0)
+    return search(target.flatten(0, 1), _importance(target, variances, fisher), kind)
 
 
 def best(candidates: Iterator[Rounded], target: Tensor, gram: Tensor, fisher: Tensor, kind: Integers) -> Rounded:

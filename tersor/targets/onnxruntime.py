@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +15,12 @@ import onnx_ir as ir
 
 from tersor.errors import MissingRuntime, TargetError
 from tersor.hub.export import to_onnx
-from tersor.hub.files import damaged, existing, save_onnx
+from tersor.hub.fidelity import compare
+from tersor.hub.files import damaged, existing, named, refused, save_onnx
 from tersor.hub.insertion import insert_grids
 from tersor.hub.placement import Placement
 from tersor.hub.precision import label_of, matrix_names, reasons
-from tersor.target import Audit, Compressed, Operator, Runner, Target
+from tersor.target import Audit, Compressed, Fidelity, Operator, Runner, Target
 
 FILE = "model.onnx"
 PLACEMENT = Placement()
@@ -53,6 +55,13 @@ class OnnxRuntime(Target):
     def load(self, folder: Path, threads: int = 0) -> Runner:
         return _Runner(existing(folder, FILE), threads)
 
+    def fidelity(self, folder: Path, inputs: Sequence[np.ndarray]) -> Fidelity | None:
+        return (
+            compare(ir.load(existing(folder, FILE)), inputs, "onnxruntime", _outputs)
+            if self.precision == "int8"
+            else None
+        )
+
     def available(self) -> str | None:
         if self.precision not in self.precisions:
             return f"Target onnxruntime has no precision {self.precision!r}; choose {' or '.join(self.precisions)}."
@@ -79,6 +88,13 @@ def _runtime() -> ModuleType:
     return onnxruntime
 
 
+def _outputs(onnx: ir.Model, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """One run of a model that is on no disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_onnx(onnx, Path(folder) / FILE)
+        return _Runner(Path(folder) / FILE, 0).predict(*inputs)
+
+
 class _Runner(Runner):
     def __init__(self, path: Path, threads: int):
         self._path = path
@@ -88,8 +104,12 @@ class _Runner(Runner):
         self._types = [_NUMPY[i.type] for i in self._session.get_inputs()]
 
     def predict(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        feed = {n: np.asarray(a, t) for n, a, t in zip(self.inputs, inputs, self._types, strict=True)}
-        return tuple(self._session.run(None, feed))
+        given = named(self.inputs, inputs)
+        feed = {n: np.asarray(a, t) for (n, a), t in zip(given.items(), self._types, strict=True)}
+        try:
+            return tuple(self._session.run(None, feed))
+        except Exception as cause:  # its errors share no other base class
+            raise refused(feed, cause) from cause
 
     def audit(self) -> Audit:
         """Read from the graph that the session optimised, dumped to a temporary file."""
@@ -112,7 +132,7 @@ def _session(path: Path, threads: int, dump: Path | None = None) -> Any:
         options.optimized_model_filepath = str(dump)
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as cause:  # its errors share no public base class
+    except Exception as cause:  # its errors share no other base class
         if isinstance(cause, MemoryError):
             raise TargetError(f"There is not enough memory to load {path.name}; free some and try again.") from cause
         raise damaged(path, cause) from cause

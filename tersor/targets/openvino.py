@@ -5,6 +5,7 @@ It reads the hub's ONNX file itself: OpenVINO's own format says the same in two 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,16 +17,18 @@ import onnx_ir as ir
 
 from tersor.errors import MissingRuntime
 from tersor.hub.export import to_onnx
-from tersor.hub.files import damaged, existing, save_onnx
+from tersor.hub.fidelity import compare
+from tersor.hub.files import damaged, existing, named, refused, save_onnx
 from tersor.hub.insertion import insert_grids
 from tersor.hub.placement import Placement
 from tersor.hub.precision import label_of, matrix_names, reasons
-from tersor.target import Audit, Compressed, Operator, Runner, Target
+from tersor.target import Audit, Compressed, Fidelity, Operator, Runner, Target
 
 FILE = "model.onnx"
 # OpenVINO 2026.4 computes wrong values for channel pads on a grid whose zero is not code 0.
 PLACEMENT = Placement(padded_zero=False)
 _STATIC_SHAPES = 6
+_LARGE = 1 << 18  # bytes: from here on copying an input costs more than handing it over
 _HEAVY = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNCell", "RNNSeq", "ScaledDotProductAttention")
 _SHORT = {"u8": "i8", "i8": "i8", "f32": "f32", "bf16": "bf16", "f16": "f16", "u4": "i4", "i4": "i4"}
 
@@ -44,6 +47,11 @@ class OpenVINO(Target):
 
     def load(self, folder: Path, threads: int = 0) -> Runner:
         return _Runner(existing(folder, FILE), "bf16" if self.precision == "bf16" else "f32", threads)
+
+    def fidelity(self, folder: Path, inputs: Sequence[np.ndarray]) -> Fidelity | None:
+        return (
+            compare(ir.load(existing(folder, FILE)), inputs, "openvino", _outputs) if self.precision == "int8" else None
+        )
 
     def available(self) -> str | None:
         if self.precision not in self.precisions:
@@ -78,6 +86,17 @@ def _runtime() -> ModuleType:
     return openvino
 
 
+def _outputs(onnx: ir.Model, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """One run of a model that is on no disk."""
+    core = _runtime().Core()
+    model = core.read_model(ir.to_proto(onnx).SerializeToString())
+    request = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    feed = {v.name: np.ascontiguousarray(a) for v, a in zip(onnx.graph.inputs, inputs, strict=True)}
+    read = {i.get_any_name() for i in model.inputs}
+    request.infer({name: array for name, array in feed.items() if name in read})
+    return tuple(request.get_output_tensor(i).data.copy() for i in range(len(model.outputs)))
+
+
 class _Runner(Runner):
     """Not for several threads at once: each input shape has one request whose buffers are reused."""
 
@@ -89,10 +108,13 @@ class _Runner(Runner):
         if threads > 0:
             self._settings["INFERENCE_NUM_THREADS"] = threads
         self._model = self._read()
-        self.inputs = tuple(i.get_any_name() for i in self._model.inputs)
+        # OpenVINO forgets inputs that no output needs; callers still pass them.
+        self.inputs = tuple(str(v.name) for v in ir.load(path).graph.inputs)
+        self._read_inputs = frozenset(i.get_any_name() for i in self._model.inputs)
         self.outputs = tuple(o.get_any_name() for o in self._model.outputs)
         self._requests: dict[tuple[tuple[int, ...], ...], Any] = {}
         self._dynamic: Any = None
+        self._lent: dict[str, np.ndarray] = {}  # alive for as long as a request may read them
         # Compiling now makes damage show on load, not on the first prediction.
         self._dynamic_request()
 
@@ -103,25 +125,40 @@ class _Runner(Runner):
             raise damaged(self._path, cause) from cause
 
     def predict(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        request = self._request(tuple(a.shape for a in inputs))
-        if request is self._dynamic:
-            for i, array in enumerate(inputs):
-                request.get_input_tensor(i).shape = array.shape
-        for i, array in enumerate(inputs):
-            # Copying into the request's own buffer is half the time of handing over arrays at batch 1.
-            np.copyto(request.get_input_tensor(i).data, array, casting="same_kind")
-        request.infer()
+        given = {n: a for n, a in named(self.inputs, inputs).items() if n in self._read_inputs}
+        try:
+            request = self._request({name: array.shape for name, array in given.items()})
+            for name, array in given.items():
+                if request is self._dynamic:
+                    request.get_tensor(name).shape = array.shape
+                if request is not self._dynamic and array.nbytes >= _LARGE:
+                    self._lend(request, name, array)
+                else:
+                    # At batch 1 copying into the request's own buffer is half the time of handing over the array.
+                    np.copyto(request.get_tensor(name).data, array, casting="same_kind")
+            request.infer()
+        except (RuntimeError, TypeError, ValueError) as cause:
+            raise refused(given, cause) from cause
         return tuple(request.get_output_tensor(i).data.copy() for i in range(len(self.outputs)))
 
-    def _request(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+    def _lend(self, request: Any, name: str, array: np.ndarray) -> None:
+        """Let the request read the caller's own memory."""
+        held = request.get_tensor(name).data
+        if not np.can_cast(array.dtype, held.dtype, "same_kind"):
+            raise TypeError(f"{name} is {array.dtype}, not {held.dtype}")
+        self._lent[name] = np.ascontiguousarray(array, held.dtype)
+        request.set_tensor(name, _runtime().Tensor(self._lent[name], shared_memory=True))
+
+    def _request(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
         """A request compiled for exactly these shapes (faster); the dynamic one when there were many."""
-        if shapes not in self._requests:
+        key = tuple(shapes.values())
+        if key not in self._requests:
             if len(self._requests) >= _STATIC_SHAPES:
                 return self._dynamic_request()
             model = self._read()
-            model.reshape({i: list(shape) for i, shape in enumerate(shapes)})
-            self._requests[shapes] = self._compile(model).create_infer_request()
-        return self._requests[shapes]
+            model.reshape({name: list(shape) for name, shape in shapes.items()})
+            self._requests[key] = self._compile(model).create_infer_request()
+        return self._requests[key]
 
     def _dynamic_request(self) -> Any:
         if self._dynamic is None:

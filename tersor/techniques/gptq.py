@@ -22,9 +22,9 @@ from tersor.technique import Technique
 class GPTQ(Technique):
     """GPTQ: column by column, largest `H_jj` first; what rounding breaks, the columns still free repair.
 
-    The best, row by row, of plain rounding and of feedback at four dampings and two grids, judged by the quadratic
-    without damping, then polished by coordinate descent: never worse than `Rounding` with the same settings. Cost: 8
-    (c^3 + r c^2) operations, 8 r c float64 of memory. No help where inputs are uncorrelated.
+    The best, row by row, of plain rounding and of feedback at four dampings and two grids (two and one from 6 bits on),
+    judged by the quadratic without damping, then polished by coordinate descent: never worse than `Rounding` with the
+    same settings. Cost: 8 (c^3 + r c^2) operations, a few r c float64 of memory. No help where inputs are uncorrelated.
     Source: arXiv:2210.17323.
     """
 

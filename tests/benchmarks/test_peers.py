@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import cnn_cpu, environment, figures, ours, peers, zoo
+from benchmarks import cnn_cpu, environment, faithful, figures, ours, peers, zoo
 from benchmarks.peers import PEERS, arguments
 
 ROW = {"title": "them", "accuracy": 0.9154, "seconds": 1.25, "bytes": 371_000, "to_most_accurate_peer": [0, 0, 0]}
@@ -132,3 +132,13 @@ def test_keyword_data_splits_by_index(shared_data: Path, tmp_path: Path, monkeyp
     assert np.array_equal(found, labels.numpy()[1::2])
     assert zoo.part("kws_dscnn", "calibration")[0].shape == (250, 1, 49, 10)
     assert zoo.sample("kws_dscnn", 64).flags.writeable
+
+
+def test_the_table_of_faithfulness_names_what_parts_and_what_is_float() -> None:
+    found = {"items": 250, "agreement": 0.996, "accuracy": 0.9, "heavy": 10, "int8": 9, "not_int8": {"fc": "no kernel"}}
+    parts = {"node": "x_q", "differing": 2, "total": 100, "steps": 1.0}
+    base = {"model": "kws_dscnn", "runtime": "openvino"}
+    text = faithful.table([base | found | {"parts": parts}, base | found | {"parts": None}, base | {"error": "gone"}])
+    for shown in ("99.60%", "99.5%", "9/10", "x_q: 2 of 100 codes, by at most 1 steps", "equal in every bit", "gone"):
+        assert shown in text
+    assert "in float: fc: no kernel" in text
