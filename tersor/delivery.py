@@ -11,6 +11,7 @@ out/
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ def deliver(out: Path, trial: Trial, report: Report, recipe: str, fields: Mappin
     """Put the tried artifact with its report into `out`, whole or not at all."""
     with staging(out) as folder:
         model = folder / "model"
-        trial.candidate.target.export(trial.candidate.compressed, _made(model))
+        shutil.copytree(trial.folder, model)  # the very files that were measured
         runner = trial.candidate.target.load(model, threads)
         _write_probe(folder / "probe.npz", runner, trial)
         (folder / "plan.yaml").write_text(recipe, encoding="utf-8")
@@ -104,11 +105,6 @@ def _probe(folder: Path, runner: Runner) -> float:
     found = runner.predict(*inputs)
     pairs = zip(wanted, found, strict=True)
     return max(float(np.abs(w - f).max() / max(np.abs(w).max(), 1e-12)) for w, f in pairs)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 def _readme(trial: Trial, runner: Runner) -> str:

@@ -28,9 +28,9 @@ class Grid:
     high: int = 255
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compressed:
-    """A fitted model, ready for any target.
+    """A fitted model, ready for any target; equal only to itself.
 
     `model` holds the dense float32 values and gives the outputs that the decisions imply, but for the feeds.
     `weights` says, by parameter name, in which form a value is stored; what is not listed is dense.

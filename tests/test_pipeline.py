@@ -92,7 +92,7 @@ def test_the_artifact_is_what_the_report_claims(delivered: tuple[Path, Report]) 
 
 
 def test_it_verifies_and_runs(delivered: tuple[Path, Report], data: Batches) -> None:
-    out, report = delivered
+    out, _ = delivered
     assert verify(out, threads=1).difference <= 1e-3
     logits = load(out, threads=1).predict(next(iter(data)).inputs[0].numpy())[0]
     assert logits.shape == (100, 4)

@@ -171,6 +171,11 @@ class Labels:
 
     def _match(self, a: Label, b: Label, why: Why) -> bool:
         """Make two labels equal if that takes no guess about which factor belongs to which."""
+        if len(a) == len(b) == 1:  # by far the most frequent case, so without the detour over normal forms
+            u, v = self.find(next(iter(a))), self.find(next(iter(b)))
+            if u not in self.defined and v not in self.defined:
+                self._union(u, v)
+                return True
         x, y = self.normal(a), self.normal(b)
         if x == y:
             return True

@@ -8,7 +8,8 @@ activations over that axis sees it, and then removing is not the same as zeroing
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
@@ -18,8 +19,8 @@ from tersor.graph.labels import Axis
 from tersor.graph.rules_elementwise import reduced_axes
 from tersor.graph.trace import Axes, Trace, flat_axes
 
-Dirty = dict[fx.Node, frozenset[int]]
-"""By node, the variables whose dead positions may hold something else than zero."""
+Variables = frozenset[int]
+NONE: Variables = frozenset()
 
 
 def _aten(names: str) -> frozenset[str]:
@@ -51,89 +52,97 @@ _NORMS = _aten(
 
 def unclean_sums(nodes: Iterable[fx.Node], walk: Trace) -> list[tuple[Axis, str]]:
     """Axes, and the nodes that sum over them, where a removed position would have added something."""
-    dirty: Dirty = {}
+    residue = _Residue(walk)
     found: list[tuple[Axis, str]] = []
     for node in nodes:
         if node.op == "call_function" and walk.values.get(node) is not None:
             arguments = bound(node)
-            dirty[node] = _dirty(node, arguments, walk, dirty)
-            found += [(axis, node.name) for axis in _summed(node, arguments, walk, dirty)]
+            residue.dirty[node] = residue.left_by(node, arguments)
+            found += [(axis, node.name) for axis in residue.summed(node, arguments)]
     return found
 
 
-def _dirty(node: fx.Node, a: Mapping[str, Any], walk: Trace, dirty: Dirty) -> frozenset[int]:
-    mine = _variables(walk, flat_axes(walk.values[node]))
-    if not mine:
-        return mine
-    name = operator_name(node)
-    inputs = [each for each in node.all_input_nodes if walk.values.get(each) is not None]
-    inherited = frozenset[int]().union(*(dirty.get(each, frozenset()) for each in inputs)) & mine
-    if name == "aten.pow":
-        return inherited if isinstance(a["exponent"], int | float) and a["exponent"] > 0 else mine
-    if name in _KEEPS or node.target is operator.getitem:
-        return inherited
-    if name in _COPIES:
-        return inherited | (mine - _variables(walk, flat_axes(walk.values[inputs[0]])))
-    if name in ("aten.constant_pad_nd", "aten.pad"):
-        return inherited if not a.get("value") else mine
-    if name in ("aten.full", "aten.full_like", "aten.new_full"):
-        return frozenset() if a["fill_value"] == 0 else mine
-    if name == "aten.embedding":
-        return frozenset()
-    if name in _NORMS and a.get("weight") is not None and a.get("bias") is not None:
-        return mine - _variables(walk, walk.axes(a["weight"]))
-    out = walk.axes(node) if not isinstance(walk.values[node][0], type(None)) else ()
-    return frozenset(v for v in mine if not _clean(node, name, a, walk, dirty, out, v))
+@dataclass
+class _Residue:
+    """`dirty`: by node, the variables whose dead positions may hold something else than zero."""
+
+    walk: Trace
+    dirty: dict[fx.Node, Variables] = field(default_factory=dict)
+    _of_axis: dict[int, Variables] = field(default_factory=dict)
+
+    def left_by(self, node: fx.Node, a: Mapping[str, Any]) -> Variables:
+        mine = self._variables(flat_axes(self.walk.values[node]))
+        name = operator_name(node)
+        inputs = [each for each in node.all_input_nodes if self.walk.values.get(each) is not None]
+        inherited = frozenset[int]().union(*(self.dirty.get(each, NONE) for each in inputs)) & mine
+        if name == "aten.pow":
+            return inherited if isinstance(a["exponent"], int | float) and a["exponent"] > 0 else mine
+        if name in _KEEPS or node.target is operator.getitem:
+            return inherited
+        if name in _COPIES:
+            return inherited | (mine - self._variables(self.walk.axes(inputs[0])))
+        if name in ("aten.constant_pad_nd", "aten.pad"):
+            return inherited if not a.get("value") else mine
+        if name in ("aten.full", "aten.full_like", "aten.new_full"):
+            return NONE if a["fill_value"] == 0 else mine
+        if name == "aten.embedding":
+            return NONE
+        if name in _NORMS and a.get("weight") is not None and a.get("bias") is not None:
+            return mine - self._variables(self.walk.axes(a["weight"]))
+        if not self.walk.is_tensor(node):
+            return mine
+        out = self.walk.axes(node) if _single(self.walk, node) else ()
+        return frozenset(v for v in mine if not (out and self._clean(name, a, out, v)))
+
+    def summed(self, node: fx.Node, a: Mapping[str, Any]) -> list[Axis]:
+        """The axes over which the node adds up what is not zero."""
+        name = operator_name(node)
+        if name in ("aten.mean", "aten.sum", "aten.linalg_vector_norm"):
+            x, left = self.walk.axes(a["self"]), self.dirty.get(a["self"], NONE)
+            return [x[d] for d in reduced_axes(len(x), a) if self._of(x[d]) & left]
+        if name in _MATMUL:
+            pair = a["self"], a["other"] if "other" in a else a["mat2"]
+        elif name == "aten.scaled_dot_product_attention":
+            pair = a["query"], a["key"]
+        else:
+            return []
+        axis = self.walk.axes(pair[0])[-1]
+        return [axis] if self._of(axis) & self.dirty.get(pair[0], NONE) & self.dirty.get(pair[1], NONE) else []
+
+    def _clean(self, name: str, a: Mapping[str, Any], out: Axes, variable: int) -> bool:
+        """Whether what multiplies or adds up to this value makes it zero wherever `variable` is dead."""
+        where = [back for back in range(1, len(out) + 1) if variable in self._of(out[-back])]
+
+        def zero(each: Any, back: int) -> bool:
+            axes = self.walk.axes(each) if self.walk.is_tensor(each) else ()
+            here = len(axes) >= back and variable in self._of(axes[-back])
+            return here and variable not in self.dirty.get(each, NONE)
+
+        if name in _PRODUCTS:
+            return all(zero(a["self"], back) or zero(a["other"], back) for back in where)
+        if name in _SUMS:
+            return all(zero(a["self"], back) and zero(a["other"], back) for back in where)
+        if name in ("aten.div", "aten.true_divide"):
+            return all(zero(a["self"], back) and not zero(a["other"], back) for back in where)
+        if name in _MATRIX:
+            rows = 1 if name == "aten.linear" else len(out) - 1
+            return all(back == rows or (a["bias"] is None and zero(a["input"], back)) for back in where)
+        if name in _MATMUL:
+            other = a["other"] if "other" in a else a["mat2"]
+            return all((back != 1 and zero(a["self"], back)) or (back != 2 and zero(other, back)) for back in where)
+        if name == "aten.scaled_dot_product_attention":
+            return all(zero(a["value"], back) for back in where)
+        return False
+
+    def _variables(self, axes: Iterable[Axis]) -> Variables:
+        return frozenset[int]().union(*map(self._of, axes))
+
+    def _of(self, axis: Axis) -> Variables:
+        if id(axis) not in self._of_axis:
+            self._of_axis[id(axis)] = frozenset(v for label in set(axis) for v in self.walk.labels.normal(label))
+        return self._of_axis[id(axis)]
 
 
-def _clean(node: fx.Node, name: str, a: Mapping[str, Any], walk: Trace, dirty: Dirty, out: Axes, variable: int) -> bool:
-    """Whether what multiplies or adds up to this value makes it zero wherever `variable` is dead."""
-
-    def zero(each: Any, back: int) -> bool:
-        axes = walk.axes(each) if walk.is_tensor(each) else ()
-        here = len(axes) >= back and variable in _variables(walk, [axes[-back]])
-        return here and variable not in dirty.get(each, frozenset())
-
-    where = [back for back in range(1, len(out) + 1) if variable in _variables(walk, [out[-back]])]
-    if name in _PRODUCTS:
-        return all(any(zero(a[side], back) for side in ("self", "other")) for back in where)
-    if name in _SUMS:
-        return all(zero(each, back) for back in where for each in (a["self"], a.get("other")))
-    if name in ("aten.div", "aten.true_divide"):
-        return all(zero(a["self"], back) and not zero(a["other"], back) for back in where)
-    if name in _MATRIX:
-        rows = 1 if name == "aten.linear" else len(out) - 1
-        return all(back == rows or (a["bias"] is None and zero(a["input"], back)) for back in where)
-    if name in _MATMUL:
-        other = a["other"] if "other" in a else a["mat2"]
-        return all((back != 1 and zero(a["self"], back)) or (back != 2 and zero(other, back)) for back in where)
-    if name == "aten.scaled_dot_product_attention":
-        return all(zero(a["value"], back) for back in where)
-    return False
-
-
-def _summed(node: fx.Node, a: Mapping[str, Any], walk: Trace, dirty: Dirty) -> list[Axis]:
-    name = operator_name(node)
-    if name in ("aten.mean", "aten.sum", "aten.linalg_vector_norm"):
-        x = walk.axes(a["self"])
-        return [x[d] for d in reduced_axes(len(x), a) if _meets(walk, x[d], dirty.get(a["self"]))]
-    if name in _MATMUL:
-        other = a["other"] if "other" in a else a["mat2"]
-        return _contracted(walk, dirty, a["self"], other)
-    if name == "aten.scaled_dot_product_attention":
-        return _contracted(walk, dirty, a["query"], a["key"])
-    return []
-
-
-def _contracted(walk: Trace, dirty: Dirty, first: fx.Node, second: fx.Node) -> list[Axis]:
-    both = dirty.get(first, frozenset()) & dirty.get(second, frozenset())
-    axis = walk.axes(first)[-1]
-    return [axis] if _meets(walk, axis, both) else []
-
-
-def _meets(walk: Trace, axis: Axis, variables: frozenset[int] | None) -> bool:
-    return bool(variables) and not _variables(walk, [axis]).isdisjoint(variables or ())
-
-
-def _variables(walk: Trace, axes: Sequence[Axis]) -> frozenset[int]:
-    return frozenset(v for axis in axes for label in set(axis) for v in walk.labels.normal(label))
+def _single(walk: Trace, node: fx.Node) -> bool:
+    shape = walk.shape(node)
+    return not shape or isinstance(shape[0], int)

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import onnx_ir as ir
 import torch
@@ -32,8 +33,11 @@ class Exported:
     values: dict[str, str]
 
 
+@lru_cache(maxsize=2)
 def to_onnx(compressed: Compressed) -> Exported:
     """The dense float32 model as ONNX; feeds and weight forms are not in it yet (see `insertion`).
+
+    Remembered for the last two models, since several targets export the same one: do not change what it gives.
 
     Raises `ExportError`, with the user's line where it is known, when the exporter refuses an operator.
     """

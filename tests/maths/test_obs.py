@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -77,7 +77,7 @@ def test_damage_never_falls_with_fewer_columns():
     for seed in range(10):
         damage = sweep([problem(seed)[0]]).damage
         assert damage[0] == 0.0
-        assert all(a <= b + 1e-12 for a, b in zip(damage, damage[1:], strict=False))
+        assert all(a <= b + 1e-12 for a, b in pairwise(damage))
 
 
 def test_blocks_of_unequal_size():
