@@ -22,6 +22,7 @@ from torch.export import ExportedProgram
 from tersor.errors import ExportError
 from tersor.graph.model import Model
 from tersor.hub.names import value_names
+from tersor.hub.tidy import merge_slices
 from tersor.target import Compressed
 
 
@@ -53,8 +54,11 @@ def to_onnx(compressed: Compressed) -> Exported:
     onnx = made.model
     values = value_names(model, program, made.exported_program, onnx) if compressed.feeds else {}
     renamed = _rename(onnx, model)
+    merge_slices(onnx.graph)
     _strip(onnx)
-    return Exported(onnx, {node: renamed.get(value, value) for node, value in values.items()})
+    present = {str(v.name) for v in onnx.graph.inputs} | {str(v.name) for node in onnx.graph for v in node.outputs}
+    named = {node: renamed.get(value, value) for node, value in values.items()}
+    return Exported(onnx, {node: value for node, value in named.items() if value in present})
 
 
 def _rename(onnx: ir.Model, model: Model) -> dict[str, str]:

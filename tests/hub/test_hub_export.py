@@ -147,3 +147,9 @@ def test_near_dead_channels_keep_their_bias(residual):
     bias = stem.inputs[2].producer()
     real = bias.inputs[0].const_value.numpy().astype(float) * bias.inputs[1].const_value.numpy()
     torch.testing.assert_close(torch.tensor(real), model.tensor("stem.bias").double(), rtol=1e-4, atol=1e-4)
+
+
+def test_slices_in_a_row_become_one(residual):
+    _, exported = residual
+    (cut,) = [n for n in exported.onnx.graph if n.op_type == "Slice"]
+    assert [v.const_value.numpy().tolist() for v in cut.inputs[3:]] == [[2, 3], [2, 2]]
