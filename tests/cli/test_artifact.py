@@ -94,10 +94,11 @@ def test_report_as_json(made: Path, call: Call) -> None:
     assert found["report"]["metric"] == "accuracy"
 
 
-def test_dry_run_writes_nothing(net: Path, tmp_path: Path, call: Call) -> None:
-    words = ("--dry-run", "--out", tmp_path / "none", "--target", "eager", "--threads", 1, "--json")
-    code, out, err = call("compress", f"{net}:make", "--data", f"{net}:data", *words)
-    assert code == 0
+@pytest.mark.slow
+def test_dry_run_writes_nothing(made: Path, net: Path, tmp_path: Path, call: Call) -> None:
+    words = ("--dry-run", "--out", tmp_path / "none", "--recipe", made / "plan.yaml", "--threads", 1, "--json")
+    code, out, err = call("compress", f"{net}:make", "--data", f"{net}:data", "--max-drop", "2%", *words)
+    assert code == 0, err
     assert not (tmp_path / "none").exists()
     found = json.loads(out)
     assert found["out"] is None
@@ -150,16 +151,3 @@ def test_benchmark_times_against_others(made: Path, tmp_path: Path, call: Call) 
     found = json.loads(out)
     assert [Path(a["folder"]) for a in found["artifacts"]] == [made, made]
     assert found["artifacts"][0]["seconds"]["value"] > 0
-
-
-def test_an_unreachable_budget_leaves_the_old_artifact(made: Path, net: Path, tmp_path: Path, call: Call) -> None:
-    metric = tmp_path / "strict_metric.py"
-    metric.write_text(
-        "calls = []\ndef strict(predict, batches):\n    calls.append(1)\n    return 1.0 if len(calls) < 3 else 0.5\n"
-    )
-    before = (made / "manifest.json").read_bytes()
-    words = ("--out", made, "--target", "eager", "--threads", 1, "--metric", f"{metric}:strict", "--max-drop", "0.1%")
-    code, _, err = call("compress", f"{net}:make", "--data", f"{net}:data", *words)
-    assert code == 3
-    assert err.strip().splitlines()[-1].startswith("error: ")
-    assert (made / "manifest.json").read_bytes() == before
