@@ -7,14 +7,14 @@ What the file means in exact arithmetic is what any runtime may compute; integer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from tersor.errors import ExportError
 from tersor.hub.export import Exported
-from tersor.hub.placement import MATRICES, Placement, moved_from, pads_channels, wanted
+from tersor.hub.placement import MATRICES, MOVES, Placement, moved_from, pads_channels, wanted
 from tersor.hub.values import constant, drop_unused, initializer, node
 from tersor.hub.weights import Codes, integer_matrices
 from tersor.target import Compressed, Grid
@@ -31,15 +31,17 @@ def insert_grids(exported: Exported, compressed: Compressed, placement: Placemen
     onnx = exported.onnx.clone()
     graph = onnx.graph
     feeds = {exported.values[n]: _typed(n, g, placement) for n, g in compressed.feeds.items() if n in exported.values}
-    integer = integer_matrices(graph, compressed.weights, MATRICES)
-    grids = _grids(wanted(graph, integer, placement), feeds, placement)
-    integer = {matrix: codes for matrix, codes in integer.items() if matrix.inputs[0] in grids}
-    readers = _readers(graph, integer, grids)
-    pairs = {value: _pair(graph, value, grid) for value, grid in grids.items() if value in {v for v, _, _ in readers}}
-    for value, reader, index in readers:
-        reader.replace_input_with(index, pairs[value])
+
+    def fed(value: ir.Value) -> bool:
+        return any(str(v.name) in feeds for v in _path(value))
+
+    stored = integer_matrices(graph, compressed.weights, MATRICES)
+    integer = {matrix: codes for matrix, codes in stored.items() if fed(matrix.inputs[0])}
+    grids = _grids(wanted(graph, integer, placement, fed), feeds, placement)
+    for value, grid in grids.items():
+        _read_through_grid(graph, value, grid, integer, placement)
     for matrix, codes in integer.items():
-        _store_codes(graph, matrix, codes, pairs)
+        _store_codes(graph, matrix, codes)
     drop_unused(graph)
     return onnx
 
@@ -93,29 +95,51 @@ def _safe(path: list[ir.Value], grid: Grid, placement: Placement) -> list[ir.Val
     return path
 
 
-def _readers(
-    graph: ir.Graph, integer: Mapping[ir.Node, Codes], grids: Mapping[ir.Value, Grid]
-) -> list[tuple[ir.Value, ir.Node, int]]:
-    """(value, reader, input index) for everything that shall read through a grid."""
-    found = []
-    for reader in graph:
-        for index in _gridded_inputs(reader, reader in integer, grids):
-            found.append((reader.inputs[index], reader, index))
-    return found
+def _read_through_grid(
+    graph: ir.Graph, value: ir.Value, grid: Grid, integer: Collection[ir.Node], placement: Placement
+) -> None:
+    """Put Q and DQ behind `value` for all that read it: one float reader would keep its producer in float."""
+    readers = [use for use in value.uses() if placement.padded_zero or grid.zero == 0 or not _comes_to_pad(use.node)]
+    dequantized = _pair(graph, value, grid)
+    for reader, index in readers:
+        stays_float = reader.op_type in MATRICES and reader not in integer and index == 0
+        channels = _channels_read(reader) if stays_float else None
+        through = dequantized if channels is None else _spread(graph, reader, dequantized, channels)
+        reader.replace_input_with(index, through)
 
 
-def _gridded_inputs(reader: ir.Node, integer: bool, grids: Mapping[ir.Value, Grid]) -> list[int]:
-    if reader.op_type in MATRICES:
-        return [0] if integer else []
-    if reader.op_type in ("Add", "Concat"):
-        every = [i for i, v in enumerate(reader.inputs) if v is not None]
-        return every if all(reader.inputs[i] in grids for i in every) else []
-    first = reader.inputs[0] if reader.inputs else None
-    if first is None or first not in grids or reader.op_type in ("Relu", "Clip"):
-        return []
-    moves = any(moved_from(out) is first and out in grids for out in reader.outputs)
-    averages = reader.op_type in ("ReduceMean", "AveragePool", "GlobalAveragePool")
-    return [0] if moves or averages else []
+def _spread(graph: ir.Graph, reader: ir.Node, dequantized: ir.Value, channels: int) -> ir.Value:
+    """The same values by a DQ with one (equal) scale a channel.
+
+    ONNX Runtime rounds the float weights of any matrix between a per-tensor DQ and a Q to 8 bits by itself; a matrix
+    that was left in float is meant to stay so.
+    """
+    plain = dequantized.producer()
+    name = f"{reader.outputs[0].name}.{dequantized.name}"
+    scale = np.full(channels, constant(plain.inputs[1]), np.float32)
+    zero = np.full(channels, constant(plain.inputs[2]))
+    stored = initializer(graph, f"{name}_scale", scale), initializer(graph, f"{name}_zero", zero)
+    dequantize = node("DequantizeLinear", [plain.inputs[0], *stored], f"{name}_spread", 1)
+    graph.insert_before(reader, dequantize)
+    return dequantize.outputs[0]
+
+
+def _channels_read(matrix: ir.Node) -> int | None:
+    """How many channels (axis 1) the input of a matrix with a constant weight has; None for one that reads axis -1."""
+    weight = constant(matrix.inputs[1])
+    if weight is None or matrix.op_type == "MatMul":
+        return None
+    if matrix.op_type == "Conv":
+        return weight.shape[1] * (matrix.attributes["group"].as_int() if "group" in matrix.attributes else 1)
+    transposed = matrix.op_type == "Gemm" and "transB" in matrix.attributes and matrix.attributes["transB"].as_int()
+    return weight.shape[1] if transposed else weight.shape[0]
+
+
+def _comes_to_pad(reader: ir.Node) -> bool:
+    """True where `reader` only moves values, and they are then padded with channels."""
+    if reader.op_type not in MOVES:
+        return False
+    return pads_channels(reader) or any(_comes_to_pad(use.node) for out in reader.outputs for use in out.uses())
 
 
 def _pair(graph: ir.Graph, value: ir.Value, grid: Grid) -> ir.Value:
@@ -133,7 +157,7 @@ def _pair(graph: ir.Graph, value: ir.Value, grid: Grid) -> ir.Value:
     return dequantize.outputs[0]
 
 
-def _store_codes(graph: ir.Graph, matrix: ir.Node, codes: Codes, pairs: Mapping[ir.Value, ir.Value]) -> None:
+def _store_codes(graph: ir.Graph, matrix: ir.Node, codes: Codes) -> None:
     """Integer weight, and an integer bias at scale `s_x * s_w`."""
     bias = constant(matrix.inputs[2]) if matrix.op_type in ("Conv", "Gemm") and len(matrix.inputs) > 2 else None
     if bias is not None and bias.shape == codes.scale.shape and _plain_product(matrix):

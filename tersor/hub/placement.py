@@ -8,7 +8,7 @@ they move, before and after.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -37,12 +37,18 @@ class Placement:
     padded_zero: bool = True
 
 
-def wanted(graph: ir.Graph, integer: Collection[ir.Node], placement: Placement) -> list[ir.Value]:
-    """Values to read through a grid, in execution order; `integer` are the matrices with integer weights."""
+def wanted(
+    graph: ir.Graph, integer: Collection[ir.Node], placement: Placement, fed: Callable[[ir.Value], bool]
+) -> list[ir.Value]:
+    """Values to read through a grid, in execution order: `integer` matrices want them, and `fed` says who has one."""
     found: dict[ir.Value, None] = {}
     for node in graph:
-        for value in _wanted_by(node, node in integer, placement):
-            if placement.outputs or not (value.is_graph_output() and not value.uses()):
+        values = _wanted_by(node, node in integer, placement)
+        # A sum or a concat of which one part stays float is computed in float: no grid helps it.
+        joins = node.op_type in ("Add", "Concat") and not all(fed(v) for v in values)
+        for value in values:
+            only_output = value.is_graph_output() and not value.uses()
+            if fed(value) and not joins and (placement.outputs or not only_output):
                 found.setdefault(value)
     return list(found)
 
