@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 STEPS = 30
+TOLERATED = 10.0
 
 
 def minmax(counts: Tensor, edges: Tensor, low: float, high: float, bits: int = 8) -> tuple[float, int]:
@@ -32,12 +33,9 @@ def percentile(
 
 def mse(counts: Tensor, edges: Tensor, low: float, high: float, bits: int = 8) -> tuple[float, int]:
     """The grid of least mean squared error over the histogram, out of STEPS shrunken ends each, one after the other."""
-    centres, weight = (edges[1:] + edges[:-1]).double() / 2, counts.double()
 
     def error(ends: tuple[float, float]) -> float:
-        scale, zero = _grid(*ends, bits)
-        codes = (centres / scale + zero).round().clamp(0, 2**bits - 1)
-        return float(((scale * (codes - zero) - centres).square() * weight).sum())
+        return _squared_error(counts, edges, _grid(*ends, bits), bits)
 
     shrunk = [1 - 0.9 * i / STEPS for i in range(STEPS)]
     best = (low, high)
@@ -45,6 +43,26 @@ def mse(counts: Tensor, edges: Tensor, low: float, high: float, bits: int = 8) -
         best = min([best, *((best[0], high * f) for f in shrunk)], key=error)
         best = min([best, *((low * f, best[1]) for f in shrunk)], key=error)
     return _grid(*best, bits)
+
+
+def robust(counts: Tensor, edges: Tensor, low: float, high: float, bits: int = 8) -> tuple[float, int]:
+    """The grid of the middle 99.99 %, unless what that clips costs more than TOLERATED times the least squared error.
+
+    On trained image and speech networks the percentile did best (divergence from the original's outputs, against `mse`
+    and `minmax`), although its squared error is 1 to 7 times the least: squared error counts the many small channels of
+    an activation as much as the few large ones that later layers read. Where a few huge values carry meaning, as in the
+    residual streams of language models, it would cut them off: there the least squared error decides.
+    """
+    narrow, careful = percentile(counts, edges, low, high, bits), mse(counts, edges, low, high, bits)
+    error, least = (_squared_error(counts, edges, grid, bits) for grid in (narrow, careful))
+    return narrow if error <= TOLERATED * least else careful
+
+
+def _squared_error(counts: Tensor, edges: Tensor, grid: tuple[float, int], bits: int) -> float:
+    scale, zero = grid
+    centres = (edges[1:] + edges[:-1]).double() / 2
+    codes = (centres / scale + zero).round().clamp(0, 2**bits - 1)
+    return float(((scale * (codes - zero) - centres).square() * counts.double()).sum())
 
 
 def _grid(low: float, high: float, bits: int) -> tuple[float, int]:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tersor.maths.ranges import minmax, mse, percentile
+from tersor.maths.ranges import minmax, mse, percentile, robust
 
 
 def histogram(x: torch.Tensor, bins: int = 512) -> tuple[torch.Tensor, torch.Tensor, float, float]:
@@ -21,7 +21,7 @@ def error(x: torch.Tensor, grid: tuple[float, int]) -> float:
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
-@given(st.integers(0, 99), st.floats(-3, 3), st.sampled_from([minmax, percentile, mse]))
+@given(st.integers(0, 99), st.floats(-3, 3), st.sampled_from([minmax, percentile, mse, robust]))
 def test_zero_is_exact_and_codes_are_unsigned(seed: int, shift: float, method):
     x = torch.randn(2000, generator=torch.Generator().manual_seed(seed)) + shift
     scale, zero = method(*histogram(x))
@@ -46,12 +46,20 @@ def test_mse_and_percentile_clip_an_outlier():
     assert error(x, mse(*counts)) < error(x, minmax(*counts))
 
 
+def test_robust_is_the_percentile_unless_that_cuts_off_what_matters():
+    plain = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    assert robust(*histogram(plain, 2048)) == percentile(*histogram(plain, 2048))
+    massive = torch.cat([plain, torch.full((4,), 2000.0)])
+    assert percentile(*histogram(massive, 2048))[0] < 0.1
+    assert robust(*histogram(massive, 2048)) == mse(*histogram(massive, 2048))
+
+
 def test_percentile_keeps_the_share_that_was_asked_for():
     x = torch.linspace(0, 1, 10_001)
     scale, zero = percentile(*histogram(x, 1000), share=0.9)
     assert scale * (255 - zero) == pytest.approx(0.95, abs=2e-3)
 
 
-@pytest.mark.parametrize("method", [minmax, percentile, mse])
+@pytest.mark.parametrize("method", [minmax, percentile, mse, robust])
 def test_an_activation_that_is_always_zero_has_a_grid(method):
     assert method(torch.zeros(8), torch.linspace(0, 0, 9), 0.0, 0.0) == (1.0, 0)
