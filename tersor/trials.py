@@ -77,7 +77,10 @@ class Workbench:
         return fresh
 
     def time(self, names: Sequence[str], rounds: int) -> Race:
-        """Time trials on one batch, taking turns, each in a process of its own; the first also against itself."""
+        """Time trials on one batch, taking turns, each in a process of its own; the first also against itself.
+
+        Only ratios of one race can be compared: what was timed before is the measure of what is new.
+        """
         self.job.progress(f"timing {len(names)} candidates", 0, 0)
         race = time_side_by_side(
             [self.trials[n] for n in names],
@@ -86,8 +89,11 @@ class Workbench:
             rounds=rounds,
             scratch=self.scratch,
         )
+        known = [n for n in names if self.trials[n].seconds is not None]
+        drift = float(np.median([race.median(n) / (self.trials[n].seconds or 1.0) for n in known])) if known else 1.0
         for name in names:
-            self.trials[name] = replace(self.trials[name], seconds=race.median(name))
+            if name not in known:
+                self.trials[name] = replace(self.trials[name], seconds=race.median(name) / drift)
         return race
 
     def alive(self) -> dict[str, Trial]:

@@ -44,6 +44,7 @@ _SUMS = _aten("add sub rsub maximum minimum lerp")
 _PRODUCTS = _aten("mul multiply")
 _MATRIX = _aten("linear conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d")
 _MATMUL = _aten("matmul mm bmm")
+_ADDMM = _aten("addmm baddbmm")
 _NORMS = _aten(
     """batch_norm _native_batch_norm_legit_no_training layer_norm native_layer_norm group_norm native_group_norm
     instance_norm"""
@@ -100,8 +101,8 @@ class _Residue:
         if name in ("aten.mean", "aten.sum", "aten.linalg_vector_norm"):
             x, left = self.walk.axes(a["self"]), self.dirty.get(a["self"], NONE)
             return [x[d] for d in reduced_axes(len(x), a) if self._of(x[d]) & left]
-        if name in _MATMUL:
-            pair = a["self"], a["other"] if "other" in a else a["mat2"]
+        if name in _MATMUL or name in _ADDMM:
+            pair = _factors(a)
         elif name == "aten.scaled_dot_product_attention":
             pair = a["query"], a["key"]
         else:
@@ -128,8 +129,14 @@ class _Residue:
             rows = 1 if name == "aten.linear" else len(out) - 1
             return all(back == rows or (a["bias"] is None and zero(a["input"], back)) for back in where)
         if name in _MATMUL:
-            other = a["other"] if "other" in a else a["mat2"]
-            return all((back != 1 and zero(a["self"], back)) or (back != 2 and zero(other, back)) for back in where)
+            first, second = _factors(a)
+            return all((back != 1 and zero(first, back)) or (back != 2 and zero(second, back)) for back in where)
+        if name in _ADDMM:
+            added, (first, second) = a.get("self", a.get("input")), _factors(a)
+            return all(
+                zero(added, back) and ((back != 1 and zero(first, back)) or (back != 2 and zero(second, back)))
+                for back in where
+            )
         if name == "aten.scaled_dot_product_attention":
             return all(zero(a["value"], back) for back in where)
         return False
@@ -141,6 +148,11 @@ class _Residue:
         if id(axis) not in self._of_axis:
             self._of_axis[id(axis)] = frozenset(v for label in set(axis) for v in self.walk.labels.normal(label))
         return self._of_axis[id(axis)]
+
+
+def _factors(a: Mapping[str, Any]) -> tuple[Any, Any]:
+    names = [name for name in a if name in ("mat1", "batch1", "mat2", "batch2", "other")]
+    return (a[names[0]], a[names[1]]) if len(names) == 2 else (a["self"], a[names[0]])
 
 
 def _single(walk: Trace, node: fx.Node) -> bool:

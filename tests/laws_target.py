@@ -1,0 +1,104 @@
+"""The laws of a target: a plug-in's test inherits `TargetLaws` and names its target."""
+
+from __future__ import annotations
+
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from hubzoo import captured, compressed, example
+
+from tersor.errors import ArtifactError, DataError
+from tersor.target import Compressed, Target
+from tersor.trials import target_called, target_name
+
+
+class TargetLaws:
+    """Set `target`, and `tolerance` (of the largest output) for what its precision may change."""
+
+    target: ClassVar[Target]
+    tolerance: ClassVar[float] = 1e-4
+
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """The residual network of the hub's zoo, exported."""
+        folder = tmp_path_factory.mktemp("exported")
+        self.target.export(compressed("residual"), folder)
+        return folder
+
+    def test_it_is_found_by_its_name(self):
+        assert target_called(*target_name(self.target)) == self.target
+        assert self.target.precision in self.target.precisions
+        assert self.target.available() is None
+
+    def test_runs_what_it_exported_at_any_batch(self, folder: Path):
+        runner = self.target.load(folder, threads=1)
+        wanted = _outputs("residual", 5)[0]
+        assert (runner.inputs, runner.outputs) == (("image",), ("output",))
+        for items in (5, 1, 2):
+            (seen,) = runner.predict(example("residual", 5, seed=7)[0].numpy()[:items])
+            assert seen.dtype == np.float32
+            np.testing.assert_allclose(seen, wanted[:items], atol=self.tolerance * np.abs(wanted).max())
+
+    def test_names_of_several_inputs_and_outputs(self, tmp_path: Path):
+        self.target.export(Compressed(captured("several")), tmp_path)
+        runner = self.target.load(tmp_path, threads=1)
+        assert runner.inputs == ("tokens", "shift")
+        assert [name.removesuffix("_out") for name in runner.outputs] == ["hidden", "scores", "shift"]
+        inputs = [t.numpy() for t in example("several", 3, seed=7)]
+        for seen, wanted in zip(runner.predict(*inputs), _outputs("several", 3), strict=True):
+            np.testing.assert_allclose(seen, wanted, atol=self.tolerance * np.abs(wanted).max())
+
+    def test_outputs_are_the_callers_own_and_inputs_stay(self, folder: Path):
+        runner = self.target.load(folder, threads=1)
+        given = example("residual", 2, seed=7)[0].numpy()
+        before = given.copy()
+        (first,) = runner.predict(given)
+        kept = first.copy()
+        runner.predict(-given)
+        np.testing.assert_array_equal(first, kept)
+        np.testing.assert_array_equal(given, before)
+
+    def test_wrong_inputs_say_so(self, folder: Path):
+        runner = self.target.load(folder, threads=1)
+        image = example("residual", 1)[0].numpy()
+        with pytest.raises(DataError, match=r"takes 1 inputs \(image\) and was given 2"):
+            runner.predict(image, image)
+
+    def test_the_audit_lists_every_matrix(self, folder: Path):
+        audit = self.target.load(folder).audit()
+        assert {o.name for o in audit.operators} == {"stem", "a", "b", "c", "d", "head"}
+        assert all(o.precision for o in audit.operators)
+
+    def test_the_same_model_gives_the_same_bytes(self, folder: Path, tmp_path: Path):
+        self.target.export(compressed("residual"), tmp_path)
+        for path in folder.iterdir():
+            assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+    def test_truncated_and_missing_files_are_refused(self, folder: Path, tmp_path: Path):
+        cut = tmp_path / "cut"
+        shutil.copytree(folder, cut)
+        for file in list(cut.iterdir()):
+            whole = file.read_bytes()
+            for size in (0, 100, len(whole) // 2, len(whole) - 1):
+                file.write_bytes(whole[:size])
+                with pytest.raises(ArtifactError, match=file.name):
+                    self.target.load(cut)
+            file.unlink()
+            with pytest.raises(ArtifactError, match=file.name):
+                self.target.load(cut)
+            file.write_bytes(whole)
+
+    def test_it_says_how_to_run_without_tersor(self):
+        usage = self.target.usage(("image",))
+        assert "image" in usage
+        assert "tersor" not in usage
+
+
+@cache
+def _outputs(name: str, items: int) -> list[np.ndarray]:
+    model = compressed(name).model if name == "residual" else captured(name)
+    return [t.numpy() for t in model.run(*example(name, items, seed=7))]
