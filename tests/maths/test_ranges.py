@@ -54,6 +54,14 @@ def test_robust_is_the_percentile_unless_that_cuts_off_what_matters():
     assert robust(*histogram(massive, 2048)) == mse(*histogram(massive, 2048))
 
 
+def test_a_sample_that_saw_only_zeros_does_not_cut_off_the_extremes():
+    counts = torch.zeros(2048)
+    counts[0] = 65536
+    for method in (mse, robust):
+        scale, zero = method(counts, torch.linspace(0, 6, 2049), 0.0, 6.0)
+        assert scale * (255 - zero) == pytest.approx(6, rel=0.05)
+
+
 def test_percentile_keeps_the_share_that_was_asked_for():
     x = torch.linspace(0, 1, 10_001)
     scale, zero = percentile(*histogram(x, 1000), share=0.9)
