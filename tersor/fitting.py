@@ -26,7 +26,7 @@ from tersor.graph.memory import peak_bytes
 from tersor.graph.model import Model
 from tersor.maths.damage import best_bias
 from tersor.maths.obs import damped, solve
-from tersor.maths.ranges import mse
+from tersor.maths.ranges import robust
 from tersor.maths.regression import Moments, best_ridge, matched, moments, optimum
 from tersor.maths.unfold import from_matrix, to_matrix
 from tersor.profile import SLICE, Facts, Profile, Range, measure, outputs_of, rows_of, sampled
@@ -63,7 +63,7 @@ def fit(
     *,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    feed: Feed = mse,
+    feed: Feed = robust,
     memory: int = MEMORY,
 ) -> Compressed:
     """Carry out `decisions` on `model`, with calibration `batches` of flat inputs; no labels.

@@ -149,3 +149,13 @@ def test_histogram_widens_without_losing_counts():
     assert (histogram.low, histogram.high) == (float(every.min()), float(every.max()))
     expected = torch.histc(every.double(), 64, float(histogram.edges[0]), float(histogram.edges[-1]))
     torch.testing.assert_close(histogram.counts, expected)
+
+
+def test_the_histogram_does_not_sample_one_column_only() -> None:
+    """A stride that divides the width of an image would see its padding and nothing else."""
+    image = torch.ones(32, 384, 16, 16)
+    image[..., 0] = 0.0
+    histogram = Histogram(bins=2)
+    histogram.update(image)
+    share = histogram.counts[0] / histogram.counts.sum()
+    assert 0.05 < share < 0.08  # truly 1 / 16
