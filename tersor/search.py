@@ -15,7 +15,7 @@ from functools import cached_property
 from torch import Tensor
 
 from tersor import __version__
-from tersor.errors import BudgetError
+from tersor.errors import BudgetError, TargetError
 from tersor.fitting import Decisions, fit
 from tersor.graph.model import Model
 from tersor.inputs.job import Job
@@ -75,7 +75,7 @@ class Search:
         self._try_whole([t for t in self.targets if t.precision != "int8"])
         if any(t.precision == "int8" for t in self.targets):
             self._try_decisions(self._everything_int8(), "")
-        self.bench.time([*self.bench.alive()], ROUNDS)
+        self._time_all()
 
     def ladder(self) -> None:
         """Plan under budgets of seconds around all-int8: bolder while it looks good, else gentler until it does."""
@@ -98,7 +98,7 @@ class Search:
             self._try_whole(self.targets)
         else:
             self._try_decisions(recipe.decisions, "")
-        self.bench.time([*self.bench.alive()], ROUNDS)
+        self._time_all()
 
     def choose(self) -> tuple[Trial, Race]:
         """The fastest trial that keeps the promise, raced against the original. Raises `BudgetError` if there is none."""
@@ -114,6 +114,12 @@ class Search:
         target = target_name(trial.candidate.target)
         items = len(self.job.calibration)
         return Recipe(target, self.decided[trial.name], self.job.seed, items, self.job.threads)
+
+    def _time_all(self) -> None:
+        if not self.bench.alive():
+            refusals = " ".join(f"{t.name}: {t.refused}" for t in self.bench.trials.values())
+            raise TargetError(f"No target can run this model here. {refusals}")
+        self.bench.time([*self.bench.alive()], ROUNDS)
 
     def _everything_int8(self) -> Decisions:
         chosen = {m.name: TECHNIQUE for m in matrices(self.model) if m.name not in self.job.exclude}
@@ -195,9 +201,6 @@ class Search:
 
     def _best_reached(self) -> str:
         tried = [(self.bench.judge(name), name) for name in self.bench.alive()]
-        if not tried:
-            refusals = "; ".join(f"{t.name}: {t.refused}" for t in self.bench.trials.values())
-            return f"No target could run the model ({refusals})."
         least, name = min(tried, key=lambda found: found[0].amount)
         return (
             f"Nothing was inside the budget of {self.job.max_drop:.4g}; best reached: {name}, {least.text}. "
