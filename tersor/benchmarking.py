@@ -56,7 +56,7 @@ def _contender(folder: Path, name: str, example: Path, threads: int) -> Contende
         "example": str(example),
         "threads": threads,
     }
-    return Contender(name, "tersor.trials:timed", arguments)
+    return Contender(name, "tersor.targets:timed", arguments)
 
 
 def _recorded_threads(folder: Path) -> int:

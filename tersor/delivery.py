@@ -27,7 +27,8 @@ from tersor.report import Report
 from tersor.store.files import repair, staging
 from tersor.store.manifest import Manifest, check, other_cpu, seal
 from tersor.target import Runner
-from tersor.trials import Trial, save_arrays, target_called, target_name
+from tersor.targets import target_called, target_name
+from tersor.trials import Trial, save_arrays
 
 TOLERANCE = 1e-3  # of the probe's largest output: the same file in the same runtime on another CPU
 

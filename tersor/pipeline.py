@@ -26,7 +26,8 @@ from tersor.report import Report
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.search import Search
 from tersor.summary import summarise
-from tersor.trials import Workbench, targets_called
+from tersor.targets import targets_called
+from tersor.trials import Workbench
 
 
 def compress(

@@ -17,20 +17,23 @@ from torch import Tensor
 from tersor import __version__
 from tersor.errors import BudgetError, TargetError
 from tersor.fitting import Decisions, fit
+from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.inputs.job import Job
 from tersor.measuring.clock import Race
 from tersor.plan import Budget, Plan, Table
 from tersor.planners.knapsack import knapsack
-from tersor.pricing import FLOAT, Speeds, price, widths
+from tersor.pricing import FLOAT, Speeds, Widths, price, widths
 from tersor.profile import Profile, measure
 from tersor.recipe import Recipe, technique_called
+from tersor.rewrites.shrink import shrink
 from tersor.site import matrices
 from tersor.store.cache import Cache, default_folder, key
 from tersor.store.profiles import remembered
 from tersor.target import Compressed, Target
+from tersor.targets import target_called, target_name
 from tersor.techniques.gptq import GPTQ
-from tersor.trials import Candidate, Trial, Workbench, target_called, target_name
+from tersor.trials import Candidate, Trial, Workbench
 
 TECHNIQUE = GPTQ(bits=8)
 NEEDS = frozenset({"gram", "fisher"})
@@ -149,19 +152,38 @@ class Search:
         return min(found, key=lambda t: t.seconds or 0.0, default=None)
 
     def _table(self, int8: Trial, bold: bool) -> Table:
-        speeds = Speeds(self._seconds_in_float(int8), int8.seconds or 0.0)
         cuts = widths(self.model, self.profile, self.job.exclude) if bold else ()
-        return price(self.model, self.profile, [TECHNIQUE], speeds, cuts, self.job.exclude)
+        speeds = Speeds(self._seconds_in_float(int8), int8.seconds or 0.0, self._arithmetic(int8, cuts))
+        table = price(self.model, self.profile, [TECHNIQUE], speeds, cuts, self.job.exclude)
+        self.damage = {(row, option.name): option.damage for row, options in table.rows.items() for option in options}
+        return table
+
+    def _arithmetic(self, int8: Trial, cuts: Sequence[Widths]) -> float:
+        """What part of the int8 time shrinks with the multiply-accumulates.
+
+        The rest is dispatch, which int8 and float share: it follows from the float model at half of every width.
+        """
+        whole = self._in_float(int8)
+        if not cuts or whole is None:
+            return 1.0
+        narrow = shrink(self.model, {cut.group.name: cut.blocks(-(-cut.group.blocks // 2)) for cut in cuts})
+        probe = Candidate("half of every width", whole.candidate.target, Compressed(narrow))
+        ratio = self.bench.ratio(probe, whole.name, ROUNDS)
+        left = sum(macs(narrow).values()) / sum(macs(self.model).values())
+        if ratio is None or left >= 1.0:
+            return 1.0
+        dispatch = (whole.seconds or 0.0) * max(0.0, 1 - (1 - ratio) / (1 - left))
+        return min(1.0, max(0.05, 1 - dispatch / (int8.seconds or 1.0)))
+
+    def _in_float(self, int8: Trial) -> Trial | None:
+        """The trial of the same runtime, whole in fp32."""
+        kind = type(int8.candidate.target)
+        same = (t for t in self.bench.alive().values() if isinstance(t.candidate.target, kind))
+        return next((t for t in same if t.candidate.target.precision == FLOAT), None)
 
     def _seconds_in_float(self, int8: Trial) -> float:
-        """Of the same runtime, whole in fp32."""
-        target = int8.candidate.target
-        same = [
-            trial.seconds or 0.0
-            for trial in self.bench.alive().values()
-            if isinstance(trial.candidate.target, type(target)) and trial.candidate.target.precision == FLOAT
-        ]
-        return max([*same, int8.seconds or 0.0])
+        whole = self._in_float(int8)
+        return max(whole.seconds or 0.0 if whole is not None else 0.0, int8.seconds or 0.0)
 
     def _rungs(self, int8: Trial, bold: bool) -> list[float]:
         fast, slow = int8.seconds or 0.0, self._seconds_in_float(int8)

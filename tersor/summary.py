@@ -13,7 +13,7 @@ from tersor.measuring.clock import Race
 from tersor.measuring.machine import folder_bytes, machine, versions
 from tersor.measuring.metrics import Score, drop, predictor
 from tersor.measuring.regression import compare
-from tersor.report import Compared, Executed, Figures, Layer, Report, Tried
+from tersor.report import Compared, Executed, Figures, Layer, Report, Share, Tried
 from tersor.search import ORIGINAL, Search
 from tersor.site import Matrix, matrices
 from tersor.target import Compressed
@@ -45,6 +45,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         target=repr(chosen.candidate.target),
         tried=tuple(_tried(search, trial) for trial in search.bench.trials.values() if trial.name != ORIGINAL),
         layers=_layers(search, chosen),
+        time=_time(job.model, small, race.median(ORIGINAL), race.median(chosen.name)),
         regression=compare(predict_with(job.model), after, job.evaluation, seed=job.seed),
         audit=tuple(Executed(**asdict(o)) for o in chosen.audit.operators) if chosen.audit else (),
         compared=_compared(chosen),
@@ -113,6 +114,13 @@ def _layer(search: Search, before: Matrix, after: Matrix | None, compressed: Com
         nbytes_before=4 * search.model.tensor(before.weight).numel(),
         nbytes_after=nbytes,
     )
+
+
+def _time(before: Model, after: Model, seconds_before: float, seconds_after: float) -> tuple[Share, ...]:
+    """The measured seconds of the whole, shared out by multiply-accumulates (runtimes are not timed by operator)."""
+    was, now = macs(before), macs(after)
+    of_was, of_now = seconds_before / max(1, sum(was.values())), seconds_after / max(1, sum(now.values()))
+    return tuple(Share(name, cost * of_was, now.get(name, 0) * of_now) for name, cost in was.items())
 
 
 def _compared(chosen: Trial) -> tuple[Compared, ...]:

@@ -10,12 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from tersor.graph.model import Model
-from tersor.weight import Weight
+if TYPE_CHECKING:  # a delivered model is loaded and timed without torch
+    from tersor.graph.model import Model
+    from tersor.weight import Weight
 
 
 @dataclass(frozen=True)

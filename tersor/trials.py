@@ -6,23 +6,20 @@ every number that is claimed comes from there. Nothing here decides; `search` do
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from tersor import targets as targets_room
-from tersor.errors import InputError, TargetError
+from tersor.errors import TargetError
 from tersor.inputs.job import Job
 from tersor.measuring.batches import Batches
 from tersor.measuring.clock import Contender, Race, race
 from tersor.measuring.metrics import Drop, Metric, Score, drop, predictor
 from tersor.plan import Plan
 from tersor.target import Audit, Compressed, Target
+from tersor.targets import target_name
 
 
 @dataclass(frozen=True)
@@ -96,6 +93,16 @@ class Workbench:
                 self.trials[name] = replace(self.trials[name], seconds=race.median(name) / drift)
         return race
 
+    def ratio(self, candidate: Candidate, name: str, rounds: int) -> float | None:
+        """Seconds of a candidate that is only a probe, over those of trial `name`; None where it cannot be exported."""
+        probe = try_out(candidate, self.scratch / f"probe{len(list(self.scratch.iterdir())):03d}")
+        if probe.refused is not None:
+            return None
+        pair = [self.trials[name], probe]
+        threads, scratch = self.job.threads, self.scratch
+        race = time_side_by_side(pair, self._batch, threads=threads, rounds=rounds, scratch=scratch)
+        return race.median(probe.name) / race.median(name)
+
     def alive(self) -> dict[str, Trial]:
         """The trials that their target accepted, by name."""
         return {name: trial for name, trial in self.trials.items() if trial.refused is None}
@@ -165,7 +172,7 @@ def time_side_by_side(
     contenders = [
         Contender(
             trial.name,
-            "tersor.trials:timed",
+            "tersor.targets:timed",
             {
                 "folder": str(trial.folder),
                 "target": list(target_name(trial.candidate.target)),
@@ -178,14 +185,6 @@ def time_side_by_side(
     return race(contenders, rounds=rounds, control=contenders[0].name, threads=threads)
 
 
-def timed(folder: str, target: list[str], example: str, threads: int) -> Callable[[], object]:
-    """In the clock's child process: the call that is timed."""
-    runner = target_called(*target).load(Path(folder), threads)
-    with np.load(example, allow_pickle=False) as stored:
-        inputs = [stored[key] for key in sorted(stored.files)]
-    return lambda: runner.predict(*inputs)
-
-
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """An `.npz` of arrays by name."""
     with path.open("wb") as file:
@@ -196,44 +195,3 @@ def one_batch(data: Batches, size: int) -> tuple[np.ndarray, ...]:
     """A batch of exactly `size` items; items are repeated where the data holds fewer."""
     whole = next(iter(data.rebatch(min(size, len(data)))))
     return tuple(np.resize(np.asarray(t), (size, *t.shape[1:])) for t in whole.inputs)
-
-
-def target_name(target: Target) -> tuple[str, str]:
-    """(file, precision): how a target is written into a manifest."""
-    return type(target).__module__.rpartition(".")[2], target.precision
-
-
-def target_called(file: str, precision: str) -> Target:
-    """The target of `targets/<file>.py` with that precision. Raises `InputError` where there is none."""
-    for target in _instances(file):
-        if target.precision == precision:
-            return target
-    raise InputError(f"The target {file} has no precision {precision!r}; it knows {_precisions(file)}.")
-
-
-def targets_called(names: str) -> list[Target]:
-    """The targets that `names` lists, separated by commas; "auto" is every one.
-
-    A file name (`openvino`) stands for all precisions it knows, `openvino:int8` for one.
-    """
-    known = sorted(m.name for m in pkgutil.iter_modules(targets_room.__path__))
-    asked = known if names == "auto" else [n.strip() for n in names.split(",")]
-    found = []
-    for name in asked:
-        file, _, precision = name.partition(":")
-        if file not in known:
-            raise InputError(f"There is no target {file!r}; choose auto or some of {', '.join(known)}.")
-        found += [target_called(file, precision)] if precision else list(_instances(file))
-    return found
-
-
-def _instances(file: str) -> Iterator[Target]:
-    module = importlib.import_module(f"{targets_room.__name__}.{file}")
-    for _, kind in inspect.getmembers(module, inspect.isclass):
-        if kind.__module__ == module.__name__ and issubclass(kind, Target):
-            for precision in kind.precisions:
-                yield kind(precision)  # type: ignore[call-arg]
-
-
-def _precisions(file: str) -> str:
-    return ", ".join(t.precision for t in _instances(file))

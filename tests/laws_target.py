@@ -13,7 +13,7 @@ from hubzoo import captured, compressed, example
 
 from tersor.errors import ArtifactError, DataError
 from tersor.target import Compressed, Target
-from tersor.trials import target_called, target_name
+from tersor.targets import target_called, target_name
 
 
 class TargetLaws:

@@ -64,7 +64,7 @@ def _packages() -> list[Finding]:
 
 def _targets() -> list[Finding]:
     try:
-        from tersor.trials import target_name, targets_called
+        from tersor.targets import target_name, targets_called
 
         found = []
         for target in targets_called("auto"):

@@ -52,6 +52,11 @@ def folder_bytes(path: Path) -> int:
     return sum(p.lstat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
 
 
+def vnni() -> bool:
+    """Whether the CPU multiplies bytes and adds them up in 32 bits, in one instruction and without saturating."""
+    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & _processor()[1])
+
+
 def _processor() -> tuple[str, frozenset[str]]:
     source = Path("/proc/cpuinfo")
     if not source.is_file():

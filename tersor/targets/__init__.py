@@ -1,1 +1,63 @@
 """One target each; the file name is the name a user types."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tersor.errors import InputError
+from tersor.target import Target
+
+
+def timed(folder: str, target: list[str], example: str, threads: int) -> Callable[[], object]:
+    """In the clock's child process: the call that is timed."""
+    runner = target_called(*target).load(Path(folder), threads)
+    with np.load(example, allow_pickle=False) as stored:
+        inputs = [stored[key] for key in sorted(stored.files)]
+    return lambda: runner.predict(*inputs)
+
+
+def target_name(target: Target) -> tuple[str, str]:
+    """(file, precision): how a target is written into a manifest."""
+    return type(target).__module__.rpartition(".")[2], target.precision
+
+
+def target_called(file: str, precision: str) -> Target:
+    """The target of `targets/<file>.py` with that precision. Raises `InputError` where there is none."""
+    for target in _instances(file):
+        if target.precision == precision:
+            return target
+    raise InputError(f"The target {file} has no precision {precision!r}; it knows {_precisions(file)}.")
+
+
+def targets_called(names: str) -> list[Target]:
+    """The targets that `names` lists, separated by commas; "auto" is every one.
+
+    A file name (`openvino`) stands for all precisions it knows, `openvino:int8` for one.
+    """
+    known = sorted(m.name for m in pkgutil.iter_modules(__path__))
+    asked = known if names == "auto" else [n.strip() for n in names.split(",")]
+    found = []
+    for name in asked:
+        file, _, precision = name.partition(":")
+        if file not in known:
+            raise InputError(f"There is no target {file!r}; choose auto or some of {', '.join(known)}.")
+        found += [target_called(file, precision)] if precision else list(_instances(file))
+    return found
+
+
+def _instances(file: str) -> Iterator[Target]:
+    module = importlib.import_module(f"{__name__}.{file}")
+    for _, kind in inspect.getmembers(module, inspect.isclass):
+        if kind.__module__ == module.__name__ and issubclass(kind, Target):
+            for precision in kind.precisions:
+                yield kind(precision)  # type: ignore[call-arg]
+
+
+def _precisions(file: str) -> str:
+    return ", ".join(t.precision for t in _instances(file))

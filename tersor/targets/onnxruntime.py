@@ -14,12 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from tersor.errors import MissingRuntime, TargetError
-from tersor.hub.export import to_onnx
-from tersor.hub.fidelity import compare
 from tersor.hub.files import damaged, existing, named, refused, save_onnx
-from tersor.hub.insertion import insert_grids
 from tersor.hub.placement import Placement
 from tersor.hub.precision import label_of, matrix_names, reasons
+from tersor.measuring.machine import vnni
 from tersor.target import Audit, Compressed, Fidelity, Operator, Runner, Target
 
 FILE = "model.onnx"
@@ -48,6 +46,9 @@ class OnnxRuntime(Target):
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
 
     def export(self, compressed: Compressed, folder: Path) -> None:
+        from tersor.hub.export import to_onnx  # here, because loading needs no torch
+        from tersor.hub.insertion import insert_grids
+
         exported = to_onnx(compressed)
         onnx = insert_grids(exported, compressed, PLACEMENT) if self.precision == "int8" else exported.onnx
         save_onnx(onnx, folder / FILE)
@@ -56,6 +57,8 @@ class OnnxRuntime(Target):
         return _Runner(existing(folder, FILE), threads)
 
     def fidelity(self, folder: Path, inputs: Sequence[np.ndarray]) -> Fidelity | None:
+        from tersor.hub.fidelity import compare
+
         return (
             compare(ir.load(existing(folder, FILE)), inputs, "onnxruntime", _outputs)
             if self.precision == "int8"
@@ -104,12 +107,15 @@ class _Runner(Runner):
         self._types = [_NUMPY[i.type] for i in self._session.get_inputs()]
 
     def predict(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        given = named(self.inputs, inputs)
-        feed = {n: np.asarray(a, t) for (n, a), t in zip(given.items(), self._types, strict=True)}
+        feed = named(self.inputs, inputs)
         try:
             return tuple(self._session.run(None, feed))
         except Exception as cause:  # its errors share no other base class
-            raise refused(feed, cause) from cause
+            # Types are only looked at when it fails: at 30 microseconds a call, asking each time would show.
+            converted = {n: np.asarray(a, t) for (n, a), t in zip(feed.items(), self._types, strict=True)}
+            if all(converted[name] is array for name, array in feed.items()):
+                raise refused(converted, cause) from cause
+            return self.predict(*converted.values())
 
     def audit(self) -> Audit:
         """Read from the graph that the session optimised, dumped to a temporary file."""
@@ -126,8 +132,10 @@ def _session(path: Path, threads: int, dump: Path | None = None) -> Any:
     options.log_severity_level = 4 if dump is not None else 3
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Without VNNI the u8s8 kernels saturate in 16 bits and give other results; this asks for exact ones there.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not vnni():
+        # There the u8s8 kernels saturate in 16 bits and give other results; this asks for exact, slower ones. Elsewhere
+        # it would make int8 twice as slow for nothing.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if dump is not None:
         options.optimized_model_filepath = str(dump)
     try:
