@@ -1,6 +1,6 @@
 """Put the newest figures of `benchmarks/results/cnn_cpu.jsonl` between the markers of the READMEs.
 
-    python -m benchmarks.readme
+python -m benchmarks.readme
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def main() -> None:
         rule = "|" + "---|" * (head.count("|") - 1)
         table = "\n".join([above.format(**known), "", head, rule, *body, "", below.format(**known)])
         path = ROOT / name
-        text = MARKED.sub(lambda _, t=table: f"<!-- figures: begin -->\n{t}\n<!-- figures: end -->", path.read_text("utf-8"))
+        text = MARKED.sub(
+            lambda _, t=table: f"<!-- figures: begin -->\n{t}\n<!-- figures: end -->", path.read_text("utf-8")
+        )
         path.write_text(text, encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
 """Compress your own network in Python: train a small one on scans of digits, compress it, run what came out.
 
-    python examples/digits.py [FOLDER]
+python examples/digits.py [FOLDER]
 """
 
 import sys
