@@ -22,7 +22,7 @@ network = nn.Sequential(
     nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10),
 )  # fmt: skip
 optimiser = torch.optim.Adam(network.parameters(), 3e-3)
-for epoch in range(8):
+for _ in range(8):
     for at in torch.randperm(1200).split(64):
         optimiser.zero_grad()
         nn.functional.cross_entropy(network(x[at]), y[at]).backward()
