@@ -253,6 +253,12 @@ def _sync(path: Path) -> None:
 
 
 def _check_replaceable(out: Path, refuse: Owned) -> None:
+    """Raise `StorageError` where `out` is not ours; waits for a replacement under way, which may have `out` in hand."""
+    with _locked(out.parent):
+        _check_owned(out, refuse)
+
+
+def _check_owned(out: Path, refuse: Owned) -> None:
     if not out.exists():
         return
     if not out.is_dir():
