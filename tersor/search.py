@@ -139,8 +139,11 @@ class Search:
 
         items = len(self.job.calibration) if decisions.keep else QUANTISING_ITEMS
         compressed = fit(self.model, self._inputs(items), profile, decisions, seed=self.job.seed, progress=progress)
-        precision = "int8" if decisions.feeds else "fp32"
+        precision = "int8" if decisions.feeds else FLOAT
         fitting = [t for t in self.targets if t.precision == precision]
+        if plan is not None:  # planned with the seconds of the runtimes that know int8
+            planned = {type(t) for t in self.targets if t.precision == "int8"}
+            fitting = [t for t in fitting if type(t) in planned]
         return self._try([Candidate(_label(t) + suffix, t, compressed, plan) for t in fitting], decisions)
 
     def _try(self, candidates: Sequence[Candidate], decisions: Decisions | None) -> list[Trial]:
@@ -195,7 +198,7 @@ class Search:
         try:
             plan = knapsack(table, Budget(seconds=seconds))
         except BudgetError as short:
-            self.notes.append(f"No plan {shown}: {short}")
+            self.notes.append(str(short))
             return False
         trials = self._try_decisions(self._decisions(plan), f" {shown}", plan)
         good = [t for t in trials if self.bench.promising(t.name)]
@@ -216,7 +219,7 @@ class Search:
             for cut in widths(self.model, self.profile, self.job.exclude)
             if int(plan.choice.get(cut.row, cut.group.blocks)) < cut.group.blocks
         }
-        return Decisions(keep=keep, techniques=techniques, feeds=True)
+        return Decisions(keep=keep, techniques=techniques, feeds=bool(techniques))
 
     def _inputs(self, items: int) -> list[tuple[Tensor, ...]]:
         return [batch.inputs for batch in self.job.calibration.take(items)]
