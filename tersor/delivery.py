@@ -111,6 +111,6 @@ def _probe(folder: Path, runner: Runner) -> float:
 def _readme(trial: Trial, runner: Runner) -> str:
     usage: Callable[[tuple[str, ...]], str] = trial.candidate.target.usage
     return (
-        f"# {trial.name}\n\nMade by Tersor; runs without it. `report.html` shows what changed, `manifest.json` what was "
-        f"measured.\n\n```python\n{usage(runner.inputs).strip()}\n```\n"
+        f"# {trial.name}\n\nMade by Tersor; runs without it, in `model/`. `report.html` shows what changed, "
+        f"`manifest.json` what was measured.\n\n```python\n{usage(runner.inputs).strip()}\n```\n"
     )

@@ -57,11 +57,14 @@ def compress(
     out: where the artifact goes (None: nowhere, only the report). Raises a `TersorError` whose message is one sentence.
     """
     begin = time.monotonic()
+    saved = None if recipe is None else read_recipe(Path(recipe).read_text(encoding="utf-8"))
+    if saved is not None:
+        seed, threads = saved.seed, saved.threads  # what the fit depends on is part of the decision
     job = bring(model, data, metric, max_drop, eval_data, batch, threads, seed, tuple(exclude), time_limit, progress)
     with TemporaryDirectory(prefix="tersor-") as scratch:
         search = Search(job, fold_norms(job.model), Workbench(job, Path(scratch)), targets_called(target))
-        if recipe is not None:
-            search.follow(read_recipe(Path(recipe).read_text(encoding="utf-8")))
+        if saved is not None:
+            search.follow(saved)
         else:
             search.lossless_and_int8()
             search.ladder()
