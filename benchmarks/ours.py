@@ -75,7 +75,7 @@ def int8(key: str, seed: int) -> Compressed:
     inputs = [(x,) for x, _ in batches(key, "search")[: CALIBRATION_ITEMS // _BATCH]]
     model = fold_norms(models.captured(models.bring(zoo.module(key)), (inputs[0], {})))
     profile = measure(model, inputs, NEEDS, seed=seed)
-    decisions = Decisions(keep={}, techniques={m.name: TECHNIQUE for m in matrices(model)}, feeds=True)
+    decisions = Decisions(keep={}, techniques={m.name: TECHNIQUE for m in matrices(model)}, feeds="static")
     return fit(model, inputs, profile, decisions, seed=seed)
 
 

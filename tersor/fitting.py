@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from tersor.feeds import Feed, Feeds, feeds_of
 from tersor.graph.checked import checked
 from tersor.graph.likelihood import divergence
 from tersor.graph.lockstep import Here, Lockstep
@@ -29,10 +30,10 @@ from tersor.maths.obs import damped, solve
 from tersor.maths.ranges import robust
 from tersor.maths.regression import Moments, best_ridge, matched, moments, optimum
 from tersor.maths.unfold import from_matrix, to_matrix
-from tersor.profile import SLICE, Facts, Profile, Range, measure, outputs_of, rows_of, sampled
+from tersor.profile import SLICE, Facts, Profile, measure, outputs_of, rows_of, sampled
 from tersor.rewrites.shrink import mask, shrink
 from tersor.site import Matrix, matrices
-from tersor.target import Compressed, Grid
+from tersor.target import Compressed
 from tersor.technique import Technique
 from tersor.weight import Weight
 from tersor.widths import allocate, curves
@@ -43,16 +44,15 @@ __all__ = ["Decisions", "allocate", "curves", "fit"]
 MEMORY = 2 << 30  # bytes of activations held at once
 REPAIR = 1e-2  # ridge of the refit to the kept columns, in mean diagonals of H
 HELD_OUT = 8  # one item in so many judges, and is fitted to by nobody
-Feed = Callable[[Tensor, Tensor, float, float], tuple[float, int]]
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What to do: the blocks that stay, by group name; the technique, by matrix name; whether activations are 8 bit."""
+    """What to do: the blocks that stay, by group name; the technique, by matrix name; how activations are fed."""
 
     keep: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     techniques: Mapping[str, Technique] = field(default_factory=dict)
-    feeds: bool = False
+    feeds: Feeds = "none"
 
 
 def fit(
@@ -85,8 +85,10 @@ def fit(
     small = shrink(best.model, decisions.keep) if decisions.keep else best.model
     for name, weight in best.weights.items():
         small.assign(name, weight.dense())
-    feeds = _feeds(measure(small, whole, frozenset(), seed=seed).ranges, feed) if decisions.feeds else {}
-    return Compressed(small, best.weights, feeds)
+    if decisions.feeds == "none":
+        return Compressed(small, best.weights)
+    ranges = measure(small, whole, frozenset(), seed=seed).ranges
+    return Compressed(small, best.weights, feeds_of(small, ranges, decisions.feeds, feed))
 
 
 @dataclass(frozen=True)
@@ -256,9 +258,3 @@ def _counting(progress: Callable[[int, int], None] | None, index: int, each: int
             progress(done, total)
 
     return count
-
-
-def _feeds(ranges: Mapping[str, Range], feed: Feed) -> dict[str, Grid]:
-    """One grid an activation, least squared error over its histogram by default."""
-    found = {name: feed(r.counts, r.edges, r.low, r.high) for name, r in ranges.items()}
-    return {name: Grid(scale, zero) for name, (scale, zero) in found.items()}

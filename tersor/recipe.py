@@ -13,12 +13,13 @@ import inspect
 import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from tersor import techniques as techniques_room
 from tersor.errors import RecipeError
+from tersor.feeds import Feeds
 from tersor.fitting import Decisions
 from tersor.maths import grid
 from tersor.technique import Technique
@@ -73,7 +74,7 @@ def read_recipe(text: str) -> Recipe:
             decisions = Decisions(
                 keep={str(g): tuple(int(i) for i in kept) for g, kept in written["keep"].items()},
                 techniques={str(m): technique_called(t) for m, t in written["techniques"].items()},
-                feeds=bool(written["feeds"]),
+                feeds=_feeds(written["feeds"]),
             )
         target = written["target"]
         return Recipe(
@@ -85,6 +86,14 @@ def read_recipe(text: str) -> Recipe:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as cause:
         raise RecipeError(f"The recipe lacks or misstates {cause}; bring a plan.yaml that Tersor wrote.") from cause
+
+
+def _feeds(given: Any) -> Feeds:
+    kinds: tuple[Feeds, ...] = get_args(Feeds)
+    for kind in kinds:
+        if given == kind:
+            return kind
+    raise RecipeError(f"The recipe says feeds: {given!r}; wanted one of {', '.join(kinds)}: correct that line.")
 
 
 def technique_called(text: str) -> Technique:

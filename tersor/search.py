@@ -1,6 +1,7 @@
 """The search for the fastest artifact inside the budget.
 
-1. *Lossless*: every target at every float precision, and everything in int8, are exported and timed side by side.
+1. *Lossless*: every target at every float precision, and everything in int8, are exported and timed side by side. Where
+   linear layers do most of the work, int8 is also tried with grids made at run time (dynamic feeds).
 2. *Ladder*: a planner decides per layer and per group under a budget of seconds. Where all-int8 keeps the promise the rungs
    go down (narrower layers), else up (some layers back in float), until the promise breaks or holds.
 3. *Choice*: the fastest trial that keeps the promise is raced once more, longer, against the original.
@@ -15,7 +16,8 @@ from functools import cached_property
 from torch import Tensor
 
 from tersor import __version__
-from tersor.errors import BudgetError, TargetError
+from tersor.errors import BudgetError, RecipeError, TargetError
+from tersor.feeds import Feeds
 from tersor.fitting import Decisions, fit
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
@@ -77,7 +79,10 @@ class Search:
         """Try every target at every precision, whole, and time them side by side."""
         self._try_whole([t for t in self.targets if t.precision != "int8"])
         if any(t.precision == "int8" for t in self.targets):
-            self._try_decisions(self._everything_int8(), "")
+            self._try_decisions(self._everything_int8("static"), "")
+            dynamic = self._everything_int8("dynamic")
+            if mostly_linear(self.model) and any(_runs(t, dynamic) for t in self.targets):
+                self._try_decisions(dynamic, " dynamic")
         self._time_all()
 
     def ladder(self) -> None:
@@ -96,7 +101,13 @@ class Search:
 
     def follow(self, recipe: Recipe) -> None:
         """Re-apply a saved decision instead of searching."""
-        self.targets = [target_called(*recipe.target)]
+        target = target_called(*recipe.target)
+        self.targets = [target]
+        if recipe.decisions is not None and not _runs(target, recipe.decisions):
+            raise RecipeError(
+                f"The recipe has feeds: {recipe.decisions.feeds}, which {_label(target)} does not run; correct that line "
+                "or the target."
+            )
         if recipe.decisions is None:
             self._try_whole(self.targets)
         else:
@@ -124,9 +135,9 @@ class Search:
             raise TargetError(f"No target can run this model here. {refusals}")
         self.bench.time([*self.bench.alive()], ROUNDS)
 
-    def _everything_int8(self) -> Decisions:
+    def _everything_int8(self, feeds: Feeds) -> Decisions:
         chosen = {m.name: TECHNIQUE for m in matrices(self.model) if m.name not in self.job.exclude}
-        return Decisions(keep={}, techniques=chosen, feeds=True)
+        return Decisions(keep={}, techniques=chosen, feeds=feeds)
 
     def _try_whole(self, targets: Sequence[Target]) -> None:
         self._try([Candidate(_label(t), t, Compressed(self.model)) for t in targets], None)
@@ -139,8 +150,7 @@ class Search:
 
         items = len(self.job.calibration) if decisions.keep else QUANTISING_ITEMS
         compressed = fit(self.model, self._inputs(items), profile, decisions, seed=self.job.seed, progress=progress)
-        precision = "int8" if decisions.feeds else FLOAT
-        fitting = [t for t in self.targets if t.precision == precision]
+        fitting = [t for t in self.targets if _runs(t, decisions)]
         if plan is not None:  # planned with the seconds of the runtimes that know int8
             planned = {type(t) for t in self.targets if t.precision == "int8"}
             fitting = [t for t in fitting if type(t) in planned]
@@ -151,7 +161,11 @@ class Search:
         return self.bench.export(candidates)
 
     def _fastest_int8(self) -> Trial | None:
-        found = [t for t in self.bench.alive().values() if t.candidate.target.precision == "int8"]
+        """Of those with static feeds, as the rungs have them."""
+        fed = {
+            name for name, decisions in self.decided.items() if decisions is not None and decisions.feeds == "static"
+        }
+        found = [t for t in self.bench.alive().values() if t.name in fed]
         return min(found, key=lambda t: t.seconds or 0.0, default=None)
 
     def _table(self, int8: Trial, bold: bool) -> Table:
@@ -219,7 +233,7 @@ class Search:
             for cut in widths(self.model, self.profile, self.job.exclude)
             if int(plan.choice.get(cut.row, cut.group.blocks)) < cut.group.blocks
         }
-        return Decisions(keep=keep, techniques=techniques, feeds=bool(techniques))
+        return Decisions(keep=keep, techniques=techniques, feeds="static" if techniques else "none")
 
     def _inputs(self, items: int) -> list[tuple[Tensor, ...]]:
         return [batch.inputs for batch in self.job.calibration.take(items)]
@@ -231,6 +245,20 @@ class Search:
             f"Nothing was inside the budget of {self.job.max_drop:.4g}; best reached: {name}, {least.text}. "
             "Allow a larger --max-drop, give more data, or another --target."
         )
+
+
+def mostly_linear(model: Model) -> bool:
+    """Whether linear layers hold more than half of the multiply-accumulates."""
+    counted = macs(model)
+    linear = {m.name for m in matrices(model) if m.convolution is None}
+    return 2 * sum(counted[name] for name in linear) > sum(counted.values())
+
+
+def _runs(target: Target, decisions: Decisions) -> bool:
+    """Whether `target` is meant for a model that is fed as `decisions` say."""
+    if decisions.feeds == "none":
+        return target.precision == FLOAT
+    return target.precision == "int8" and (decisions.feeds == "static" or target.dynamic_feeds)
 
 
 def _label(target: Target) -> str:

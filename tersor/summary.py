@@ -15,8 +15,8 @@ from tersor.measuring.metrics import Score, drop, predictor
 from tersor.measuring.regression import compare
 from tersor.report import Compared, Executed, Figures, Layer, Report, Share, Tried
 from tersor.search import ORIGINAL, Search
-from tersor.site import Matrix, matrices
-from tersor.target import Compressed
+from tersor.site import Matrix, matrices, sites
+from tersor.target import Compressed, Dynamic
 from tersor.trials import Trial
 
 
@@ -103,10 +103,12 @@ def _layer(search: Search, before: Matrix, after: Matrix | None, compressed: Com
     weight = compressed.weights.get(before.weight)
     size = compressed.model.tensor(before.weight).numel() if after is not None else 0
     nbytes = weight.nbytes if weight is not None else 4 * size
+    feed = compressed.feeds.get(_read_by(compressed.model, after)) if after is not None else None
+    fed = ", dynamic feed" if weight is not None and isinstance(feed, Dynamic) else ""
     return Layer(
         name=before.name,
         shape=before.shape,
-        technique=technique.strip("'"),
+        technique=technique.strip("'") + fed,
         bits=round(8 * nbytes / size, 2) if size else 0.0,
         width_before=before.rows,
         width_after=after.rows if after is not None else 0,
@@ -114,6 +116,11 @@ def _layer(search: Search, before: Matrix, after: Matrix | None, compressed: Com
         nbytes_before=4 * search.model.tensor(before.weight).numel(),
         nbytes_after=nbytes,
     )
+
+
+def _read_by(model: Model, matrix: Matrix) -> str:
+    """The graph node whose value `matrix` reads."""
+    return next(site.activation for site in sites(model) if any(m.node == matrix.node for m in site.matrices))
 
 
 def _time(before: Model, after: Model, seconds_before: float, seconds_after: float) -> tuple[Share, ...]:

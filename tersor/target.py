@@ -29,18 +29,24 @@ class Grid:
     high: int = 255
 
 
+@dataclass(frozen=True)
+class Dynamic:
+    """An asymmetric 8-bit grid that is made at run time, from the least and largest value of each batch (and 0)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Compressed:
     """A fitted model, ready for any target; equal only to itself.
 
     `model` holds the dense float32 values and gives the outputs that the decisions imply, but for the feeds.
     `weights` says, by parameter name, in which form a value is stored; what is not listed is dense.
-    `feeds` gives, by graph node name, the grid through which that activation is read; empty for float models.
+    `feeds` gives, by graph node name, the grid through which that activation is read; what is not listed stays
+    float, and float models list none. `Dynamic` is for linear layers: convolutions want a `Grid`.
     """
 
     model: Model
     weights: Mapping[str, Weight] = field(default_factory=dict)
-    feeds: Mapping[str, Grid] = field(default_factory=dict)
+    feeds: Mapping[str, Grid | Dynamic] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,8 @@ class Target(ABC):
     precision: str
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     """The values of `precision` that this target knows on some machine."""
+    dynamic_feeds: ClassVar[bool] = False
+    """Whether its int8 runs `Dynamic` feeds; where not, `export` refuses them and the search does not offer them."""
 
     @abstractmethod
     def export(self, compressed: Compressed, folder: Path) -> None:

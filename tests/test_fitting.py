@@ -148,7 +148,7 @@ def test_quantised_weights_have_the_shrunk_shapes_and_the_models_values(residual
 
 def test_feeds_cover_every_float_activation(residual):
     model, batches, profile = residual
-    small = fit(model, batches, profile, Decisions(feeds=True))
+    small = fit(model, batches, profile, Decisions(feeds="static"))
     nodes = {n.name for n in small.model.graph.nodes}
     assert set(small.feeds) <= nodes
     assert set(small.model.inputs) <= set(small.feeds)

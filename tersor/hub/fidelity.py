@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch import Tensor
 
 from tersor.hub.simulate import Coded, evaluate, simulate, unrounded_codes
 from tersor.target import Divergence, Fidelity
@@ -22,10 +23,12 @@ def compare(onnx: ir.Model, inputs: Sequence[np.ndarray], runtime: str, run: Run
     `run` gives the runtime's flat outputs for a model in memory. Cost: one simulated pass, and about
     log2(activations) compilations of shortened models where any output differs.
     """
-    theirs = run(onnx, inputs)
     items = len(inputs[0])
-    pieces = [simulate(onnx, [a[i : i + _AT_ONCE] for a in inputs], runtime) for i in range(0, items, _AT_ONCE)]
-    ours = tuple(np.concatenate(each) for each in zip(*pieces, strict=True))
+    pieces = [[a[i : i + _AT_ONCE] for a in inputs] for i in range(0, items, _AT_ONCE)]
+    ours = _joined([simulate(onnx, piece, runtime) for piece in pieces])
+    # A grid that is made at run time depends on which items run together.
+    together = any(node.op_type == "DynamicQuantizeLinear" for node in onnx.graph)
+    theirs = _joined([run(onnx, piece) for piece in (pieces if together else [inputs])])
     apart = [_by_item(a, b) for a, b in zip(ours, theirs, strict=True)]
     worst = np.argsort(-np.max(apart, axis=0), kind="stable")[:_LOOKED_AT]
     largest = float(np.max(apart))
@@ -40,9 +43,13 @@ def first_divergence(onnx: ir.Model, inputs: Sequence[np.ndarray], runtime: str,
     names = [
         str(node.outputs[0].name)
         for node in onnx.graph
-        if node.op_type == "QuantizeLinear" and str(node.outputs[0].name) not in hidden
+        if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") and str(node.outputs[0].name) not in hidden
     ]
-    ours = {str(v.name): v_.codes.numpy() for v, v_ in values.items() if isinstance(v_, Coded)}
+    ours = {
+        str(v.name): (v_.codes if isinstance(v_, Coded) else v_).numpy()
+        for v, v_ in values.items()
+        if isinstance(v_, Coded | Tensor)
+    }
     good, bad, found = -1, len(names), None
     while bad - good > 1:
         middle = (good + bad) // 2
@@ -60,11 +67,16 @@ def ending_at(onnx: ir.Model, name: str) -> ir.Model:
     short = onnx.clone()
     graph = short.graph
     value = next(v for node in graph for v in node.outputs if v.name == name)
-    zero = value.producer().inputs[2].const_value
-    value.type = ir.TensorType(zero.dtype)
+    quantizer = value.producer()
+    dynamic = quantizer.op_type == "DynamicQuantizeLinear"
+    value.type = ir.TensorType(ir.DataType.UINT8 if dynamic else quantizer.inputs[2].const_value.dtype)
     graph.outputs[:] = [value]
     RemoveUnusedNodesPass()(short)
     return short
+
+
+def _joined(pieces: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    return tuple(np.concatenate(each) for each in zip(*pieces, strict=True))
 
 
 def _difference(name: str, ours: np.ndarray, theirs: np.ndarray) -> Divergence | None:

@@ -13,11 +13,12 @@ import numpy as np
 import onnx_ir as ir
 
 from tersor.errors import ExportError
+from tersor.hub.dynamic import can_feed, feed_at_run_time
 from tersor.hub.export import Exported
 from tersor.hub.placement import MATRICES, MOVES, Placement, moved_from, pads_channels, wanted
-from tersor.hub.values import constant, drop_unused, initializer, node
+from tersor.hub.values import constant, drop_unused, initializer, node, plain_product, shared_initializer
 from tersor.hub.weights import Codes, integer_matrices
-from tersor.target import Compressed, Grid
+from tersor.target import Compressed, Dynamic, Grid
 
 _BIAS_LIMIT = 2**30
 
@@ -25,18 +26,22 @@ _BIAS_LIMIT = 2**30
 def insert_grids(exported: Exported, compressed: Compressed, placement: Placement) -> ir.Model:
     """The model of `exported` with the feeds and integer weights of `compressed`, placed as `placement` says.
 
-    A matrix without integer weights or whose input has no feed stays in float. Raises `ExportError` for a feed that is
-    not a full 8-bit grid.
+    A matrix without integer weights or whose input has no feed stays in float. Raises `ExportError` for a static feed
+    that is not a full 8-bit grid, and for a dynamic one where `placement` has none.
     """
     onnx = exported.onnx.clone()
     graph = onnx.graph
-    feeds = {exported.values[n]: _typed(n, g, placement) for n, g in compressed.feeds.items() if n in exported.values}
+    given = {exported.values[n]: _typed(n, f, placement) for n, f in compressed.feeds.items() if n in exported.values}
+    feeds = {name: feed for name, feed in given.items() if isinstance(feed, Grid)}
 
     def fed(value: ir.Value) -> bool:
         return any(str(v.name) in feeds for v in _path(value))
 
     stored = integer_matrices(graph, compressed.weights, MATRICES)
-    integer = {matrix: codes for matrix, codes in stored.items() if fed(matrix.inputs[0])}
+    dynamic = [m for m in stored if can_feed(m) and isinstance(_nearest(m.inputs[0], given), Dynamic)]
+    integer = {matrix: codes for matrix, codes in stored.items() if matrix not in dynamic and fed(matrix.inputs[0])}
+    for matrix in dynamic:
+        feed_at_run_time(graph, matrix, stored[matrix])
     grids = _grids(wanted(graph, integer, placement, fed), feeds, placement)
     for value, grid in grids.items():
         _read_through_grid(graph, value, grid, integer, placement)
@@ -46,8 +51,15 @@ def insert_grids(exported: Exported, compressed: Compressed, placement: Placemen
     return onnx
 
 
-def _typed(name: str, grid: Grid, placement: Placement) -> Grid:
-    """The same grid in uint8 codes [0, 255] or int8 codes [-128, 127]."""
+def _typed(name: str, grid: Grid | Dynamic, placement: Placement) -> Grid | Dynamic:
+    """The same grid in uint8 codes [0, 255] or int8 codes [-128, 127]; a dynamic one as it is."""
+    if isinstance(grid, Dynamic):
+        if placement.dynamic:
+            return grid
+        raise ExportError(
+            f"The grid of activation {name} is made at run time, and this target runs static feeds only: fit with static "
+            "feeds, or use target onnxruntime."
+        )
     if grid.high - grid.low != 255 or not grid.scale > 0 or not np.isfinite(np.float32(grid.scale)):
         raise ExportError(
             f"The grid of activation {name} has codes {grid.low}..{grid.high} and scale {grid.scale}; integer runtimes "
@@ -75,6 +87,11 @@ def _grids(values: list[ir.Value], feeds: Mapping[str, Grid], placement: Placeme
         if grid is not None:
             grids.update(dict.fromkeys(_safe(path, grid, placement), grid))
     return grids
+
+
+def _nearest(value: ir.Value, feeds: Mapping[str, Grid | Dynamic]) -> Grid | Dynamic | None:
+    """The feed of `value`, or else of the nearest one that it was moved from."""
+    return next((feeds[str(v.name)] for v in _path(value) if str(v.name) in feeds), None)
 
 
 def _path(value: ir.Value) -> list[ir.Value]:
@@ -160,7 +177,7 @@ def _pair(graph: ir.Graph, value: ir.Value, grid: Grid) -> ir.Value:
 def _store_codes(graph: ir.Graph, matrix: ir.Node, codes: Codes) -> None:
     """Integer weight, and an integer bias at scale `s_x * s_w`."""
     bias = constant(matrix.inputs[2]) if matrix.op_type in ("Conv", "Gemm") and len(matrix.inputs) > 2 else None
-    if bias is not None and bias.shape == codes.scale.shape and _plain_product(matrix):
+    if bias is not None and bias.shape == codes.scale.shape and plain_product(matrix):
         feed = matrix.inputs[0].producer()
         step = np.float32(constant(feed.inputs[1]))
         codes = _with_room(codes, bias, step)
@@ -187,19 +204,12 @@ def _with_room(codes: Codes, bias: np.ndarray, step: np.float32) -> Codes:
     return Codes(codes.name, coarser, scale, codes.axis)
 
 
-def _plain_product(matrix: ir.Node) -> bool:
-    scales = [matrix.attributes[a].as_float() for a in ("alpha", "beta") if a in matrix.attributes]
-    return all(s == 1.0 for s in scales)
-
-
 def _dequantized(
     graph: ir.Graph, reader: ir.Node, name: str, codes: np.ndarray, scale: np.ndarray, axis: int
 ) -> ir.Value:
     """A DequantizeLinear of stored codes, placed before `reader`; two readers of one tensor share its codes."""
     prefix = f"{reader.outputs[0].name}.{name}"
-    stored = graph.initializers.get(f"{name}_codes")
-    if stored is None or not np.array_equal(constant(stored), codes):
-        stored = initializer(graph, f"{name}_codes" if stored is None else f"{prefix}_codes", codes)
+    stored = shared_initializer(graph, f"{name}_codes", f"{prefix}_codes", codes)
     step = initializer(graph, f"{prefix}_scale", scale.astype(np.float32))
     zero = initializer(graph, f"{prefix}_zero", np.zeros(scale.shape, codes.dtype))
     dequantize = node("DequantizeLinear", [stored, step, zero], f"{prefix}_dq", axis)

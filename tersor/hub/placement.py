@@ -28,12 +28,14 @@ class Placement:
     signed: activation codes are int8 instead of uint8 (u8 is what VNNI kernels want).
     outputs: the model's final outputs are read through a grid as well.
     averages: averages run on grids on both sides.
+    dynamic: linear layers may have their grids made at run time.
     padded_zero: moving operators that pad channels may carry a grid whose zero is not code 0.
     """
 
     signed: bool = False
     outputs: bool = False
     averages: bool = True
+    dynamic: bool = False
     padded_zero: bool = True
 
 

@@ -16,7 +16,7 @@ def matrix_names(graph: ir.Graph) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     for node in graph:
-        if node.op_type in MATRICES:
+        if node.op_type in (*MATRICES, "MatMulInteger"):
             out = node.outputs[0]
             for label in (node.name, out.name, after_activation(out).name):
                 names[str(label)] = _user_name(node)
@@ -25,7 +25,7 @@ def matrix_names(graph: ir.Graph) -> dict[str, str]:
 
 def reasons(graph: ir.Graph) -> dict[str, str]:
     """Why a matrix of `graph` cannot run in integers, by the user's name; empty where nothing is in the way."""
-    prepared = any(node.op_type == "QuantizeLinear" for node in graph)
+    prepared = any(node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in graph)
     return {
         _user_name(node): _reason(node) if prepared else "the file was exported in floating point"
         for node in graph

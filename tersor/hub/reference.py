@@ -13,6 +13,7 @@ from torch import Tensor
 from tersor.errors import ExportError
 
 _OPSET = 20
+_EXACT_FLOAT32 = 2**24
 
 
 def apply(node: ir.Node, read: Sequence[Tensor | None]) -> list[Tensor]:
@@ -23,9 +24,40 @@ def apply(node: ir.Node, read: Sequence[Tensor | None]) -> list[Tensor]:
         return [_pool(node, read)]
     if node.op_type == "MatMul" and read[0] is not None and read[1] is not None:
         return [read[0] @ read[1]]
+    if node.op_type == "MatMulInteger":
+        return [_integer_product(*read)]
+    if node.op_type == "DynamicQuantizeLinear" and read[0] is not None:
+        return _quantised_now(read[0])
     if node.op_type == "ReduceMean" and read[0] is not None and len(read) > 1 and read[1] is not None:
         return [read[0].mean(tuple(read[1].tolist()), keepdim=bool(_int(node, "keepdims", 1)))]
     return _reference(node, read)
+
+
+def exact_kind(w: Tensor) -> torch.dtype:
+    """The narrowest float in which sums of 8-bit codes times the columns of `w` (c, r) are exact, in any order."""
+    return torch.float32 if float(w.abs().sum(-2).max()) * 255 < _EXACT_FLOAT32 else torch.float64
+
+
+def _integer_product(
+    a: Tensor | None, b: Tensor | None, a_zero: Tensor | None = None, b_zero: Tensor | None = None
+) -> Tensor:
+    """(..., c) codes times (c, r) codes as int32; zero points one in all, for `b` also one a column."""
+    assert a is not None
+    assert b is not None
+    w = b.double() - (0 if b_zero is None else b_zero.double())
+    kind = exact_kind(w)
+    x = a.to(kind) - (0 if a_zero is None else a_zero.to(kind))
+    return (x @ w.to(kind)).to(torch.int32)
+
+
+def _quantised_now(x: Tensor) -> list[Tensor]:
+    """uint8 codes, scale and zero point from the extremes of all of `x` and 0, every step in float32."""
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    scale = (high - low) / 255
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    zero = torch.round((-low / scale).clamp(0, 255))
+    codes = (torch.round(x / scale) + zero).clamp(0, 255)
+    return [codes.to(torch.uint8), scale, zero.to(torch.uint8)]
 
 
 def _conv(node: ir.Node, read: Sequence[Tensor | None]) -> Tensor:

@@ -20,11 +20,10 @@ from torch import Tensor
 from tersor.errors import ExportError
 from tersor.hub.arithmetic import Added, Arithmetic, Coded, OnnxRuntimeArithmetic, OpenVINOArithmetic, Sums
 from tersor.hub.placement import MOVES
-from tersor.hub.reference import apply
-from tersor.hub.values import constant
+from tersor.hub.reference import apply, exact_kind
+from tersor.hub.values import constant, flag, plain_product
 from tersor.target import Grid
 
-_EXACT_FLOAT32 = 2**24
 _RUNTIMES: Mapping[str, Arithmetic] = {
     "onnxruntime": OnnxRuntimeArithmetic(),
     "openvino": OpenVINOArithmetic(),
@@ -128,9 +127,9 @@ def _stored(node: ir.Node, read: list[Value | None]) -> Stored:
 
 def _matrix(node: ir.Node, x: Coded, weight: Stored, bias: Value | None) -> Sums | None:
     """Exact integer sums: in float32 where no partial sum can leave its 24 bits, else in float64."""
-    if node.op_type == "Gemm" and not _plain(node):
+    if node.op_type == "Gemm" and not plain_product(node):
         return None
-    w = weight.codes.T if node.op_type == "Gemm" and _flag(node, "transB") else weight.codes
+    w = weight.codes.T if node.op_type == "Gemm" and flag(node, "transB") else weight.codes
     channels = w.shape[0] if node.op_type == "Conv" else w.shape[-1]
     step = np.float32(x.grid.scale) * weight.scale.numpy()
     codes, extra = torch.zeros(channels, dtype=torch.float64), bias
@@ -138,9 +137,7 @@ def _matrix(node: ir.Node, x: Coded, weight: Stored, bias: Value | None) -> Sums
         codes, extra = extra.codes.double(), None
     if extra is not None:
         return None
-    per_row = w.abs().double().flatten(1).sum(1) if node.op_type == "Conv" else w.abs().double().sum(-2)
-    exact = float(per_row.max()) * 255 < _EXACT_FLOAT32
-    kind = torch.float32 if exact else torch.float64
+    kind = exact_kind(w.double().flatten(1).T if node.op_type == "Conv" else w.double())
     centred, w = (x.codes - x.grid.zero).to(kind), w.to(kind)
     acc = _convolve(node, centred, w) if node.op_type == "Conv" else centred @ w
     steps = torch.from_numpy(np.broadcast_to(step, (channels,)).copy())
@@ -149,15 +146,6 @@ def _matrix(node: ir.Node, x: Coded, weight: Stored, bias: Value | None) -> Sums
 
 def _convolve(node: ir.Node, x: Tensor, w: Tensor) -> Tensor:
     return apply(node, [x, w])[0]
-
-
-def _plain(node: ir.Node) -> bool:
-    scales = [node.attributes[a].as_float() for a in ("alpha", "beta") if a in node.attributes]
-    return all(s == 1.0 for s in scales) and not _flag(node, "transA")
-
-
-def _flag(node: ir.Node, name: str) -> bool:
-    return name in node.attributes and bool(node.attributes[name].as_int())
 
 
 def _bounds(node: ir.Node) -> tuple[float, float]:

@@ -25,6 +25,25 @@ def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
+def shared_initializer(graph: ir.Graph, name: str, otherwise: str, array: np.ndarray) -> ir.Value:
+    """`array` under `name`, once for all who bring the same; under `otherwise` where another array has that name."""
+    stored = graph.initializers.get(name)
+    if stored is None:
+        return initializer(graph, name, array)
+    return stored if np.array_equal(constant(stored), array) else initializer(graph, otherwise, array)
+
+
+def plain_product(matrix: ir.Node) -> bool:
+    """True for a matrix that scales nothing and does not transpose what it reads."""
+    scales = [matrix.attributes[a].as_float() for a in ("alpha", "beta") if a in matrix.attributes]
+    return all(s == 1.0 for s in scales) and not flag(matrix, "transA")
+
+
+def flag(node: ir.Node, name: str) -> bool:
+    """A yes-or-no attribute, which ONNX writes as 0 or 1; absent means no."""
+    return name in node.attributes and bool(node.attributes[name].as_int())
+
+
 def node(kind: str, inputs: Sequence[ir.Value | None], name: str, axis: int | None = None) -> ir.Node:
     """One node of the default domain whose single output is called `name`."""
     attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]

@@ -21,7 +21,7 @@ from tersor.measuring.machine import vnni
 from tersor.target import Audit, Compressed, Fidelity, Operator, Runner, Target
 
 FILE = "model.onnx"
-PLACEMENT = Placement()
+PLACEMENT = Placement(dynamic=True)
 _INTEGER = ("QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat")
 _DYNAMIC = ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 _FLOAT = (
@@ -44,6 +44,7 @@ class OnnxRuntime(Target):
 
     precision: str = "fp32"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
+    dynamic_feeds: ClassVar[bool] = True
 
     def export(self, compressed: Compressed, folder: Path) -> None:
         from tersor.hub.export import to_onnx  # here, because loading needs no torch

@@ -1,0 +1,59 @@
+"""Through which grid each activation is read: none, one fixed on calibration data, or one made at run time.
+
+A static grid clips what calibration did not see and costs nothing at run time, since integer kernels pass codes on to one
+another. A dynamic one always fits, and costs two passes over the activation; the layer gives floats. It pays where large
+matrices stand between operators that are float anyway (norms, softmax, GELU): linear layers of transformers and MLPs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from torch import Tensor
+
+from tersor.graph.model import Model
+from tersor.maths.ranges import robust
+from tersor.profile import Range
+from tersor.site import matrix_of, sites
+from tersor.target import Dynamic, Grid
+
+Feeds = Literal["none", "static", "dynamic"]
+"""No grids; a static one on every activation; a dynamic one for every linear layer and static ones around convolutions."""
+Feed = Callable[[Tensor, Tensor, float, float], tuple[float, int]]
+"""(scale, zero) of an activation from its histogram: (counts, edges, low, high)."""
+
+
+def feeds_of(model: Model, ranges: Mapping[str, Range], kind: Feeds, feed: Feed = robust) -> dict[str, Grid | Dynamic]:
+    """The feeds of `model` by node name; a static grid has the least squared error over its histogram by default."""
+    if kind == "none":
+        return {}
+    dynamic = _read_by_linears(model) if kind == "dynamic" else frozenset()
+    static = _around_convolutions(model, ranges) if kind == "dynamic" else frozenset(ranges)
+    found: dict[str, Grid | Dynamic] = {}
+    for name, seen in ranges.items():
+        if name in dynamic:
+            found[name] = Dynamic()
+        elif name in static:
+            found[name] = Grid(*feed(seen.counts, seen.edges, seen.low, seen.high))
+    return found
+
+
+def _read_by_linears(model: Model) -> frozenset[str]:
+    """Activations that linear layers read, and no convolution."""
+    return frozenset(s.activation for s in sites(model) if all(m.convolution is None for m in s.matrices))
+
+
+def _around_convolutions(model: Model, ranges: Mapping[str, Range]) -> frozenset[str]:
+    """Activations that a convolution reads or gives, and what is computed from these alone.
+
+    Between linear layers with dynamic feeds all is float: a static grid there would cost accuracy and gain nothing.
+    """
+    found = {s.activation for s in sites(model) if any(m.convolution is not None for m in s.matrices)}
+    for node in model.graph.nodes:
+        matrix = matrix_of(model, node)
+        sources = [source.name for source in node.all_input_nodes if source.name in ranges]
+        follows = bool(sources) and found.issuperset(sources)
+        if follows if matrix is None else matrix.convolution is not None:
+            found.add(node.name)
+    return frozenset(found)
