@@ -7,6 +7,7 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from tersor.hub.placement import MATRICES, after_activation
+from tersor.hub.values import constant
 
 
 def matrix_names(graph: ir.Graph) -> dict[str, str]:
@@ -42,7 +43,7 @@ def label_of(name: str, labels: Collection[str]) -> str:
 def _user_name(node: ir.Node) -> str:
     weight = node.inputs[1]
     source = weight.producer() if weight is not None else None
-    if source is not None and source.op_type == "DequantizeLinear":
+    if source is not None and source.op_type in ("DequantizeLinear", "Transpose"):
         weight = source.inputs[0]
     if weight is None or not weight.is_initializer():
         return str(node.outputs[0].name)
@@ -52,7 +53,7 @@ def _user_name(node: ir.Node) -> str:
 
 def _reason(node: ir.Node) -> str:
     weight, feed = node.inputs[1], node.inputs[0]
-    if weight is not None and not weight.is_initializer() and not _on_grid(weight):
+    if constant(weight) is None and not _on_grid(weight):
         return "both factors are activations"
     if _on_grid(feed) and _on_grid(weight):
         return ""

@@ -9,9 +9,17 @@ import onnx_ir as ir
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array behind an initialiser or a Constant node; None where the value depends on an input."""
+    """The array behind an initialiser, a Constant node, or the Transpose of one (of a weight that is tied to another).
+
+    None where the value depends on an input.
+    """
     if value is None or value.is_graph_input():
         return None
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Transpose":
+        array = constant(producer.inputs[0])
+        order = producer.attributes["perm"].as_ints() if "perm" in producer.attributes else None
+        return None if array is None else np.ascontiguousarray(array.transpose(order))
     tensor = value.const_value if value.const_value is not None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
 
@@ -53,7 +61,10 @@ def node(kind: str, inputs: Sequence[ir.Value | None], name: str, axis: int | No
 
 
 def drop_unused(graph: ir.Graph) -> None:
-    """Forget initialisers that nothing reads."""
+    """Forget nodes and initialisers that nothing reads."""
+    for node in reversed(graph):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
