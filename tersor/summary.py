@@ -11,20 +11,20 @@ from tersor.graph.model import Model
 from tersor.inputs.job import Job, predict_with
 from tersor.measuring.clock import Race
 from tersor.measuring.machine import folder_bytes, machine, versions
-from tersor.measuring.metrics import Score, drop, predictor
+from tersor.measuring.metrics import Score, drop
 from tersor.measuring.regression import compare
 from tersor.report import Compared, Executed, Figures, Layer, Report, Share, Tried
 from tersor.search import ORIGINAL, Search
 from tersor.site import Matrix, matrices, sites
 from tersor.target import Compressed, Dynamic
-from tersor.trials import Trial
+from tersor.trials import Trial, answers
 
 
 def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: float) -> Report:
     """Everything that is claimed of `chosen`; `seconds` is what the whole run took."""
     assert chosen.score is not None
     runner = chosen.candidate.target.load(chosen.folder, job.threads)
-    after = predictor(runner.predict, runner.outputs)
+    after = answers(chosen, runner, job.batch)
     lost = drop(job.before, chosen.score, job.metric)
     original, small = search.bench.trials[ORIGINAL], chosen.candidate.compressed.model
     return Report(

@@ -16,9 +16,9 @@ from tersor.errors import TargetError
 from tersor.inputs.job import Job
 from tersor.measuring.batches import Batches
 from tersor.measuring.clock import Contender, Race, race
-from tersor.measuring.metrics import Drop, Metric, Score, drop, predictor
+from tersor.measuring.metrics import Drop, Metric, Predict, Score, drop, predictor
 from tersor.plan import Plan
-from tersor.target import Audit, Compressed, Target
+from tersor.target import Audit, Compressed, Dynamic, Runner, Target
 from tersor.targets import target_name
 
 
@@ -110,7 +110,7 @@ class Workbench:
     def promising(self, name: str) -> bool:
         """Whether the exported file keeps the promise on data held out of calibration: what the search may know."""
         if name not in self._held:
-            held = score(self.trials[name], self.job.metric, self.job.held, self.job.threads)
+            held = score(self.trials[name], self.job.metric, self.job.held, self.job.threads, self.job.batch)
             assert held.score is not None
             self._held[name] = drop(self.job.before_held, held.score, self.job.metric)
         return self._held[name].within(self.job.max_drop)
@@ -128,7 +128,8 @@ class Workbench:
         trial = self.trials[name]
         if trial.score is None:
             self.job.progress(f"judging {name}", 0, 0)
-            trial = self.trials[name] = score(trial, self.job.metric, self.job.evaluation, self.job.threads)
+            job = self.job
+            trial = self.trials[name] = score(trial, job.metric, job.evaluation, job.threads, job.batch)
         assert trial.score is not None
         return drop(self.job.before, trial.score, self.job.metric)
 
@@ -157,10 +158,26 @@ def try_out(candidate: Candidate, folder: Path) -> Trial:
     return Trial(candidate, folder, nbytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()))
 
 
-def score(trial: Trial, metric: Metric, data: Batches, threads: int) -> Trial:
+def score(trial: Trial, metric: Metric, data: Batches, threads: int, batch: int) -> Trial:
     """The metric of the exported file, in its own runtime, and what that runtime executed."""
     runner = trial.candidate.target.load(trial.folder, threads)
-    return replace(trial, score=metric(predictor(runner.predict, runner.outputs), data), audit=runner.audit())
+    return replace(trial, score=metric(answers(trial, runner, batch), data), audit=runner.audit())
+
+
+def answers(trial: Trial, runner: Runner, batch: int) -> Predict:
+    """The exported file as a metric calls it.
+
+    A grid that is made at run time depends on which items run together: such a file is judged as it will be run, at
+    most `batch` items at a time.
+    """
+
+    def in_turn(*inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        starts = range(0, len(inputs[0]), batch)
+        pieces = [runner.predict(*(x[i : i + batch] for x in inputs)) for i in starts]
+        return tuple(np.concatenate(parts) for parts in zip(*pieces, strict=True))
+
+    dynamic = any(isinstance(feed, Dynamic) for feed in trial.candidate.compressed.feeds.values())
+    return predictor(in_turn if dynamic else runner.predict, runner.outputs)
 
 
 def time_side_by_side(
