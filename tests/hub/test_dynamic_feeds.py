@@ -165,6 +165,32 @@ def test_convolutions_keep_static_grids_and_nothing_between_linears_gets_one() -
     assert "QuantizeLinear" not in kinds(written("attention"))
 
 
+class Tied(nn.Module):
+    """A head that is its own embedding: exported as a transposed constant with two readers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(11, 8), nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(F.gelu(self.embed(ids)))
+
+
+def test_a_tied_weight_runs_in_integers_and_is_looked_up_in_floats(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    ids = torch.arange(55).reshape(5, 11) % 11
+    tied = capture(Tied().eval(), (ids[:2],))
+    made = quantised(tied, [(ids,)])
+    fed = Compressed(made.model, made.weights, feeds_of(made.model, measure(made.model, [(ids,)]).ranges, "dynamic"))
+    target = OnnxRuntime("int8")
+    target.export(fed, tmp_path)
+    runner = target.load(tmp_path)
+    assert [(o.precision, o.kind) for o in runner.audit().operators] == [("i8", "DynamicQuantizeMatMul")]
+    wanted = tied.run(ids)[0].numpy()
+    np.testing.assert_allclose(runner.predict(ids.numpy())[0], wanted, atol=0.03 * np.abs(wanted).max())
+
+
 def test_a_batch_of_zeros_is_exact() -> None:
     zeros = np.zeros((2, 24), np.float32)
     (ours,), (theirs,) = simulate(written("mlp"), [zeros]), _outputs(written("mlp"), [zeros])
