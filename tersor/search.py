@@ -11,25 +11,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
-from tersor import __version__
 from tersor.errors import BudgetError, TargetError
 from tersor.fitting import Decisions, fit
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.inputs.job import Job
 from tersor.measuring.clock import Race
+from tersor.measuring.machine import versions
 from tersor.plan import Budget, Plan, Table
 from tersor.planners.knapsack import knapsack
 from tersor.pricing import FLOAT, Speeds, Widths, price, widths
 from tersor.profile import Profile, measure
-from tersor.recipe import Recipe, technique_called
+from tersor.recipe import Recipe, plain, refuse_strangers, technique_called
 from tersor.rewrites.shrink import shrink
 from tersor.site import matrices
-from tersor.store.cache import Cache, default_folder, key
-from tersor.store.profiles import remembered
+from tersor.store import fits, profiles
+from tersor.store.cache import Cache, code, default_folder, key
 from tersor.target import Compressed, Target
 from tersor.targets import target_called, target_name
 from tersor.techniques.gptq import GPTQ
@@ -60,9 +61,12 @@ class Search:
     @cached_property
     def profile(self) -> Profile:
         """H, g and ranges of the rewritten model on the calibration items."""
+        return profiles.remembered(Cache(default_folder()), self._key("profile", sorted(NEEDS)), self._measure)
+
+    def _key(self, *more: Any) -> str:
+        """Of everything that a result on the calibration items depends on, to the last bit."""
         job = self.job
-        depends = key("profile", __version__, self.model.digest(), job.calibration.digest(), sorted(NEEDS), job.seed)
-        return remembered(Cache(default_folder()), depends, self._measure)
+        return key(*more, self.model.digest(), job.calibration.digest(), job.seed, job.threads, code(), versions())
 
     def _measure(self) -> Profile:
         items = min(PROFILE_ITEMS, len(self.job.calibration))
@@ -100,6 +104,7 @@ class Search:
         if recipe.decisions is None:
             self._try_whole(self.targets)
         else:
+            refuse_strangers(recipe.decisions, self.model)
             self._try_decisions(recipe.decisions, "")
         self._time_all()
 
@@ -117,6 +122,15 @@ class Search:
         target = target_name(trial.candidate.target)
         items = len(self.job.calibration)
         return Recipe(target, self.decided[trial.name], self.job.seed, items, self.job.threads)
+
+    def predicted(self, trial: Trial) -> float | None:
+        """The damage that the quadratic predicts for a trial, nats an item at the profile's temperature; None: unpriced."""
+        if trial.candidate.plan is not None:
+            return trial.candidate.plan.damage
+        decisions = self.decided[trial.name]
+        rows = [(name, repr(technique)) for name, technique in decisions.techniques.items()] if decisions else []
+        known = decisions is not None and not decisions.keep and all(row in self.damage for row in rows)
+        return sum(self.damage[row] for row in rows) if known else None
 
     def _time_all(self) -> None:
         if not self.bench.alive():
@@ -137,14 +151,22 @@ class Search:
         def progress(done: int, total: int) -> None:
             self.job.progress("fitting weights", done, total)
 
+        def fitted() -> Compressed:
+            return fit(self.model, self._inputs(items), profile, decisions, seed=self.job.seed, progress=progress)
+
         items = len(self.job.calibration) if decisions.keep else QUANTISING_ITEMS
-        compressed = fit(self.model, self._inputs(items), profile, decisions, seed=self.job.seed, progress=progress)
+        depends = self._key("fit", items, plain(decisions))
+        compressed = fits.remembered(Cache(default_folder()), depends, lambda: self._bare(decisions), fitted)
         precision = "int8" if decisions.feeds else FLOAT
         fitting = [t for t in self.targets if t.precision == precision]
         if plan is not None:  # planned with the seconds of the runtimes that know int8
             planned = {type(t) for t in self.targets if t.precision == "int8"}
             fitting = [t for t in fitting if type(t) in planned]
         return self._try([Candidate(_label(t) + suffix, t, compressed, plan) for t in fitting], decisions)
+
+    def _bare(self, decisions: Decisions) -> Model:
+        """The model in the shapes that a fit has, its values still those of the original."""
+        return shrink(self.model, decisions.keep) if decisions.keep else self.model.copy()
 
     def _try(self, candidates: Sequence[Candidate], decisions: Decisions | None) -> list[Trial]:
         self.decided |= {candidate.name: decisions for candidate in candidates}
