@@ -42,6 +42,7 @@ BOLDER = (0.85, 0.7)  # of the seconds with everything in int8
 GENTLER = (0.1, 0.25, 0.5, 0.75)  # of the way back from int8 to float
 ORIGINAL = "original (torch eager)"
 ROUNDS, FINAL_ROUNDS = 20, 60
+BEHIND = 2.0  # times the fastest: no bolder plan of a slower runtime would catch up
 PROFILE_ITEMS = 512
 QUANTISING_ITEMS = 256  # a grid has few degrees of freedom; a refit to fewer columns has many and takes all items
 
@@ -136,7 +137,7 @@ class Search:
         if not self.bench.alive():
             refusals = " ".join(f"{t.name}: {t.refused}" for t in self.bench.trials.values())
             raise TargetError(f"No target can run this model here. {refusals}")
-        self.bench.time([*self.bench.alive()], ROUNDS)
+        self.bench.time([*self.bench.alive()], ROUNDS, BEHIND)
 
     def _everything_int8(self) -> Decisions:
         chosen = {m.name: TECHNIQUE for m in matrices(self.model) if m.name not in self.job.exclude}
