@@ -10,6 +10,7 @@ its int8 alone, on one runtime: the same profile, fit and export with every matr
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -86,6 +87,8 @@ def prepare(key: str, way: str, batch: int, folder: Path, max_drop: float, threa
     zoo.part(key, "test")  # decoding and imports are not compression
     import tersor.pipeline  # noqa: F401
 
+    os.environ["TERSOR_CACHE"] = str(folder / "cache")  # what another row measured or fitted is not at hand
+    shutil.rmtree(folder / "cache", ignore_errors=True)
     begin = time.perf_counter()
     if way == AUTO:
         files, chosen = compress(key, batch, folder, max_drop, threads, seed)
