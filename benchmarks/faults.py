@@ -161,7 +161,7 @@ def corruptions(count: int, seed: int) -> dict:
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        code, said = run([*subject(folder), "--out", str(folder / "out")])
+        code, said = run([*subject(folder), "--out", str(folder / "out")], folder / "cache")
         if code:
             raise SystemExit(f"the command failed: {said}")
         refused = collections.Counter()

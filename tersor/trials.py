@@ -76,7 +76,8 @@ class Workbench:
     def time(self, names: Sequence[str], rounds: int, behind: float | None = None) -> Race:
         """Time trials on one batch, taking turns, each in a process of its own; the first also against itself.
 
-        Who takes more than `behind` times as long as the fastest is soon out. Only ratios of one race can be compared: what was timed before is the measure of what is new.
+        Who takes more than `behind` times as long as the fastest is soon out. Only ratios of one race can be compared:
+        what was timed before is the measure of what is new.
         """
         self.job.progress(f"timing {len(names)} candidates", 0, 0)
         race = time_side_by_side(

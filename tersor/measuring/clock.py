@@ -121,7 +121,6 @@ def race(
     Raises `TargetError` with the end of its stderr where a contender fails.
     """
     _check(contenders, control)
-    names = [c.name for c in contenders]
     before = os.getloadavg()[0]
     with _started(contenders, control, threads, timeout, tuple(cores), turn) as processes:
         samples: dict[str, list[float]] = {name: [] for name in processes}
