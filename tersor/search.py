@@ -11,40 +11,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
-from torch import Tensor
-
+from tersor.calibrated import Calibrated
 from tersor.errors import BudgetError, TargetError
-from tersor.fitting import Decisions, fit
+from tersor.fitting import Decisions
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.inputs.job import Job
 from tersor.measuring.clock import Race
-from tersor.measuring.machine import versions
 from tersor.plan import Budget, Plan, Table
 from tersor.planners.knapsack import knapsack
 from tersor.pricing import FLOAT, Speeds, Widths, price, widths
-from tersor.profile import Profile, measure
-from tersor.recipe import Recipe, plain, refuse_strangers, technique_called
+from tersor.recipe import Recipe, refuse_strangers, technique_called
 from tersor.rewrites.shrink import shrink
 from tersor.site import matrices
-from tersor.store import fits, profiles
-from tersor.store.cache import Cache, code, default_folder, key
 from tersor.target import Compressed, Target
 from tersor.targets import target_called, target_name
 from tersor.techniques.gptq import GPTQ
 from tersor.trials import Candidate, Trial, Workbench
 
 TECHNIQUE = GPTQ(bits=8)
-NEEDS = frozenset({"gram", "fisher"})
 BOLDER = (0.85, 0.7)  # of the seconds with everything in int8
 GENTLER = (0.1, 0.25, 0.5, 0.75)  # of the way back from int8 to float
 ORIGINAL = "original (torch eager)"
 ROUNDS, FINAL_ROUNDS = 20, 60
 BEHIND = 2.0  # times the fastest: no bolder plan of a slower runtime would catch up
-PROFILE_ITEMS = 512
-QUANTISING_ITEMS = 256  # a grid has few degrees of freedom; a refit to fewer columns has many and takes all items
 
 
 @dataclass
@@ -60,23 +51,14 @@ class Search:
     damage: dict[tuple[str, str], float] = field(default_factory=dict)  # predicted, by matrix and technique
 
     @cached_property
-    def profile(self) -> Profile:
-        """H, g and ranges of the rewritten model on the calibration items."""
-        return profiles.remembered(Cache(default_folder()), self._key("profile", sorted(NEEDS)), self._measure)
+    def ground(self) -> Calibrated:
+        """What decisions are made on: the model as it is fitted, and its profile."""
+        return Calibrated(self.job, self.model)
 
-    def _key(self, *more: Any) -> str:
-        """Of everything that a result on the calibration items depends on, to the last bit."""
-        job = self.job
-        return key(*more, self.model.digest(), job.calibration.digest(), job.seed, job.threads, code(), versions())
-
-    def _measure(self) -> Profile:
-        items = min(PROFILE_ITEMS, len(self.job.calibration))
-
-        def progress(done: int) -> None:
-            self.job.progress("measuring activations", done, items)
-
-        progress(0)
-        return measure(self.model, self._inputs(PROFILE_ITEMS), NEEDS, seed=self.job.seed, progress=progress)
+    @cached_property
+    def cuts(self) -> tuple[Widths, ...]:
+        """The widths on offer."""
+        return widths(self.ground.model, self.ground.profile, self.job.exclude)
 
     def lossless_and_int8(self) -> None:
         """Try every target at every precision, whole, and time them side by side."""
@@ -147,27 +129,13 @@ class Search:
         self._try([Candidate(_label(t), t, Compressed(self.model)) for t in targets], None)
 
     def _try_decisions(self, decisions: Decisions, suffix: str, plan: Plan | None = None) -> list[Trial]:
-        profile = self.profile
-
-        def progress(done: int, total: int) -> None:
-            self.job.progress("fitting weights", done, total)
-
-        def fitted() -> Compressed:
-            return fit(self.model, self._inputs(items), profile, decisions, seed=self.job.seed, progress=progress)
-
-        items = len(self.job.calibration) if decisions.keep else QUANTISING_ITEMS
-        depends = self._key("fit", items, plain(decisions))
-        compressed = fits.remembered(Cache(default_folder()), depends, lambda: self._bare(decisions), fitted)
+        compressed = self.ground.fit(decisions)
         precision = "int8" if decisions.feeds else FLOAT
         fitting = [t for t in self.targets if t.precision == precision]
         if plan is not None:  # planned with the seconds of the runtimes that know int8
             planned = {type(t) for t in self.targets if t.precision == "int8"}
             fitting = [t for t in fitting if type(t) in planned]
         return self._try([Candidate(_label(t) + suffix, t, compressed, plan) for t in fitting], decisions)
-
-    def _bare(self, decisions: Decisions) -> Model:
-        """The model in the shapes that a fit has, its values still those of the original."""
-        return shrink(self.model, decisions.keep) if decisions.keep else self.model.copy()
 
     def _try(self, candidates: Sequence[Candidate], decisions: Decisions | None) -> list[Trial]:
         self.decided |= {candidate.name: decisions for candidate in candidates}
@@ -178,9 +146,9 @@ class Search:
         return min(found, key=lambda t: t.seconds or 0.0, default=None)
 
     def _table(self, int8: Trial, bold: bool) -> Table:
-        cuts = widths(self.model, self.profile, self.job.exclude) if bold else ()
+        cuts = self.cuts if bold else ()
         speeds = Speeds(self._seconds_in_float(int8), int8.seconds or 0.0, self._arithmetic(int8, cuts))
-        table = price(self.model, self.profile, [TECHNIQUE], speeds, cuts, self.job.exclude)
+        table = price(self.ground.model, self.ground.profile, [TECHNIQUE], speeds, cuts, self.job.exclude)
         self.damage = {(row, option.name): option.damage for row, options in table.rows.items() for option in options}
         return table
 
@@ -239,13 +207,10 @@ class Search:
         }
         keep = {
             cut.group.name: cut.blocks(int(plan.choice[cut.row]))
-            for cut in widths(self.model, self.profile, self.job.exclude)
+            for cut in self.cuts
             if int(plan.choice.get(cut.row, cut.group.blocks)) < cut.group.blocks
         }
         return Decisions(keep=keep, techniques=techniques, feeds=bool(techniques))
-
-    def _inputs(self, items: int) -> list[tuple[Tensor, ...]]:
-        return [batch.inputs for batch in self.job.calibration.take(items)]
 
     def _best_reached(self) -> str:
         tried = [(self.bench.judge(name), name) for name in self.bench.alive()]

@@ -55,7 +55,7 @@ _HOMOGENEOUS = frozenset(
     }
 )
 _SWEEPS = 40
-CLEARLY = 0.9  # of the damage before
+CLEARLY = 0.8  # of the damage before; below that, another pass over the data is not worth it
 _STILL = 1e-4  # a sweep that moves no scale by more than this is the last
 
 
