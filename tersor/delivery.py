@@ -43,7 +43,7 @@ def deliver(out: Path, trial: Trial, report: Report, recipe: str, fields: Mappin
         (folder / "plan.yaml").write_text(recipe, encoding="utf-8")
         (folder / "report.html").write_text(report.to_html(), encoding="utf-8")
         (folder / "README.md").write_text(_readme(trial, runner), encoding="utf-8")
-        file, precision = target_name(trial.candidate.target)
+        file, precision = target_name(trial.candidate.target)[:2]
         seal(folder, {**fields, "target": {"file": file, "precision": precision}, "report": report.to_json()})
 
 

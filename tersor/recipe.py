@@ -26,13 +26,14 @@ from tersor.site import groups, matrices
 from tersor.technique import Technique
 
 VERSION = 1
+TARGET = ("file", "precision", "placement")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A decision that can be re-applied: where to run, what to fit, and what the fit depends on."""
 
-    target: tuple[str, str]  # (file, precision)
+    target: tuple[str, ...]  # file, precision, and the placement where it is not the standard one
     decisions: Decisions | None  # None: nothing lossy
     seed: int
     items: int  # calibration items
@@ -46,7 +47,7 @@ class Recipe:
         """Plain values, in a fixed order."""
         found: dict[str, Any] = {
             "tersor_recipe": VERSION,
-            "target": {"file": self.target[0], "precision": self.target[1]},
+            "target": dict(zip(TARGET, self.target, strict=False)),
             "seed": self.seed,
             "calibration_items": self.items,
             "threads": self.threads,
@@ -100,7 +101,7 @@ def read_recipe(text: str) -> Recipe:
             )
         target = written["target"]
         return Recipe(
-            (str(target["file"]), str(target["precision"])),
+            tuple(str(target[part]) for part in TARGET if part != "placement" or part in target),
             decisions,
             int(written["seed"]),
             int(written["calibration_items"]),

@@ -66,6 +66,24 @@ class Search:
         if any(t.precision == "int8" for t in self.targets):
             self._try_decisions(self._everything_int8(), "")
         self._time_all()
+        self._placements()
+
+    def _placements(self) -> None:
+        """Time the fastest int8 against itself with its activations put on grids in other ways; go on with the fastest."""
+        usual = self._fastest_int8()
+        if usual is None:
+            return
+        standard = usual.candidate.target
+        file, precision = target_name(standard)[:2]
+        others = [target_called(file, precision, p) for p in standard.placements if p != standard.placement]
+        compressed, decisions = usual.candidate.compressed, self.decided[usual.name]
+        tried = self._try([Candidate(_label(t), t, compressed) for t in others], decisions)
+        if not tried:
+            return
+        self.bench.time([usual.name, *(t.name for t in tried)], ROUNDS, BEHIND)
+        best = self._fastest_int8()
+        assert best is not None
+        self.targets = [best.candidate.target if target == standard else target for target in self.targets]
 
     def ladder(self) -> None:
         """Plan under budgets of seconds around all-int8: bolder while it looks good, else gentler until it does."""
@@ -142,7 +160,8 @@ class Search:
         return self.bench.export(candidates)
 
     def _fastest_int8(self) -> Trial | None:
-        found = [t for t in self.bench.alive().values() if t.candidate.target.precision == "int8"]
+        timed = [t for t in self.bench.alive().values() if t.seconds is not None]
+        found = [t for t in timed if t.candidate.target.precision == "int8"]
         return min(found, key=lambda t: t.seconds or 0.0, default=None)
 
     def _table(self, int8: Trial, bold: bool) -> Table:

@@ -104,6 +104,9 @@ class Target(ABC):
     precision: str
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     """The values of `precision` that this target knows on some machine."""
+    placement: str = "standard"
+    placements: ClassVar[tuple[str, ...]] = ("standard",)
+    """Ways to put activations on grids in int8 that are worth timing against each other here, the usual one first."""
 
     @abstractmethod
     def export(self, compressed: Compressed, folder: Path) -> None:
