@@ -82,12 +82,18 @@ def subject(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def run(arguments: list[str], kill_after: float | None = None, where: str | None = None) -> tuple[int, str]:
+def run(
+    arguments: list[str], cache: Path, kill_after: float | None = None, where: str | None = None
+) -> tuple[int, str]:
     """Exit code and stderr of one command, killed after some seconds or at a place in the exchange."""
     code = WRAPPED.format(where=where) if where else "from tersor.cli import main\nmain()\n"
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+            [sys.executable, "-c", code, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,
+            env={**os.environ, "TERSOR_CACHE": str(cache)},
         )
         try:
             process.wait(kill_after)
@@ -102,9 +108,9 @@ def kills(count: int, seed: int) -> dict:
     """Kill the command `count` times; what the folder was afterwards."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        arguments = [*subject(folder), "--out", str(folder / "out")]
+        arguments, cache = [*subject(folder), "--out", str(folder / "out")], folder / "cache"
         start = time.monotonic()
-        code, said = run([*arguments, "--seed", "0"])
+        code, said = run([*arguments, "--seed", "0"], cache)
         whole = time.monotonic() - start
         if code:
             raise SystemExit(f"the command failed before any kill: {said}")
@@ -114,7 +120,8 @@ def kills(count: int, seed: int) -> dict:
         timed = count - max(15, count // 6)
         for k in range(count):
             where = None if k < timed else WHERE[k % len(WHERE)]
-            code, said = run([*arguments, "--seed", str(k)], None if where else whole * (k + 0.5) / timed, where)
+            after = None if where else whole * (k + 0.5) / timed
+            code, said = run([*arguments, "--seed", str(k + 1)], cache, after, where)
             stages[where or last_stage(said) if code == -signal.SIGKILL else "finished before the kill"] += 1
             try:
                 tersor.verify(folder / "out", threads=1)
@@ -125,12 +132,17 @@ def kills(count: int, seed: int) -> dict:
             replaced += now != old
             old = now
             print(f"kill {k + 1}/{count}: {verified} verified", file=sys.stderr, flush=True)
-        code, _ = run([*arguments, "--seed", "0"])
+        start = time.monotonic()
+        code, _ = run(
+            [*arguments, "--seed", str(count)], cache
+        )  # the last one again: it goes on from what was finished
+        again = time.monotonic() - start
         tersor.verify(folder / "out", threads=1)
         left = sorted(p.name for p in folder.iterdir() if ".tersor-" in p.name)
         return {
             "kills": count, "verified": verified, "new_artifact_after_kill": replaced, "stages": dict(stages),
             "finished_afterwards": code == 0, "left_behind": left, "seconds_of_command": round(whole, 1),
+            "seconds_of_the_last_again": round(again, 1),
         }  # fmt: skip
 
 
@@ -149,7 +161,7 @@ def corruptions(count: int, seed: int) -> dict:
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        code, said = run([*subject(folder), "--out", str(folder / "out")])
+        code, said = run([*subject(folder), "--out", str(folder / "out")], folder / "cache")
         if code:
             raise SystemExit(f"the command failed: {said}")
         refused = collections.Counter()

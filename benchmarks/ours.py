@@ -10,6 +10,7 @@ its int8 alone, on one runtime: the same profile, fit and export with every matr
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -64,19 +65,23 @@ def compress(key: str, batch: int, folder: Path, max_drop: float, threads: int, 
 
 def int8(key: str, seed: int) -> Compressed:
     """Every matrix in int8, every activation on a grid, fitted as the search fits them."""
+    from tersor.calibrated import NEEDS, PROFILE_ITEMS, QUANTISING_ITEMS
     from tersor.fitting import Decisions, fit
     from tersor.inputs import models
-    from tersor.inputs.job import CALIBRATION_ITEMS
     from tersor.profile import measure
+    from tersor.rewrites.equalise import equalise
     from tersor.rewrites.fold_norms import fold_norms
-    from tersor.search import NEEDS, TECHNIQUE
+    from tersor.search import TECHNIQUE
     from tersor.site import matrices
 
-    inputs = [(x,) for x, _ in batches(key, "search")[: CALIBRATION_ITEMS // _BATCH]]
-    model = fold_norms(models.captured(models.bring(zoo.module(key)), (inputs[0], {})))
-    profile = measure(model, inputs, NEEDS, seed=seed)
+    inputs = [(x,) for x, _ in batches(key, "search")[: PROFILE_ITEMS // _BATCH]]
+    folded = fold_norms(models.captured(models.bring(zoo.module(key)), (inputs[0], {})))
+    profile = measure(folded, inputs, NEEDS, seed=seed)
+    model = equalise(folded, profile)
+    if model is not folded:
+        profile = measure(model, inputs, NEEDS, seed=seed)
     decisions = Decisions(keep={}, techniques={m.name: TECHNIQUE for m in matrices(model)}, feeds="static")
-    return fit(model, inputs, profile, decisions, seed=seed)
+    return fit(model, inputs[: QUANTISING_ITEMS // _BATCH], profile, decisions, seed=seed)
 
 
 def prepare(key: str, way: str, batch: int, folder: Path, max_drop: float, threads: int, seed: int) -> dict[str, Any]:
@@ -86,6 +91,8 @@ def prepare(key: str, way: str, batch: int, folder: Path, max_drop: float, threa
     zoo.part(key, "test")  # decoding and imports are not compression
     import tersor.pipeline  # noqa: F401
 
+    os.environ["TERSOR_CACHE"] = str(folder / "cache")  # what another row measured or fitted is not at hand
+    shutil.rmtree(folder / "cache", ignore_errors=True)
     begin = time.perf_counter()
     if way == AUTO:
         files, chosen = compress(key, batch, folder, max_drop, threads, seed)

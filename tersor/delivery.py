@@ -37,13 +37,13 @@ def deliver(out: Path, trial: Trial, report: Report, recipe: str, fields: Mappin
     """Put the tried artifact with its report into `out`, whole or not at all."""
     with staging(out) as folder:
         model = folder / "model"
-        shutil.copytree(trial.folder, model)  # the very files that were measured
+        _copy(trial.folder, model)  # the very files that were measured
         runner = trial.candidate.target.load(model, threads)
         _write_probe(folder / "probe.npz", runner, trial)
         (folder / "plan.yaml").write_text(recipe, encoding="utf-8")
         (folder / "report.html").write_text(report.to_html(), encoding="utf-8")
         (folder / "README.md").write_text(_readme(trial, runner), encoding="utf-8")
-        file, precision = target_name(trial.candidate.target)
+        file, precision = target_name(trial.candidate.target)[:2]
         seal(folder, {**fields, "target": {"file": file, "precision": precision}, "report": report.to_json()})
 
 
@@ -90,6 +90,16 @@ def _open(folder: Path, threads: int) -> tuple[Manifest, Runner]:
         warnings.warn(elsewhere, stacklevel=3)
     written = manifest.fields["target"]
     return manifest, target_called(written["file"], written["precision"]).load(folder / "model", threads)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A folder's files; unlike `shutil.copytree` it ends with the first error, which then says what the disk lacks."""
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_dir():
+            _copy(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
 
 
 def _write_probe(path: Path, runner: Runner, trial: Trial) -> None:

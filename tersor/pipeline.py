@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tersor.delivery import deliver
-from tersor.inputs.job import Progress, bring, quiet
+from tersor.inputs.job import Progress, bring, quiet, torch_threads
 from tersor.recipe import read_recipe
 from tersor.report import Report
 from tersor.rewrites.fold_norms import fold_norms
@@ -60,8 +60,10 @@ def compress(
     saved = None if recipe is None else read_recipe(Path(recipe).read_text(encoding="utf-8"))
     if saved is not None:
         seed, threads = saved.seed, saved.threads  # what the fit depends on is part of the decision
-    job = bring(model, data, metric, max_drop, eval_data, batch, threads, seed, tuple(exclude), time_limit, progress)
-    with TemporaryDirectory(prefix="tersor-") as scratch:
+    with torch_threads(threads), TemporaryDirectory(prefix="tersor-") as scratch:
+        job = bring(
+            model, data, metric, max_drop, eval_data, batch, threads, seed, tuple(exclude), time_limit, progress
+        )
         search = Search(job, fold_norms(job.model), Workbench(job, Path(scratch)), targets_called(target))
         if saved is not None:
             search.follow(saved)

@@ -21,17 +21,20 @@ from tersor import techniques as techniques_room
 from tersor.errors import RecipeError
 from tersor.feeds import Feeds
 from tersor.fitting import Decisions
+from tersor.graph.model import Model
 from tersor.maths import grid
+from tersor.site import groups, matrices
 from tersor.technique import Technique
 
 VERSION = 1
+TARGET = ("file", "precision", "placement")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A decision that can be re-applied: where to run, what to fit, and what the fit depends on."""
 
-    target: tuple[str, str]  # (file, precision)
+    target: tuple[str, ...]  # file, precision, and the placement where it is not the standard one
     decisions: Decisions | None  # None: nothing lossy
     seed: int
     items: int  # calibration items
@@ -43,19 +46,40 @@ class Recipe:
 
     def written(self) -> dict[str, Any]:
         """Plain values, in a fixed order."""
-        d = self.decisions
-        written: dict[str, Any] = {
+        found: dict[str, Any] = {
             "tersor_recipe": VERSION,
-            "target": {"file": self.target[0], "precision": self.target[1]},
+            "target": dict(zip(TARGET, self.target, strict=False)),
             "seed": self.seed,
             "calibration_items": self.items,
             "threads": self.threads,
         }
-        if d is not None:
-            written["feeds"] = d.feeds
-            written["techniques"] = {name: repr(technique) for name, technique in sorted(d.techniques.items())}
-            written["keep"] = {name: list(kept) for name, kept in sorted(d.keep.items())}
-        return written
+        return found if self.decisions is None else found | plain(self.decisions)
+
+
+def plain(decisions: Decisions) -> dict[str, Any]:
+    """Decisions as plain values, in a fixed order."""
+    return {
+        "feeds": decisions.feeds,
+        "techniques": {name: repr(technique) for name, technique in sorted(decisions.techniques.items())},
+        "keep": {name: list(kept) for name, kept in sorted(decisions.keep.items())},
+    }
+
+
+def refuse_strangers(decisions: Decisions, model: Model) -> None:
+    """Raise `RecipeError` where decisions name layers, groups or blocks that `model` does not have."""
+    layers = {m.name for m in matrices(model)}
+    axes = {g.name: g.blocks for g in groups(model) if g.refused is None}
+    strange = [f"the layer {name}" for name in decisions.techniques if name not in layers]
+    strange += [f"the prunable group {name}" for name in decisions.keep if name not in axes]
+    for name, kept in decisions.keep.items():
+        if name in axes and not (kept and set(kept) <= set(range(axes[name]))):
+            strange.append(f"blocks of the group {name} outside 0..{axes[name] - 1}")
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise RecipeError(
+            f"The recipe names {', '.join(strange[:3])}{more}, which this model does not have; bring the model that the "
+            "recipe was made for (`tersor inspect` lists layers and groups), or compress without --recipe."
+        )
 
 
 def read_recipe(text: str) -> Recipe:
@@ -78,7 +102,7 @@ def read_recipe(text: str) -> Recipe:
             )
         target = written["target"]
         return Recipe(
-            (str(target["file"]), str(target["precision"])),
+            tuple(str(target[part]) for part in TARGET if part != "placement" or part in target),
             decisions,
             int(written["seed"]),
             int(written["calibration_items"]),

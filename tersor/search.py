@@ -13,12 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from torch import Tensor
-
-from tersor import __version__
+from tersor.calibrated import Calibrated
 from tersor.errors import BudgetError, RecipeError, TargetError
 from tersor.feeds import Feeds
-from tersor.fitting import Decisions, fit
+from tersor.fitting import Decisions
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.inputs.job import Job
@@ -26,25 +24,20 @@ from tersor.measuring.clock import Race
 from tersor.plan import Budget, Plan, Table
 from tersor.planners.knapsack import knapsack
 from tersor.pricing import FLOAT, Speeds, Widths, price, widths
-from tersor.profile import Profile, measure
-from tersor.recipe import Recipe, technique_called
+from tersor.recipe import Recipe, refuse_strangers, technique_called
 from tersor.rewrites.shrink import shrink
 from tersor.site import matrices
-from tersor.store.cache import Cache, default_folder, key
-from tersor.store.profiles import remembered
 from tersor.target import Compressed, Target
 from tersor.targets import target_called, target_name
 from tersor.techniques.gptq import GPTQ
 from tersor.trials import Candidate, Trial, Workbench
 
 TECHNIQUE = GPTQ(bits=8)
-NEEDS = frozenset({"gram", "fisher"})
 BOLDER = (0.85, 0.7)  # of the seconds with everything in int8
 GENTLER = (0.1, 0.25, 0.5, 0.75)  # of the way back from int8 to float
 ORIGINAL = "original (torch eager)"
 ROUNDS, FINAL_ROUNDS = 20, 60
-PROFILE_ITEMS = 512
-QUANTISING_ITEMS = 256  # a grid has few degrees of freedom; a refit to fewer columns has many and takes all items
+BEHIND = 2.0  # times the fastest: no bolder plan of a slower runtime would catch up
 
 
 @dataclass
@@ -60,20 +53,14 @@ class Search:
     damage: dict[tuple[str, str], float] = field(default_factory=dict)  # predicted, by matrix and technique
 
     @cached_property
-    def profile(self) -> Profile:
-        """H, g and ranges of the rewritten model on the calibration items."""
-        job = self.job
-        depends = key("profile", __version__, self.model.digest(), job.calibration.digest(), sorted(NEEDS), job.seed)
-        return remembered(Cache(default_folder()), depends, self._measure)
+    def ground(self) -> Calibrated:
+        """What decisions are made on: the model as it is fitted, and its profile."""
+        return Calibrated(self.job, self.model)
 
-    def _measure(self) -> Profile:
-        items = min(PROFILE_ITEMS, len(self.job.calibration))
-
-        def progress(done: int) -> None:
-            self.job.progress("measuring activations", done, items)
-
-        progress(0)
-        return measure(self.model, self._inputs(PROFILE_ITEMS), NEEDS, seed=self.job.seed, progress=progress)
+    @cached_property
+    def cuts(self) -> tuple[Widths, ...]:
+        """The widths on offer."""
+        return widths(self.ground.model, self.ground.profile, self.job.exclude)
 
     def lossless_and_int8(self) -> None:
         """Try every target at every precision, whole, and time them side by side."""
@@ -84,6 +71,24 @@ class Search:
             if mostly_linear(self.model) and any(_runs(t, dynamic) for t in self.targets):
                 self._try_decisions(dynamic, " dynamic")
         self._time_all()
+        self._placements()
+
+    def _placements(self) -> None:
+        """Time the fastest int8 against itself with its activations put on grids in other ways; go on with the fastest."""
+        usual = self._fastest_int8()
+        if usual is None:
+            return
+        standard = usual.candidate.target
+        file, precision = target_name(standard)[:2]
+        others = [target_called(file, precision, p) for p in standard.placements if p != standard.placement]
+        compressed, decisions = usual.candidate.compressed, self.decided[usual.name]
+        tried = self._try([Candidate(_label(t), t, compressed) for t in others], decisions)
+        if not tried:
+            return
+        self.bench.time([usual.name, *(t.name for t in tried)], ROUNDS, BEHIND)
+        best = self._fastest_int8()
+        assert best is not None
+        self.targets = [best.candidate.target if target == standard else target for target in self.targets]
 
     def ladder(self) -> None:
         """Plan under budgets of seconds around all-int8: bolder while it looks good, else gentler until it does."""
@@ -111,6 +116,7 @@ class Search:
         if recipe.decisions is None:
             self._try_whole(self.targets)
         else:
+            refuse_strangers(recipe.decisions, self.model)
             self._try_decisions(recipe.decisions, "")
         self._time_all()
 
@@ -129,11 +135,20 @@ class Search:
         items = len(self.job.calibration)
         return Recipe(target, self.decided[trial.name], self.job.seed, items, self.job.threads)
 
+    def predicted(self, trial: Trial) -> float | None:
+        """The damage that the quadratic predicts for a trial, nats an item at the profile's temperature; None: unpriced."""
+        if trial.candidate.plan is not None:
+            return trial.candidate.plan.damage
+        decisions = self.decided[trial.name]
+        rows = [(name, repr(technique)) for name, technique in decisions.techniques.items()] if decisions else []
+        known = decisions is not None and not decisions.keep and all(row in self.damage for row in rows)
+        return sum(self.damage[row] for row in rows) if known else None
+
     def _time_all(self) -> None:
         if not self.bench.alive():
             refusals = " ".join(f"{t.name}: {t.refused}" for t in self.bench.trials.values())
             raise TargetError(f"No target can run this model here. {refusals}")
-        self.bench.time([*self.bench.alive()], ROUNDS)
+        self.bench.time([*self.bench.alive()], ROUNDS, BEHIND)
 
     def _everything_int8(self, feeds: Feeds) -> Decisions:
         chosen = {m.name: TECHNIQUE for m in matrices(self.model) if m.name not in self.job.exclude}
@@ -143,13 +158,7 @@ class Search:
         self._try([Candidate(_label(t), t, Compressed(self.model)) for t in targets], None)
 
     def _try_decisions(self, decisions: Decisions, suffix: str, plan: Plan | None = None) -> list[Trial]:
-        profile = self.profile
-
-        def progress(done: int, total: int) -> None:
-            self.job.progress("fitting weights", done, total)
-
-        items = len(self.job.calibration) if decisions.keep else QUANTISING_ITEMS
-        compressed = fit(self.model, self._inputs(items), profile, decisions, seed=self.job.seed, progress=progress)
+        compressed = self.ground.fit(decisions)
         fitting = [t for t in self.targets if _runs(t, decisions)]
         if plan is not None:  # planned with the seconds of the runtimes that know int8
             planned = {type(t) for t in self.targets if t.precision == "int8"}
@@ -165,13 +174,13 @@ class Search:
         fed = {
             name for name, decisions in self.decided.items() if decisions is not None and decisions.feeds == "static"
         }
-        found = [t for t in self.bench.alive().values() if t.name in fed]
+        found = [t for t in self.bench.alive().values() if t.seconds is not None and t.name in fed]
         return min(found, key=lambda t: t.seconds or 0.0, default=None)
 
     def _table(self, int8: Trial, bold: bool) -> Table:
-        cuts = widths(self.model, self.profile, self.job.exclude) if bold else ()
+        cuts = self.cuts if bold else ()
         speeds = Speeds(self._seconds_in_float(int8), int8.seconds or 0.0, self._arithmetic(int8, cuts))
-        table = price(self.model, self.profile, [TECHNIQUE], speeds, cuts, self.job.exclude)
+        table = price(self.ground.model, self.ground.profile, [TECHNIQUE], speeds, cuts, self.job.exclude)
         self.damage = {(row, option.name): option.damage for row, options in table.rows.items() for option in options}
         return table
 
@@ -230,13 +239,10 @@ class Search:
         }
         keep = {
             cut.group.name: cut.blocks(int(plan.choice[cut.row]))
-            for cut in widths(self.model, self.profile, self.job.exclude)
+            for cut in self.cuts
             if int(plan.choice.get(cut.row, cut.group.blocks)) < cut.group.blocks
         }
         return Decisions(keep=keep, techniques=techniques, feeds="static" if techniques else "none")
-
-    def _inputs(self, items: int) -> list[tuple[Tensor, ...]]:
-        return [batch.inputs for batch in self.job.calibration.take(items)]
 
     def _best_reached(self) -> str:
         tried = [(self.bench.judge(name), name) for name in self.bench.alive()]

@@ -6,6 +6,10 @@ import resource
 from collections.abc import Mapping
 from dataclasses import asdict
 
+import numpy as np
+import torch
+
+from tersor.graph.likelihood import divergence
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.inputs.job import Job, predict_with
@@ -13,10 +17,11 @@ from tersor.measuring.clock import Race
 from tersor.measuring.machine import folder_bytes, machine, versions
 from tersor.measuring.metrics import Score, drop
 from tersor.measuring.regression import compare
+from tersor.profile import TEMPERATURE
 from tersor.report import Compared, Executed, Figures, Layer, Report, Share, Tried
 from tersor.search import ORIGINAL, Search
 from tersor.site import Matrix, matrices, sites
-from tersor.target import Compressed, Dynamic
+from tersor.target import Compressed, Dynamic, Runner
 from tersor.trials import Trial, answers
 
 
@@ -48,7 +53,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         time=_time(job.model, small, race.median(ORIGINAL), race.median(chosen.name)),
         regression=compare(predict_with(job.model), after, job.evaluation, seed=job.seed),
         audit=tuple(Executed(**asdict(o)) for o in chosen.audit.operators) if chosen.audit else (),
-        compared=_compared(chosen),
+        compared=_compared(search, chosen, runner),
         machine=machine(),
         versions=versions(),
         seeds={"seed": job.seed},
@@ -130,11 +135,20 @@ def _time(before: Model, after: Model, seconds_before: float, seconds_after: flo
     return tuple(Share(name, cost * of_was, now.get(name, 0) * of_now) for name, cost in was.items())
 
 
-def _compared(chosen: Trial) -> tuple[Compared, ...]:
-    plan = chosen.candidate.plan
-    if plan is None:
-        return ()
-    return (
-        Compared("seconds of a batch", plan.seconds, chosen.seconds, "seconds"),
-        Compared("bytes", plan.nbytes, float(chosen.nbytes), "bytes"),
-    )
+def _compared(search: Search, chosen: Trial, runner: Runner) -> tuple[Compared, ...]:
+    found, plan, damage = [], chosen.candidate.plan, search.predicted(chosen)
+    if plan is not None:
+        found.append(Compared("seconds of a batch", plan.seconds, chosen.seconds, "seconds"))
+        found.append(Compared("bytes", plan.nbytes, float(chosen.nbytes), "bytes"))
+    if damage is not None:
+        found.append(Compared("damage an item", damage, _divergence(search.job, runner), "nats"))
+    return tuple(found)
+
+
+def _divergence(job: Job, runner: Runner) -> float:
+    """Of the exported file's outputs from the original's, nats an item of the held-out part, as damage is predicted."""
+    total = 0.0
+    for batch in job.held:
+        theirs = [torch.from_numpy(np.array(out)) for out in runner.predict(*batch.arrays())]
+        total += divergence(job.model.run(*batch.inputs), theirs, batch.inputs, TEMPERATURE)
+    return total / len(job.held)

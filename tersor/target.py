@@ -112,6 +112,9 @@ class Target(ABC):
     """The values of `precision` that this target knows on some machine."""
     dynamic_feeds: ClassVar[bool] = False
     """Whether its int8 runs `Dynamic` feeds; where not, `export` refuses them and the search does not offer them."""
+    placement: str = "standard"
+    placements: ClassVar[tuple[str, ...]] = ("standard",)
+    """Ways to put activations on grids in int8 that are worth timing against each other here, the usual one first."""
 
     @abstractmethod
     def export(self, compressed: Compressed, folder: Path) -> None:

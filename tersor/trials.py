@@ -73,10 +73,11 @@ class Workbench:
             fresh += [trial] if trial.refused is None else []
         return fresh
 
-    def time(self, names: Sequence[str], rounds: int) -> Race:
+    def time(self, names: Sequence[str], rounds: int, behind: float | None = None) -> Race:
         """Time trials on one batch, taking turns, each in a process of its own; the first also against itself.
 
-        Only ratios of one race can be compared: what was timed before is the measure of what is new.
+        Who takes more than `behind` times as long as the fastest is soon out. Only ratios of one race can be compared:
+        what was timed before is the measure of what is new.
         """
         self.job.progress(f"timing {len(names)} candidates", 0, 0)
         race = time_side_by_side(
@@ -85,6 +86,7 @@ class Workbench:
             threads=self.job.threads,
             rounds=rounds,
             scratch=self.scratch,
+            behind=behind,
         )
         known = [n for n in names if self.trials[n].seconds is not None]
         drift = float(np.median([race.median(n) / (self.trials[n].seconds or 1.0) for n in known])) if known else 1.0
@@ -181,7 +183,13 @@ def answers(trial: Trial, runner: Runner, batch: int) -> Predict:
 
 
 def time_side_by_side(
-    trials: Sequence[Trial], inputs: Sequence[np.ndarray], *, threads: int, rounds: int, scratch: Path
+    trials: Sequence[Trial],
+    inputs: Sequence[np.ndarray],
+    *,
+    threads: int,
+    rounds: int,
+    scratch: Path,
+    behind: float | None = None,
 ) -> Race:
     """Race the trials on one batch, each in a process of its own; the first is raced against itself as a control."""
     example = scratch / f"batch{len(inputs[0])}.npz"
@@ -199,7 +207,7 @@ def time_side_by_side(
         )
         for trial in trials
     ]
-    return race(contenders, rounds=rounds, control=contenders[0].name, threads=threads)
+    return race(contenders, rounds=rounds, control=contenders[0].name, threads=threads, behind=behind)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -17,9 +17,12 @@ from torch.nn import functional as F
 
 from tersor.delivery import load, verify
 from tersor.errors import BudgetError, InputError, RecipeError
+from tersor.fitting import Decisions
 from tersor.measuring.batches import Batches
 from tersor.pipeline import compress
+from tersor.recipe import Recipe
 from tersor.report import Report
+from tersor.techniques.gptq import GPTQ
 
 
 class Small(nn.Module):
@@ -142,6 +145,21 @@ def test_a_recipe_of_something_else_is_refused(trained: nn.Module, data: Batches
         compress(trained, data, recipe=path, threads=1)
     path.write_text("hello")
     with pytest.raises(RecipeError, match="tersor_recipe: 1"):
+        compress(trained, data, recipe=path, threads=1)
+
+
+def test_a_recipe_for_another_model_names_what_is_missing(trained: nn.Module, data: Batches, tmp_path: Path) -> None:
+    decisions = Decisions(
+        keep={"neck": (0,), "stem.0": (0, 99)},
+        techniques={"stem.0": GPTQ(bits=8), "tail": GPTQ(bits=8)},
+        feeds="static",
+    )
+    path = tmp_path / "plan.yaml"
+    path.write_text(Recipe(("onnxruntime", "int8"), decisions, 0, 900, 1).to_yaml())
+    wanted = (
+        "the layer tail, the prunable group neck, blocks of the group stem.0 outside 0..15, which this model does not"
+    )
+    with pytest.raises(RecipeError, match=wanted):
         compress(trained, data, recipe=path, threads=1)
 
 

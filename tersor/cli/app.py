@@ -168,6 +168,10 @@ def verify(
     metric: Annotated[
         str | None, typer.Option(help="Another metric than the recorded one.", show_default=False)
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The original, for metrics that compare with it.", show_default=False),
+    ] = None,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
@@ -175,7 +179,7 @@ def verify(
     with results(as_json) as stream:
         from tersor.cli.verify import verified
 
-        record, sentence = verified(folder, data, metric, threads)
+        record, sentence = verified(folder, data, metric, model, threads)
         if as_json:
             write_json(stream, record)
     if not as_json:

@@ -10,13 +10,16 @@ import torch
 
 from tersor.delivery import load, verify
 from tersor.errors import MetricError
-from tersor.inputs import data, metrics
-from tersor.measuring.metrics import Score
+from tersor.inputs import data, metrics, models
+from tersor.inputs.job import predict_with
+from tersor.measuring.metrics import Score, compares, prepared
 from tersor.store.manifest import check
 from tersor.units import number
 
 
-def verified(folder: Path, spec: str | None, metric: str | None, threads: int) -> tuple[dict[str, Any], str]:
+def verified(
+    folder: Path, spec: str | None, metric: str | None, model: str | None, threads: int
+) -> tuple[dict[str, Any], str]:
     """What `tersor verify` says. Raises `ArtifactError` where the artifact is not what its manifest says."""
     recorded = check(folder).fields["report"]
     if spec is None:
@@ -24,11 +27,16 @@ def verified(folder: Path, spec: str | None, metric: str | None, threads: int) -
         said = f"{folder} is what its manifest says: {len(found.manifest.files)} files, and the example gives the same."
         return {"folder": folder, "verified": True, "difference": found.difference}, said
     chosen = metrics.bring(metric or recorded["metric"])
-    if chosen.original != "unused":
+    source, taken = data.bring(spec), _taken(folder, threads)
+    batches = data.batches(source, taken, labels=chosen.original == "unused")
+    if model is not None:
+        original = models.captured(models.bring(model), (taken.example, {}))
+        batches = prepared(chosen, batches, predict_with(original))
+    elif compares(chosen, batches):
         raise MetricError(
-            f"The metric {chosen.name} compares with the original model, which the artifact does not hold."
+            f"The metric {chosen.name} compares with the original model, which the artifact does not hold; name it with "
+            "--model."
         )
-    batches = data.batches(data.bring(spec), _taken(folder, threads), labels=True)
     found = verify(folder, batches, chosen, threads)
     before = recorded["after"]["score"] if chosen.name == recorded["metric"] else None
     record = {"folder": folder, "verified": True, "difference": found.difference, "metric": chosen.name}

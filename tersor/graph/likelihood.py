@@ -29,10 +29,14 @@ def sampled_loss(
     return torch.stack(losses).sum() if losses else None
 
 
-def divergence(original: Sequence[Tensor], current: Sequence[Tensor], inputs: Sequence[Tensor]) -> float:
-    """KL(original | current) in nats, summed over outputs and items."""
+def divergence(
+    original: Sequence[Tensor], current: Sequence[Tensor], inputs: Sequence[Tensor], temperature: float = 1.0
+) -> float:
+    """KL(original | current) in nats, summed over outputs and items; class scores softened by `temperature`, its square
+    multiplied back: what `sampled_loss` has the curvature of.
+    """
     pairs = zip(original, current, strict=True)
-    return sum(_divergence(a, b, inputs) for a, b in pairs if a.is_floating_point())
+    return sum(_divergence(a, b, inputs, temperature) for a, b in pairs if a.is_floating_point())
 
 
 def _sampled(out: Tensor, inputs: Sequence[Tensor], generator: torch.Generator, temperature: float) -> Tensor:
@@ -44,10 +48,10 @@ def _sampled(out: Tensor, inputs: Sequence[Tensor], generator: torch.Generator, 
     return ((half - p * half.sum(-1, keepdim=True)) * logits).sum()
 
 
-def _divergence(a: Tensor, b: Tensor, inputs: Sequence[Tensor]) -> float:
+def _divergence(a: Tensor, b: Tensor, inputs: Sequence[Tensor], temperature: float) -> float:
     if _categorical(a, inputs):
-        p, q = (_logits(each).double().log_softmax(-1) for each in (a, b))
-        return float((p.exp() * (p - q)).sum())
+        p, q = ((_logits(each).double() / temperature).log_softmax(-1) for each in (a, b))
+        return temperature**2 * float((p.exp() * (p - q)).sum())
     return 0.5 * float((a.double() - b.double()).square().sum())
 
 

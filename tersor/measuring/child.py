@@ -1,7 +1,8 @@
 """The process that one contender lives in: `python -m tersor.measuring.child PARENT`. See `clock`.
 
-Protocol, one JSON object a line. In: {"make", "arguments", "cores", "turn", "warm"} once, then {"calls"} for each turn.
-Out: {"ready": calls for one turn}, then {"seconds": mean of one call, "memory": peak bytes}, or {"error", "trace"}.
+Protocol, one JSON object a line. In: {"make", "arguments", "cores"} and {"turn", "warm"} once, then {"calls"} for each
+turn. Out: {"loaded"}, {"ready": calls for one turn}, then {"seconds": mean of one call, "memory": peak bytes} a turn; or
+{"error", "trace"}.
 Imports nothing but the standard library, so that the contender's process holds the contender alone.
 """
 
@@ -37,6 +38,9 @@ def main(parent: int) -> None:
         if order["cores"]:
             os.sched_setaffinity(0, order["cores"])
         call = _make(order["make"])(**order["arguments"])
+        call()
+        _answer(answers, {"loaded": True})
+        order = json.loads(orders.readline())
         calls, expected = _warm_up(call, order["warm"], order["turn"])
         gc.collect()
         gc.freeze()

@@ -21,6 +21,8 @@ from tersor.errors import InputError
 from tersor.measuring.process import Process
 from tersor.report import Interval
 
+ENOUGH = 5  # rounds that tell the hopeless
+WARM = 0.2  # seconds of calls before the first turn
 AGAIN = " (again)"
 """Ends the name of the control: the same contender in a second process."""
 
@@ -52,24 +54,30 @@ class Race:
 
     @property
     def rounds(self) -> int:
-        return min(len(s) for s in self.samples.values())
+        """Of those that went all the way."""
+        return max(len(s) for s in self.samples.values())
 
     def median(self, name: str) -> float:
         """Seconds of one call."""
-        return float(np.median(self._of(name)))
+        return float(np.median(self.samples[name]))
 
     def seconds(self, name: str) -> Interval:
         """Median seconds of one call, with its bootstrap interval."""
-        drawn = np.median(self._of(name)[self._draws()], axis=1)
+        (own,) = self._together(name)
+        drawn = np.median(own[self._draws(len(own))], axis=1)
         low, high = np.percentile(drawn, [2.5, 97.5])
         return Interval(float(low), self.median(name), float(high))
 
     def ratio(self, a: str, b: str) -> Interval:
-        """Median of `a` over median of `b` (below 1: `a` is faster), with its paired bootstrap interval."""
-        draws = self._draws()
-        drawn = np.median(self._of(a)[draws], axis=1) / np.median(self._of(b)[draws], axis=1)
+        """Median of `a` over median of `b` (below 1: `a` is faster), with its paired bootstrap interval.
+
+        Over the rounds that both were in.
+        """
+        ours, theirs = self._together(a, b)
+        draws = self._draws(len(ours))
+        drawn = np.median(ours[draws], axis=1) / np.median(theirs[draws], axis=1)
         low, high = np.percentile(drawn, [2.5, 97.5])
-        return Interval(float(low), self.median(a) / self.median(b), float(high))
+        return Interval(float(low), float(np.median(ours) / np.median(theirs)), float(high))
 
     def noise(self) -> Interval | None:
         """The ratio of the control to itself: what this clock shows where there is no difference."""
@@ -83,11 +91,12 @@ class Race:
             return "faster"
         return "slower" if ratio.low > margin else "no difference"
 
-    def _of(self, name: str) -> np.ndarray:
-        return np.array(self.samples[name])[: self.rounds]
+    def _together(self, *names: str) -> list[np.ndarray]:
+        rounds = min(len(self.samples[name]) for name in names)
+        return [np.array(self.samples[name][:rounds]) for name in names]
 
-    def _draws(self, count: int = 4000) -> np.ndarray:
-        return np.random.default_rng(self.seed).integers(self.rounds, size=(count, self.rounds))
+    def _draws(self, rounds: int, count: int = 4000) -> np.ndarray:
+        return np.random.default_rng(self.seed).integers(rounds, size=(count, rounds))
 
 
 def race(
@@ -100,32 +109,41 @@ def race(
     cores: Sequence[int] = (),
     turn: float = 0.004,
     seed: int = 0,
+    behind: float | None = None,
 ) -> Race:
     """Time the contenders against each other.
 
-    rounds: turns for each. seconds: stop after so many, but not before 5 rounds. control: the name of the contender
+    rounds: turns for each. seconds: stop after so many, but not before 5 rounds. behind: who takes more than so many
+    times as long as the fastest after 5 rounds is out, and keeps those rounds. control: the name of the contender
     to run in a second process as well. threads: what OMP_NUM_THREADS and its like are set to, 0 for not at all; a
     runtime with a setting of its own must be told in `arguments`. cores: the processors to run on; empty for all.
     timeout: seconds for one contender to load and warm up, or for one turn. turn: seconds that one turn lasts at least.
     Raises `TargetError` with the end of its stderr where a contender fails.
     """
     _check(contenders, control)
-    names = [c.name for c in contenders]
     before = os.getloadavg()[0]
     with _started(contenders, control, threads, timeout, tuple(cores), turn) as processes:
         samples: dict[str, list[float]] = {name: [] for name in processes}
         order = list(processes)
         shuffle = np.random.default_rng(seed)
         end = None if seconds is None else time.monotonic() + seconds
-        while len(samples[names[0]]) < rounds:
-            if end is not None and time.monotonic() > end and len(samples[names[0]]) >= 5:
+        for done in range(rounds):
+            if end is not None and time.monotonic() > end and done >= ENOUGH:
                 break
+            if behind is not None and done == ENOUGH:
+                order = _near(samples, behind)
             shuffle.shuffle(order)
             for name in order:
                 samples[name].append(processes[name].turn())
         memory = {name: process.memory for name, process in processes.items()}
     fixed = {name: tuple(values) for name, values in samples.items()}
     return Race(fixed, control, (before, os.getloadavg()[0]), threads, memory, seed)
+
+
+def _near(samples: Mapping[str, Sequence[float]], behind: float) -> list[str]:
+    """Those whose best turn is at most `behind` times the best of all."""
+    best = min(min(s) for s in samples.values())
+    return [name for name, s in samples.items() if min(s) <= behind * best]
 
 
 @contextmanager
@@ -141,10 +159,13 @@ def _started(
     with ExitStack() as stack:
         processes = {}
         for c in (*contenders, *twice):
-            process = Process(c.name, threads, timeout)
+            process = processes[c.name] = Process(c.name, threads, timeout)
             stack.callback(process.end)
-            process.start({"make": c.make, "arguments": dict(c.arguments), "cores": cores, "turn": turn, "warm": 0.2})
-            processes[c.name] = process
+            process.load({"make": c.make, "arguments": dict(c.arguments), "cores": cores})
+        for process in processes.values():  # loading takes time and may be done by all at once; timing may not
+            process.loaded()
+        for process in processes.values():
+            process.warm_up({"turn": turn, "warm": WARM})
         yield processes
 
 

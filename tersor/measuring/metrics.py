@@ -84,13 +84,13 @@ def from_function(name: str, function: Callable[[Predict, Batches], Score], lowe
 
 def prepared(metric: Metric, batches: Batches, original: Predict) -> Batches:
     """The batches on which to call `metric`: with the original's outputs for labels, where the metric wants them."""
-    if metric.original == "labels" or (metric.original == "spare" and not _has_values(batches)):
-        return reference(original, batches)
-    return batches
+    return reference(original, batches) if compares(metric, batches) else batches
 
 
-def _has_values(batches: Batches) -> bool:
-    return all(isinstance(b.labels, torch.Tensor) and b.labels.is_floating_point() for b in batches)
+def compares(metric: Metric, batches: Batches) -> bool:
+    """Whether `metric` compares with the original's outputs on these batches."""
+    values = all(isinstance(b.labels, torch.Tensor) and b.labels.is_floating_point() for b in batches)
+    return metric.original == "labels" or (metric.original == "spare" and not values)
 
 
 def reference(original: Predict, batches: Batches) -> Batches:

@@ -23,12 +23,13 @@ _THREADS = (
     "TBB_NUM_THREADS",
 )
 
+_NOT_STARTED = "could not be started"
 _SETTLE = 0.02
 """Seconds left to a finished turn's spinning threads where a process cannot be stopped."""
 
 
 class Process:
-    """One contender's process. `start`, then `turn` as often as wanted, then `end`, whatever happened."""
+    """One contender's process. `load`, `loaded`, `warm_up`, then `turn` as often as wanted, then `end`, whatever happened."""
 
     def __init__(self, name: str, threads: int, timeout: float):
         self.name = name
@@ -47,9 +48,19 @@ class Process:
             start_new_session=True,  # its own group: workers that it starts are stopped and ended with it
         )
 
-    def start(self, order: dict[str, Any]) -> None:
-        """Load and warm up. Raises `TargetError`."""
-        self._calls = int(self._ask(order, "could not be started")["ready"])
+    def load(self, order: dict[str, Any]) -> None:
+        """Begin to load and to make a first call; `loaded` waits for it. Raises `TargetError`."""
+        self._tell(order, _NOT_STARTED)
+
+    def loaded(self) -> None:
+        """Wait until it has loaded. Raises `TargetError`."""
+        self._hear(_NOT_STARTED)
+        self._pause()
+
+    def warm_up(self, order: dict[str, Any]) -> None:
+        """Run for a while, alone, and see how many calls fill a turn. Raises `TargetError`."""
+        self._signal(signal.SIGCONT)
+        self._calls = int(self._ask(order, _NOT_STARTED)["ready"])
         self._pause()
 
     def turn(self) -> float:
@@ -69,10 +80,19 @@ class Process:
                 _close(stream)
 
     def _ask(self, order: dict[str, Any], failed: str) -> dict[str, Any]:
+        self._tell(order, failed)
+        return self._hear(failed)
+
+    def _tell(self, order: dict[str, Any], failed: str) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
+        except OSError as cause:
+            raise TargetError(f"{self.name} {failed}: {self._how_it_ended()}") from cause
+
+    def _hear(self, failed: str) -> dict[str, Any]:
+        try:
             answer = json.loads(self._line())
         except TimeoutError as cause:
             raise TargetError(f"{self.name} {failed}: no answer in {self._timeout:g} s. {self._tail()}") from cause

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ class Entry:
 def key(*parts: Any) -> str:
     """The sha256 of JSON `parts` (digests of data and model, settings, versions): everything a result depends on."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+@cache
+def code() -> str:
+    """The sha256 of Tersor's own source: what another state of it computed is another result."""
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def default_folder() -> Path:

@@ -22,32 +22,40 @@ def timed(folder: str, target: list[str], example: str, threads: int) -> Callabl
     return lambda: runner.predict(*inputs)
 
 
-def target_name(target: Target) -> tuple[str, str]:
-    """(file, precision): how a target is written into a manifest."""
-    return type(target).__module__.rpartition(".")[2], target.precision
+def target_name(target: Target) -> tuple[str, ...]:
+    """(file, precision), and the placement where it is not the standard one: how a target is written into a recipe."""
+    name = type(target).__module__.rpartition(".")[2], target.precision
+    return name if target.placement == "standard" else (*name, target.placement)
 
 
-def target_called(file: str, precision: str) -> Target:
-    """The target of `targets/<file>.py` with that precision. Raises `InputError` where there is none."""
+def target_called(file: str, precision: str, placement: str = "standard") -> Target:
+    """The target of `targets/<file>.py` with that precision and placement. Raises `InputError` where there is none."""
     for target in _instances(file):
         if target.precision == precision:
-            return target
+            if placement == target.placement:
+                return target
+            if placement in target.placements:
+                return type(target)(precision, placement)  # type: ignore[call-arg]
+            raise InputError(
+                f"The target {file} has no placement {placement!r}; it knows {', '.join(target.placements)}."
+            )
     raise InputError(f"The target {file} has no precision {precision!r}; it knows {_precisions(file)}.")
 
 
 def targets_called(names: str) -> list[Target]:
     """The targets that `names` lists, separated by commas; "auto" is every one.
 
-    A file name (`openvino`) stands for all precisions it knows, `openvino:int8` for one.
+    A file name (`openvino`) stands for all precisions it knows, `openvino:int8` for one, `openvino:int8:signed` for one
+    of its placements.
     """
     known = sorted(m.name for m in pkgutil.iter_modules(__path__))
     asked = known if names == "auto" else [n.strip() for n in names.split(",")]
     found = []
     for name in asked:
-        file, _, precision = name.partition(":")
+        file, *exact = name.split(":", 2)
         if file not in known:
             raise InputError(f"There is no target {file!r}; choose auto or some of {', '.join(known)}.")
-        found += [target_called(file, precision)] if precision else list(_instances(file))
+        found += [target_called(file, *exact)] if exact else list(_instances(file))
     return found
 
 

@@ -21,7 +21,11 @@ from tersor.measuring.machine import vnni
 from tersor.target import Audit, Compressed, Fidelity, Operator, Runner, Target
 
 FILE = "model.onnx"
-PLACEMENT = Placement(dynamic=True)
+PLACEMENTS = {
+    "standard": Placement(dynamic=True),
+    "signed": Placement(signed=True, dynamic=True),
+    "outputs": Placement(outputs=True, dynamic=True),
+}
 _INTEGER = ("QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat")
 _DYNAMIC = ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 _FLOAT = (
@@ -40,9 +44,11 @@ _RECURRENT = ("LSTM", "GRU", "RNN")
 
 @dataclass(frozen=True)
 class OnnxRuntime(Target):
-    """`fp32` or `int8` (unsigned activations, signed weights: what the VNNI kernels take)."""
+    """`fp32` or `int8` (standard: unsigned activations, signed weights, which is what the VNNI kernels take)."""
 
     precision: str = "fp32"
+    placement: str = "standard"
+    placements: ClassVar[tuple[str, ...]] = tuple(PLACEMENTS)
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
     dynamic_feeds: ClassVar[bool] = True
 
@@ -51,7 +57,11 @@ class OnnxRuntime(Target):
         from tersor.hub.insertion import insert_grids
 
         exported = to_onnx(compressed)
-        onnx = insert_grids(exported, compressed, PLACEMENT) if self.precision == "int8" else exported.onnx
+        onnx = (
+            insert_grids(exported, compressed, PLACEMENTS[self.placement])
+            if self.precision == "int8"
+            else exported.onnx
+        )
         save_onnx(onnx, folder / FILE)
 
     def load(self, folder: Path, threads: int = 0) -> Runner:

@@ -23,7 +23,11 @@ from tersor.target import Audit, Compressed, Fidelity, Operator, Runner, Target
 
 FILE = "model.onnx"
 # OpenVINO 2026.4 computes wrong values for channel pads on a grid whose zero is not code 0.
-PLACEMENT = Placement(padded_zero=False)
+PLACEMENTS = {
+    "standard": Placement(padded_zero=False),
+    "signed": Placement(padded_zero=False, signed=True),
+    "outputs": Placement(padded_zero=False, outputs=True),
+}
 _STATIC_SHAPES = 6
 _LARGE = 1 << 18  # bytes: from here on copying an input costs more than handing it over
 _HEAVY = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNCell", "RNNSeq", "ScaledDotProductAttention")
@@ -35,6 +39,8 @@ class OpenVINO(Target):
     """`fp32` (pinned: the runtime's default may be lower), `bf16`, or `int8`."""
 
     precision: str = "fp32"
+    placement: str = "standard"
+    placements: ClassVar[tuple[str, ...]] = tuple(PLACEMENTS)
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
 
     def export(self, compressed: Compressed, folder: Path) -> None:
@@ -42,7 +48,11 @@ class OpenVINO(Target):
         from tersor.hub.insertion import insert_grids
 
         exported = to_onnx(compressed)
-        onnx = insert_grids(exported, compressed, PLACEMENT) if self.precision == "int8" else exported.onnx
+        onnx = (
+            insert_grids(exported, compressed, PLACEMENTS[self.placement])
+            if self.precision == "int8"
+            else exported.onnx
+        )
         save_onnx(onnx, folder / FILE)
 
     def load(self, folder: Path, threads: int = 0) -> Runner:

@@ -129,9 +129,17 @@ def test_verify_says_what_it_checked(made: Path, net: Path, call: Call) -> None:
     assert (found["verified"], found["metric"], found["recorded"]) == (True, "cross_entropy", None)
 
 
+def test_verify_compares_with_the_original(made: Path, net: Path, call: Call) -> None:
+    words = ("--data", f"{net}:other", "--model", f"{net}:make", "--json")
+    for metric, least in (("agreement", 0.98), ("cosine", 0.99)):
+        code, out, err = call("verify", made, "--metric", metric, *words)
+        assert code == 0, err
+        assert json.loads(out)["score"] >= least
+
+
 def test_verify_refuses_what_it_cannot_check(made: Path, net: Path, tmp_path: Path, call: Call) -> None:
     code, _, err = call("verify", made, "--data", f"{net}:other", "--metric", "agreement")
-    assert (code, "compares with the original model" in err) == (2, True)
+    assert (code, "compares with the original model" in err, "--model" in err) == (2, True, True)
     broken = tmp_path / "broken"
     shutil.copytree(made, broken)
     (broken / "plan.yaml").write_text("changed")

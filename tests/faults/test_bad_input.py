@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,3 +165,25 @@ def test_a_file_in_the_way_is_not_replaced(subject: Path, tmp_path: Path, capfd:
     code, err = _ended(_command(subject, "net", "data", out, []), capfd)
     assert code == 6, err
     assert (out / "thesis.txt").read_text() == "three years of work"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs the right to mount")
+@pytest.mark.parametrize("said", ["the disk is full", "the disk is read-only"])
+def test_a_full_or_read_only_disk(said: str, subject: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        command = _command(subject, "net", "data", tmp_path / "out", [])
+        assert _ended(command, capfd)[0] == 0
+        before = _content(tmp_path / "out")
+        if "full" in said:
+            with (tmp_path / "rest").open("wb") as rest, pytest.raises(OSError, match="No space"):
+                rest.write(bytes(4 << 20))
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], check=True)
+        code, err = _ended([*command, "--seed", "1"], capfd)
+        assert code == 6, err
+        assert said in " ".join(err.split())
+        assert _content(tmp_path / "out") == before
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

@@ -39,6 +39,21 @@ def test_three_times_the_work_is_slower() -> None:
     assert len(result.load) == 2
 
 
+def test_who_is_far_behind_is_soon_out() -> None:
+    result = race(
+        [contender("adder 1", n=2_000), contender("adder 9", n=90_000)], rounds=9, control="adder 1", behind=8
+    )
+    assert {name: len(seen) for name, seen in result.samples.items()} == {
+        "adder 1": 9,
+        "adder 1" + AGAIN: 9,
+        "adder 9": 5,
+    }
+    assert result.rounds == 9
+    slow = result.ratio("adder 9", "adder 1")
+    assert 8 < slow.low <= slow.value <= slow.high
+    assert result.median("adder 9") == pytest.approx(result.seconds("adder 9").value)
+
+
 def test_noise_on_stdout_stays_off_the_protocol() -> None:
     assert race([contender("noisy")], rounds=5).rounds == 5
 

@@ -22,5 +22,20 @@ class TestOnnxRuntimeInt8(TargetLaws):
     tolerance = 0.1
 
 
+class TestOnnxRuntimeInt8Signed(TargetLaws):
+    target = OnnxRuntime("int8", "signed")
+    tolerance = 0.1
+
+
+class TestOnnxRuntimeInt8Outputs(TargetLaws):
+    target = OnnxRuntime("int8", "outputs")
+    tolerance = 0.1
+
+
+class TestOpenVINOInt8Signed(TargetLaws):
+    target = OpenVINO("int8", "signed")
+    tolerance = 0.1
+
+
 class TestOpenVINO(TargetLaws):
     target = OpenVINO("fp32")

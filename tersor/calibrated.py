@@ -1,0 +1,85 @@
+"""What the calibration items tell: the model with scales moved where that pays, its profile, and fits.
+
+All of it is kept in the cache under everything it depends on, so that a compress that was killed, or that is asked for
+another budget, goes on from what was finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from tersor.fitting import Decisions, fit
+from tersor.graph.model import Model
+from tersor.inputs.job import Job
+from tersor.measuring.machine import versions
+from tersor.profile import Profile, measure
+from tersor.recipe import plain
+from tersor.rewrites.equalise import equalise
+from tersor.rewrites.shrink import shrink
+from tersor.store import fits, profiles
+from tersor.store.cache import Cache, code, default_folder, key
+from tersor.target import Compressed
+
+NEEDS = frozenset({"gram", "fisher"})
+PROFILE_ITEMS = 512
+QUANTISING_ITEMS = 256  # a grid has few degrees of freedom; a refit to fewer columns has many and takes all items
+
+
+class Calibrated:
+    """A model and what the calibration part of a job's data says of it; measured when it is first asked for."""
+
+    def __init__(self, job: Job, folded: Model):
+        self._job = job
+        self._folded = folded
+        self._cache = Cache(default_folder())
+
+    @cached_property
+    def model(self) -> Model:
+        """The same function as the folded model, scales moved between layers where the quadratic falls by that."""
+        return equalise(self._folded, self._measured(self._folded))
+
+    @cached_property
+    def profile(self) -> Profile:
+        """H, g and ranges of `model`."""
+        return self._measured(self.model)
+
+    def fit(self, decisions: Decisions) -> Compressed:
+        """Carry out decisions on `model`."""
+        items = len(self._job.calibration) if decisions.keep else QUANTISING_ITEMS
+
+        def fitted() -> Compressed:
+            batches, seed = self._inputs(items), self._job.seed
+            return fit(
+                self.model, batches, self.profile, decisions, seed=seed, progress=self._progress("fitting weights")
+            )
+
+        def bare() -> Model:
+            return shrink(self.model, decisions.keep) if decisions.keep else self.model.copy()
+
+        return fits.remembered(self._cache, self._key(self.model, "fit", items, plain(decisions)), bare, fitted)
+
+    def _measured(self, model: Model) -> Profile:
+        items = min(PROFILE_ITEMS, len(self._job.calibration))
+        progress = self._progress("measuring activations")
+
+        def measured() -> Profile:
+            progress(0, items)
+            batches, seed = self._inputs(items), self._job.seed
+            return measure(model, batches, NEEDS, seed=seed, progress=lambda done: progress(done, items))
+
+        return profiles.remembered(self._cache, self._key(model, "profile", sorted(NEEDS)), measured)
+
+    def _progress(self, stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: self._job.progress(stage, done, total)
+
+    def _key(self, model: Model, *more: Any) -> str:
+        """Of everything that a result depends on, to the last bit."""
+        job = self._job
+        return key(*more, model.digest(), job.calibration.digest(), job.seed, job.threads, code(), versions())
+
+    def _inputs(self, items: int) -> list[tuple[Tensor, ...]]:
+        return [batch.inputs for batch in self._job.calibration.take(items)]
