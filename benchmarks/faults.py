@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults [--kills 100] [--corruptions 200] [--out benchmarks/results/faults.jsonl]
 
-Kills: SIGKILL at moments spread evenly over the whole command, and at least 15 within the exchange itself (before the
+Kills: SIGKILL at random moments of every stage in turn, and at least 16 within the exchange itself (before the
 flush, before and after the exchange of the folders, while the old one is removed). After each the folder must verify as
 the old or the new artifact. At the end the same command must finish.
 Corruptions: one random change (a flipped bit, a cut, a byte more, a file gone, a file more, two files swapped) in a copy of
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,12 +83,20 @@ def subject(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def run(
-    arguments: list[str], cache: Path, kill_after: float | None = None, where: str | None = None
-) -> tuple[int, str]:
-    """Exit code and stderr of one command, killed after some seconds or at a place in the exchange."""
+@dataclass
+class Ended:
+    """How a command ended: its exit code, and when it announced each stage, in seconds from its start."""
+
+    code: int
+    stages: list[str] = field(default_factory=lambda: ["starting"])
+    begun: list[float] = field(default_factory=lambda: [0.0])
+
+
+def run(arguments: list[str], cache: Path, kill: tuple[int, float] | None = None, where: str | None = None) -> Ended:
+    """Run one command; killed so many seconds after its stage of that number began, or at a place in the exchange."""
     code = WRAPPED.format(where=where) if where else "from tersor.cli import main\nmain()\n"
     with tempfile.TemporaryFile("w+") as said:
+        start = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
             stdout=subprocess.DEVNULL,
@@ -95,61 +104,70 @@ def run(
             start_new_session=True,
             env={**os.environ, "TERSOR_CACHE": str(cache)},
         )
-        try:
-            process.wait(kill_after)
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-        said.seek(0)
-        return process.returncode, said.read()
+        ended = Ended(0)
+        while process.poll() is None:
+            now = time.monotonic() - start
+            said.seek(0)
+            for line in [_plain(line) for line in said.read().split("\n")[:-1] if line.strip()][
+                len(ended.stages) - 1 :
+            ]:
+                ended.stages.append(line)
+                ended.begun.append(now)
+            if kill is not None and len(ended.stages) > kill[0] and now >= ended.begun[kill[0]] + kill[1]:
+                os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.005)
+        return replace(ended, code=process.returncode)
 
 
 def kills(count: int, seed: int) -> dict:
     """Kill the command `count` times; what the folder was afterwards."""
+    rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         arguments, cache = [*subject(folder), "--out", str(folder / "out")], folder / "cache"
         start = time.monotonic()
-        code, said = run([*arguments, "--seed", "0"], cache)
+        first = run([*arguments, "--seed", "0"], cache)
         whole = time.monotonic() - start
-        if code:
-            raise SystemExit(f"the command failed before any kill: {said}")
+        if first.code:
+            raise SystemExit(f"the command failed before any kill: {first.stages[-1]}")
+        lasts = [b - a for a, b in zip(first.begun, [*first.begun[1:], whole], strict=True)]
         old = digest(folder / "out")
         stages: collections.Counter[str] = collections.Counter()
         verified = replaced = 0
-        timed = count - max(15, count // 6)
         for k in range(count):
-            where = None if k < timed else WHERE[k % len(WHERE)]
-            after = None if where else whole * (k + 0.5) / timed
-            code, said = run([*arguments, "--seed", str(k + 1)], cache, after, where)
-            stages[where or last_stage(said) if code == -signal.SIGKILL else "finished before the kill"] += 1
+            stage, where = k % len(lasts), WHERE[k % len(WHERE)] if k >= count - max(16, count // 6) else None
+            ended = run(
+                [*arguments, "--seed", str(k + 1)],
+                cache,
+                None if where else (stage, rng.random() * lasts[stage]),
+                where,
+            )
+            stages[where or ended.stages[-1] if ended.code == -signal.SIGKILL else "finished before the kill"] += 1
             try:
                 tersor.verify(folder / "out", threads=1)
                 verified += 1
             except ArtifactError as broken:
-                print(f"kill {k} ({where or last_stage(said)}): {broken}", file=sys.stderr)
+                print(f"kill {k} ({where or ended.stages[-1]}): {broken}", file=sys.stderr)
             now = digest(folder / "out")
             replaced += now != old
             old = now
             print(f"kill {k + 1}/{count}: {verified} verified", file=sys.stderr, flush=True)
         start = time.monotonic()
-        code, _ = run(
-            [*arguments, "--seed", str(count)], cache
-        )  # the last one again: it goes on from what was finished
+        # the last one again: it goes on from what was finished
+        last = run([*arguments, "--seed", str(count)], cache)
         again = time.monotonic() - start
         tersor.verify(folder / "out", threads=1)
         left = sorted(p.name for p in folder.iterdir() if ".tersor-" in p.name)
         return {
             "kills": count, "verified": verified, "new_artifact_after_kill": replaced, "stages": dict(stages),
-            "finished_afterwards": code == 0, "left_behind": left, "seconds_of_command": round(whole, 1),
+            "finished_afterwards": last.code == 0, "left_behind": left, "seconds_of_command": round(whole, 1),
             "seconds_of_the_last_again": round(again, 1),
         }  # fmt: skip
 
 
-def last_stage(said: str) -> str:
-    """The last stage that the command announced, without its figures."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return " ".join(w for w in lines[-1].split() if w.isalpha())[:40] if lines else "starting"
+def _plain(line: str) -> str:
+    """A stage as announced, without its figures."""
+    return " ".join(word for word in line.split() if word.isalpha())[:40]
 
 
 def digest(folder: Path) -> str:
@@ -161,9 +179,9 @@ def corruptions(count: int, seed: int) -> dict:
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        code, said = run([*subject(folder), "--out", str(folder / "out")], folder / "cache")
-        if code:
-            raise SystemExit(f"the command failed: {said}")
+        ended = run([*subject(folder), "--out", str(folder / "out")], folder / "cache")
+        if ended.code:
+            raise SystemExit(f"the command failed: {ended.stages[-1]}")
         refused = collections.Counter()
         kinds: collections.Counter[str] = collections.Counter()
         for k in range(count):
