@@ -31,7 +31,7 @@ check: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet '.[bench]'
 	$(BIN)/python -m benchmarks.cnn_cpu
-	$(BIN)/python -m benchmarks.pruning_resnet56
+	$(BIN)/python -m benchmarks.pruning
 	$(BIN)/python -m benchmarks.faithful
 
 clean:

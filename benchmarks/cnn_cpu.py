@@ -41,6 +41,7 @@ class Settings:
 
     batches: tuple[int, ...] = (1, 64)
     rounds: int = 60
+    starts: int = 3
     threads: int = 2
     max_drop: float = 0.005
     seed: int = 0
@@ -131,7 +132,7 @@ def _cell(key: str, batch: int, rows: Mapping[str, Row], folder: Path, settings:
     least = {c.name: min(short.samples[c.name]) for c in contenders}
     near = SLOW * min(least.values())
     front = [c for c in contenders if least[c.name] <= near or c.name == _best(short, contenders)]
-    long = _raced(front, settings.rounds, _best(short, front), settings)
+    long = _raced(front, settings.rounds, _best(short, front), settings, settings.starts)
     best = _best(long, front)
     slow = [c.name for c in contenders if c not in front]
     times = {c.name: _time(short if c.name in slow else long, c.name, best) for c in contenders}
@@ -156,8 +157,10 @@ def _contenders(key: str, batch: int, rows: Mapping[str, Row], folder: Path, thr
             yield Contender(name, "benchmarks.ours:make_int8", given | {"runtime": row["way"]})
 
 
-def _raced(contenders: Sequence[Contender], rounds: int, control: str | None, settings: Settings) -> Race:
-    return race(contenders, rounds=rounds, control=control, threads=settings.threads, seed=settings.seed)
+def _raced(
+    contenders: Sequence[Contender], rounds: int, control: str | None, settings: Settings, starts: int = 1
+) -> Race:
+    return race(contenders, rounds=rounds, control=control, threads=settings.threads, seed=settings.seed, starts=starts)
 
 
 def _best(done: Race, contenders: Sequence[Contender]) -> str:
@@ -196,6 +199,7 @@ def _words() -> argparse.ArgumentParser:
     parser.add_argument("--peers", default=",".join(PEERS), help="of " + ", ".join(PEERS))
     parser.add_argument("--batches", default="1,64")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--starts", type=int, default=3, help="of every process, each for its part of the rounds")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--max-drop", type=float, default=0.005)
     parser.add_argument("--seed", type=int, default=0)
@@ -212,6 +216,7 @@ def main(words: Sequence[str] | None = None) -> None:
     settings = Settings(
         batches,
         asked.rounds,
+        asked.starts,
         asked.threads,
         asked.max_drop,
         asked.seed,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from tersor.inspection import inspect
     from tersor.pipeline import compress
+    from tersor.probing import Sensitivity, sensitivity
     from tersor.report import Report
     from tersor.target import Runner, Target
     from tersor.technique import Technique
@@ -49,6 +50,7 @@ __all__ = [
     "RecipeError",
     "Report",
     "Runner",
+    "Sensitivity",
     "StorageError",
     "Target",
     "TargetError",
@@ -58,18 +60,21 @@ __all__ = [
     "compress",
     "inspect",
     "load",
+    "sensitivity",
     "verify",
 ]
 
 _ELSEWHERE = {
     "Report": "report",
     "Runner": "target",
+    "Sensitivity": "probing",
     "Target": "target",
     "Technique": "technique",
     "benchmark": "benchmarking",
     "compress": "pipeline",
     "inspect": "inspection",
     "load": "delivery",
+    "sensitivity": "probing",
     "verify": "delivery",
 }
 

@@ -39,7 +39,7 @@ from tersor.weight import Weight
 from tersor.widths import allocate, curves
 from tersor.windows import Window, windows
 
-__all__ = ["Decisions", "allocate", "curves", "fit"]
+__all__ = ["Decisions", "allocate", "curves", "fit", "repaired"]
 
 MEMORY = 2 << 30  # bytes of activations held at once
 REPAIR = 1e-2  # ridge of the refit to the kept columns, in mean diagonals of H
@@ -151,7 +151,7 @@ class _Walk:
         window, biased = self._windows[matrix.name], matrix.bias is not None
         v, h = window.of(w), window.square(gram)
         if window.cuts_columns:
-            v = _without(window, w, gram, biased)
+            v = repaired(window, w, gram, biased)
         if match is not None:
             v = matched(v, Moments(h, window.of(match.cross), _rows(window, match.power), match.count))
         technique = self._decisions.techniques.get(matrix.name)
@@ -200,7 +200,7 @@ class _Walk:
         return total / items
 
 
-def _without(window: Window, w: Tensor, gram: Tensor, biased: bool) -> Tensor:
+def repaired(window: Window, w: Tensor, gram: Tensor, biased: bool) -> Tensor:
     """What stays of `w`, moved to make up for the dropped columns: `V_K = W H_:K (H_KK)^-1`."""
     h = damped(gram, REPAIR)
     kept, square = window.some_columns(h), window.square(h)

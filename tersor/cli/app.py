@@ -114,6 +114,52 @@ def compress(
 
 
 @app.command()
+def sensitivity(
+    model: Model,
+    data: Annotated[str, typer.Option(metavar="DATA", help=DATA, show_default=False)],
+    metric: Annotated[str, typer.Option(help="accuracy, top5, mse, ..., agreement, or file.py:function.")] = "accuracy",
+    granularity: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="channels or bits; repeatable; both.", show_default=False),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write an HTML page with plots.", show_default=False)] = None,
+    items: Annotated[int, typer.Option(min=1, help="Held-out items that are judged on.")] = 256,
+    threads: Threads = 0,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Leave this layer alone; repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show how much the metric loses when one layer alone is made smaller."""
+    with results(as_json) as stream, Stages() as progress:
+        from tersor.probing import GRANULARITIES
+        from tersor.probing import sensitivity as measure
+
+        found = measure(
+            model,
+            data,
+            metric=metric,
+            granularities=granularity or GRANULARITIES,
+            items=items,
+            threads=threads,
+            seed=seed,
+            exclude=exclude or (),
+            progress=progress,
+        )
+        if out is not None:
+            from tersor.store.files import atomic_write
+
+            atomic_write(out, found.to_html().encode())
+        if as_json:
+            write_json(stream, found.to_json())
+    if not as_json:
+        from tersor.cli.sensitivity import show
+
+        show(found)
+
+
+@app.command()
 def inspect(
     model: Model,
     data: Annotated[

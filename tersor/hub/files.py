@@ -44,7 +44,7 @@ def named(names: Sequence[str], arrays: Sequence[np.ndarray]) -> dict[str, np.nd
     """Arrays by input name; raises `DataError` where their number is wrong."""
     if len(names) != len(arrays):
         raise DataError(f"The model takes {len(names)} inputs ({', '.join(names)}) and was given {len(arrays)}.")
-    return dict(zip(names, arrays, strict=True))
+    return dict(zip(names, arrays))  # noqa: B905 - checked above, and this runs in every call
 
 
 def refused(arrays: Mapping[str, np.ndarray], cause: Exception) -> DataError:

@@ -42,7 +42,8 @@ class Race:
 
     samples: seconds of one call, by contender, one entry a round (each the mean of the calls in one turn).
     control: the contender that ran twice, or None. memory: peak bytes of each process.
-    load: the machine's load average over one minute, before and after.
+    load: the machine's load average over one minute, before and after. starts: how often every process was started anew,
+    after the same number of rounds each; where it lies in memory may make a process a tenth slower for its whole life.
     """
 
     samples: Mapping[str, tuple[float, ...]]
@@ -51,6 +52,7 @@ class Race:
     threads: int
     memory: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
+    starts: int = 1
 
     @property
     def rounds(self) -> int:
@@ -96,7 +98,11 @@ class Race:
         return [np.array(self.samples[name][:rounds]) for name in names]
 
     def _draws(self, rounds: int, count: int = 4000) -> np.ndarray:
-        return np.random.default_rng(self.seed).integers(rounds, size=(count, rounds))
+        """(count, rounds) numbers of rounds: starts drawn first, then rounds of each."""
+        rng, starts = np.random.default_rng(self.seed), self.starts if rounds == self.rounds else 1
+        each = rounds // starts
+        drawn = rng.integers(starts, size=(count, starts, 1)) * each + rng.integers(each, size=(count, starts, each))
+        return drawn.reshape(count, -1)
 
 
 def race(
@@ -110,11 +116,13 @@ def race(
     turn: float = 0.004,
     seed: int = 0,
     behind: float | None = None,
+    starts: int = 1,
 ) -> Race:
     """Time the contenders against each other.
 
     rounds: turns for each. seconds: stop after so many, but not before 5 rounds. behind: who takes more than so many
-    times as long as the fastest after 5 rounds is out, and keeps those rounds. control: the name of the contender
+    times as long as the fastest after 5 rounds is out, and keeps those rounds. starts: in how many parts, each with fresh
+    processes, the rounds are made; several where small differences matter. control: the name of the contender
     to run in a second process as well. threads: what OMP_NUM_THREADS and its like are set to, 0 for not at all; a
     runtime with a setting of its own must be told in `arguments`. cores: the processors to run on; empty for all.
     timeout: seconds for one contender to load and warm up, or for one turn. turn: seconds that one turn lasts at least.
@@ -122,22 +130,39 @@ def race(
     """
     _check(contenders, control)
     before = os.getloadavg()[0]
-    with _started(contenders, control, threads, timeout, tuple(cores), turn) as processes:
-        samples: dict[str, list[float]] = {name: [] for name in processes}
-        order = list(processes)
-        shuffle = np.random.default_rng(seed)
-        end = None if seconds is None else time.monotonic() + seconds
-        for done in range(rounds):
-            if end is not None and time.monotonic() > end and done >= ENOUGH:
-                break
-            if behind is not None and done == ENOUGH:
-                order = _near(samples, behind)
-            shuffle.shuffle(order)
-            for name in order:
-                samples[name].append(processes[name].turn())
-        memory = {name: process.memory for name, process in processes.items()}
+    samples: dict[str, list[float]] = {}
+    memory: dict[str, int] = {}
+    shuffle = np.random.default_rng(seed)
+    end = None if seconds is None else time.monotonic() + seconds
+    for _ in range(starts):
+        near = (
+            contenders if not samples or behind is None else [c for c in contenders if c.name in _near(samples, behind)]
+        )
+        with _started(near, control, threads, timeout, tuple(cores), turn) as processes:
+            _run(processes, samples, -(-rounds // starts), shuffle, end, behind)
+            memory |= {name: process.memory for name, process in processes.items()}
     fixed = {name: tuple(values) for name, values in samples.items()}
-    return Race(fixed, control, (before, os.getloadavg()[0]), threads, memory, seed)
+    return Race(fixed, control, (before, os.getloadavg()[0]), threads, memory, seed, starts)
+
+
+def _run(
+    processes: Mapping[str, Process],
+    samples: dict[str, list[float]],
+    rounds: int,
+    shuffle: np.random.Generator,
+    end: float | None,
+    behind: float | None,
+) -> None:
+    """One part of a race: turns of all, added to `samples`."""
+    order = list(processes)
+    for done in range(rounds):
+        if end is not None and time.monotonic() > end and done >= ENOUGH:
+            return
+        if behind is not None and done == ENOUGH:
+            order = [name for name in _near(samples, behind) if name in processes]
+        shuffle.shuffle(order)
+        for name in order:
+            samples.setdefault(name, []).append(processes[name].turn())
 
 
 def _near(samples: Mapping[str, Sequence[float]], behind: float) -> list[str]:

@@ -54,6 +54,25 @@ def test_who_is_far_behind_is_soon_out() -> None:
     assert result.median("adder 9") == pytest.approx(result.seconds("adder 9").value)
 
 
+def test_several_starts_make_one_race() -> None:
+    result = race(
+        [contender("adder 1", n=2_000), contender("adder 3", n=6_000)], rounds=12, control="adder 1", starts=3
+    )
+    assert result.rounds == 12
+    assert result.starts == 3
+    assert result.ratio("adder 3", "adder 1").low > 1
+
+
+def test_the_interval_knows_that_starts_differ() -> None:
+    """Every start is a tenth off, the same way for all its rounds."""
+    rng = np.random.default_rng(0)
+    off = np.repeat([1.0, 1.1, 0.9], 20)
+    samples = {"a": tuple(off * (1 + 0.001 * rng.standard_normal(60))), "b": tuple(np.ones(60))}
+    one, three = (Race(samples, None, (0, 0), 1, starts=starts).ratio("a", "b") for starts in (1, 3))
+    assert three.low < 0.91 < 1.09 < three.high
+    assert one.high - one.low < three.high - three.low
+
+
 def test_noise_on_stdout_stays_off_the_protocol() -> None:
     assert race([contender("noisy")], rounds=5).rounds == 5
 

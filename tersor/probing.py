@@ -1,0 +1,230 @@
+"""How much each part of a model matters: the metric when one place alone is made smaller.
+
+Two granularities. *Channels*: blocks of one prunable group go, in the order of a structured OBS sweep, and the matrices
+that read them are refitted to what stays. *Bits*: one matrix is stored in fewer bits by GPTQ. Everything else stays
+as it was, nothing is trained, and the metric is taken on data held out of calibration, so the curves rank places; what they
+cost together is the planner's question. `damage` is what the quadratic predicts for the same change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tersor.calibrated import Calibrated
+from tersor.errors import InputError
+from tersor.fitting import repaired
+from tersor.graph.model import Model
+from tersor.inputs.job import Job, Progress, bring, predict_with, quiet, torch_threads
+from tersor.maths.damage import best_bias, damage
+from tersor.maths.unfold import from_matrix, to_matrix
+from tersor.records import plain
+from tersor.rewrites.fold_norms import fold_norms
+from tersor.rewrites.shrink import mask
+from tersor.site import Matrix, groups, matrices
+from tersor.techniques.gptq import GPTQ
+from tersor.widths import curves
+from tersor.windows import windows
+
+GRANULARITIES = ("channels", "bits")
+SHARES = (0.125, 0.25, 0.5, 0.75)  # of the blocks of a group that go
+BITS = (8, 6, 4, 3, 2)
+ITEMS = 256
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place made smaller: `amount` is the share of channels removed, or the bits a weight.
+
+    score: by entry ("" for a single number). damage: predicted, nats an item.
+    """
+
+    place: str
+    granularity: str
+    amount: float
+    score: Mapping[str, float]
+    damage: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """All points, and the score of the untouched model on the same items."""
+
+    model: str
+    metric: str
+    lower: bool
+    items: int
+    before: Mapping[str, float]
+    points: tuple[Point, ...]
+
+    def loss(self, point: Point) -> float:
+        """By how much the metric got worse, the worst entry counting."""
+        sign = 1 if self.lower else -1
+        return max(sign * (point.score[entry] - before) for entry, before in self.before.items())
+
+    def places(self, granularity: str) -> list[tuple[str, list[Point]]]:
+        """The points of each place, the most sensitive place first."""
+        found: dict[str, list[Point]] = {}
+        for point in self.points:
+            if point.granularity == granularity:
+                found.setdefault(point.place, []).append(point)
+        return sorted(found.items(), key=lambda place: -sum(map(self.loss, place[1])))
+
+    def to_json(self) -> dict[str, Any]:
+        return plain(self)
+
+    def to_html(self) -> str:
+        """One self-contained page: no network, no script."""
+        from jinja2 import Environment, StrictUndefined
+
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        page = Path(__file__).with_name("probing.html").read_text(encoding="utf-8")
+        return environment.from_string(page).render(s=self, plots=[self._plot(g) for g in GRANULARITIES])
+
+    def _plot(self, granularity: str) -> dict[str, Any]:
+        """Curves of loss over amount, in a box of 100 x 40 for each place, the same scale for all."""
+        places = self.places(granularity)
+        worst = max((max(0.0, self.loss(p)) for _, points in places for p in points), default=0.0) or 1.0
+        curves = []
+        for name, points in places:
+            steps = 100 / max(1, len(points) - 1)
+            at = [(i * steps, 40 - 40 * max(0.0, self.loss(p)) / worst) for i, p in enumerate(points)]
+            curves.append({"place": name, "line": " ".join(f"{x:.1f},{y:.1f}" for x, y in at), "points": points})
+        return {"granularity": granularity, "worst": worst, "curves": curves}
+
+
+def sensitivity(
+    model: Any,
+    data: Any,
+    *,
+    metric: Any = "accuracy",
+    granularities: Sequence[str] = GRANULARITIES,
+    items: int = ITEMS,
+    threads: int = 0,
+    seed: int = 0,
+    exclude: Sequence[str] = (),
+    progress: Progress = quiet,
+) -> Sensitivity:
+    """The metric as a function of how much smaller each place is made, one place at a time.
+
+    model, data, metric: as `compress` takes them; data is split by `seed`, and `items` of the held part are judged on.
+    Cost: one pass over the calibration items, and one over the judged ones a point.
+    Raises `InputError` for an unknown granularity, and what `compress` raises for its inputs.
+    """
+    unknown = sorted(set(granularities) - set(GRANULARITIES))
+    if unknown or not granularities:
+        raise InputError(
+            f"There is no granularity {', '.join(unknown) or '(none)'}; choose of {', '.join(GRANULARITIES)}."
+        )
+    with torch_threads(threads):
+        job = bring(model, data, metric, 0.0, None, 1, threads, seed, tuple(exclude), None, progress)
+        ground = Calibrated(job, fold_norms(job.model))
+        held = job.held.take(items)
+        changes = [change for granularity in granularities for change in CHANGES[granularity](ground, job)]
+        points = []
+        for done, (place, granularity, amount, changed, lost) in enumerate(changes):
+            progress("judging one place at a time", done, len(changes))
+            score = job.metric(predict_with(changed()), held)
+            points.append(Point(place, granularity, amount, _entries(score), lost))
+        before = _entries(job.metric(predict_with(job.model), held))
+    return Sensitivity(job.name, job.metric.name, job.metric.lower, len(held), before, tuple(points))
+
+
+def _entries(score: Any) -> dict[str, float]:
+    return dict(score) if isinstance(score, Mapping) else {"": score}
+
+
+Change = tuple[
+    str, str, float, Callable[[], Model], float
+]  # place, granularity, amount, what makes the changed model, predicted damage
+
+
+def _narrower(ground: Calibrated, job: Job) -> Iterator[Change]:
+    model = ground.model
+    found = [g for g in groups(model) if g.refused is None and not g.counted and g.name not in job.exclude]
+    swept = curves(model, ground.profile, found)
+    for group in (g for g in found if g.name in swept):
+        for share in SHARES:
+            gone = min(group.blocks - 1, round(share * group.blocks))
+            if gone > 0:
+                keep = swept[group.name].kept(group.blocks - gone)
+                lost = swept[group.name].damage[gone]
+                yield group.name, "channels", gone / group.blocks, _Narrower(ground, group.name, keep), lost
+
+
+@dataclass(frozen=True)
+class _Narrower:
+    """The model without some blocks of one group, the matrices that read them refitted."""
+
+    ground: Calibrated
+    group: str
+    keep: tuple[int, ...]
+
+    def __call__(self) -> Model:
+        model, keep = self.ground.model, {self.group: self.keep}
+        changed, left = mask(model, keep), windows(model, keep)
+        for matrix in matrices(model):
+            window = left[matrix.name]
+            if window.cuts_columns:
+                biased = matrix.bias is not None
+                w = to_matrix(model.tensor(matrix.weight), matrix.groups, matrix.transposed).double()
+                bias = (
+                    model.tensor(matrix.bias).double() if matrix.bias is not None else w.new_zeros(w[:, :, 0].numel())
+                )
+                whole = torch.cat([w, bias.reshape(*w.shape[:2], 1)], 2)
+                v = repaired(window, whole, self.ground.profile.facts[matrix.name].gram, biased)
+                _assign(changed, matrix, window.put_back(v, whole))
+        return changed
+
+
+def _fewer_bits(ground: Calibrated, job: Job) -> Iterator[Change]:
+    for matrix in matrices(ground.model):
+        if matrix.name not in job.exclude:
+            for bits in BITS:
+                fewer = _FewerBits(ground, matrix, bits)
+                yield matrix.name, "bits", float(bits), fewer, fewer.damage()
+
+
+@dataclass(frozen=True)
+class _FewerBits:
+    """The model with one matrix in fewer bits, its bias repaired."""
+
+    ground: Calibrated
+    matrix: Matrix
+    bits: int
+
+    def value(self) -> tuple[Tensor, Tensor]:
+        """(groups, r, c + 1) before and after, the bias last."""
+        m, model = self.matrix, self.ground.model
+        weight, facts = model.tensor(m.weight), self.ground.profile.facts[m.name]
+        chosen = GPTQ(bits=self.bits).fit(m, weight, facts).dense()
+        w, v = (to_matrix(t, m.groups, m.transposed).double() for t in (weight, chosen))
+        bias = model.tensor(m.bias).double().reshape(w.shape[:2]) if m.bias is not None else w.new_zeros(w.shape[:2])
+        moved = best_bias(w, v, facts.gram) if m.bias is not None else 0.0
+        return torch.cat([w, bias[..., None]], 2), torch.cat([v, (bias + moved)[..., None]], 2)
+
+    def damage(self) -> float:
+        before, after = self.value()
+        facts = self.ground.profile.facts[self.matrix.name]
+        return damage(after - before, facts.gram, facts.fisher)
+
+    def __call__(self) -> Model:
+        changed = self.ground.model.copy()
+        _assign(changed, self.matrix, self.value()[1])
+        return changed
+
+
+CHANGES = {"channels": _narrower, "bits": _fewer_bits}
+
+
+def _assign(model: Model, matrix: Matrix, whole: Tensor) -> None:
+    """Put (groups, r, c + 1), the bias last, into a model."""
+    weight = from_matrix(whole[:, :, :-1], matrix.shape, matrix.groups, matrix.transposed)
+    model.assign(matrix.weight, weight.float())
+    if matrix.bias is not None:
+        model.assign(matrix.bias, whole[:, :, -1].reshape(-1).float())
