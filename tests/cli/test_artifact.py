@@ -137,6 +137,16 @@ def test_verify_compares_with_the_original(made: Path, net: Path, call: Call) ->
         assert json.loads(out)["score"] >= least
 
 
+def test_sensitivity_shows_the_worst_place_first(net: Path, tmp_path: Path, call: Call) -> None:
+    page = tmp_path / "sensitivity.html"
+    words = ("--metric", "cross_entropy", "--granularity", "bits", "--threads", 1, "--items", 100, "--out", page)
+    code, out, err = call("sensitivity", f"{net}:make", "--data", f"{net}:data", *words)
+    assert code == 0, err
+    assert "100 held-out items" in out
+    assert all(head in out for head in ("Bits a weight", "8 bit", "2 bit"))
+    assert "<polyline" in page.read_text()
+
+
 def test_verify_refuses_what_it_cannot_check(made: Path, net: Path, tmp_path: Path, call: Call) -> None:
     code, _, err = call("verify", made, "--data", f"{net}:other", "--metric", "agreement")
     assert (code, "compares with the original model" in err, "--model" in err) == (2, True, True)
