@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
+from tersor.errors import ExportError
 from tersor.graph.likelihood import divergence
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
@@ -23,6 +24,8 @@ from tersor.search import ORIGINAL, Search
 from tersor.site import Matrix, matrices, sites
 from tersor.target import Compressed, Dynamic, Runner
 from tersor.trials import Trial, answers
+
+SIMULATED = 32  # items on which the runtime is compared with its simulation
 
 
 def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: float) -> Report:
@@ -64,7 +67,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         },
         load=race.load,
         cost={"seconds": seconds, "bytes": 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss},
-        notes=tuple(search.notes),
+        notes=(*search.notes, *_faithful(job, chosen)),
     )
 
 
@@ -143,6 +146,21 @@ def _compared(search: Search, chosen: Trial, runner: Runner) -> tuple[Compared, 
     if damage is not None:
         found.append(Compared("damage an item", damage, _divergence(search.job, runner), "nats"))
     return tuple(found)
+
+
+def _faithful(job: Job, chosen: Trial) -> tuple[str, ...]:
+    """Whether the runtime computes what our simulation of its file says, and the first activation where it does not."""
+    try:
+        found = chosen.candidate.target.fidelity(chosen.folder, next(iter(job.held.rebatch(SIMULATED))).arrays())
+    except ExportError as unknown:
+        return (f"The runtime was not compared with a simulation of its file. {unknown}",)
+    if found is None:
+        return ()
+    same = f"The runtime decides as our simulation of its file on {100 * found.agreement:.4g} % of {found.items} items"
+    if found.parts is None:
+        return (f"{same}, and gives the same codes everywhere.",)
+    d = found.parts
+    return (f"{same}; they part first at {d.node}: {d.differing} of {d.total} values, by {d.steps:.3g} steps at most.",)
 
 
 def _divergence(job: Job, runner: Runner) -> float:

@@ -94,6 +94,17 @@ def test_the_artifact_is_what_the_report_claims(delivered: tuple[Path, Report]) 
     assert report.compared or report.layers
 
 
+def test_an_integer_artifact_says_what_was_predicted_and_whether_it_is_faithful(
+    trained: nn.Module, data: Batches
+) -> None:
+    report = compress(trained, data, max_drop="10%", target="onnxruntime:int8", threads=1)
+    assert any("decides as our simulation of its file on 100 % of 32 items" in note for note in report.notes)
+    damage = next(c for c in report.compared if c.name == "damage an item")
+    assert damage.predicted is not None
+    assert damage.measured is not None
+    assert {o.precision for o in report.audit} == {"i8"}
+
+
 def test_it_verifies_and_runs(delivered: tuple[Path, Report], data: Batches) -> None:
     out, _ = delivered
     assert verify(out, threads=1).difference <= 1e-3
