@@ -11,6 +11,7 @@ from torch import Tensor
 
 STEPS = 30
 TOLERATED = 10.0
+HALFWAY = 0.01  # of a code
 NARROWEST = 0.1  # share of the whole range, below which a percentile is not believed
 
 
@@ -76,4 +77,9 @@ def _grid(low: float, high: float, bits: int) -> tuple[float, int]:
     scale = float(torch.tensor((high - low) / top).float())
     if scale < 1e-36:
         return 1.0, 0
-    return scale, min(top, max(0, round(-low / scale)))
+    zero = -low / scale
+    if zero > 1 and abs(zero % 1 - 0.5) < HALFWAY:
+        # A range that is symmetric about zero, such as normalised pixels. These lie on a grid of 255 steps themselves,
+        # so that all of them would fall half-way between two codes, and runtimes break such ties in different ways.
+        return float(torch.tensor(-low / int(zero)).float()), int(zero)
+    return scale, min(top, max(0, round(zero)))

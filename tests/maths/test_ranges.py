@@ -71,3 +71,15 @@ def test_percentile_keeps_the_share_that_was_asked_for():
 @pytest.mark.parametrize("method", [minmax, percentile, mse, robust])
 def test_an_activation_that_is_always_zero_has_a_grid(method):
     assert method(torch.zeros(8), torch.linspace(0, 0, 9), 0.0, 0.0) == (1.0, 0)
+
+
+def test_pixels_do_not_fall_half_way_between_codes():
+    """Normalised 8-bit pixels on the grid of their own extremes would all be ties."""
+    pixels = torch.arange(256) * 2 / 255 - 1
+    counts = torch.ones(512)
+    for find in (minmax, robust, mse):
+        scale, zero = find(counts, torch.linspace(-1, 1, 513), -1.0, 1.0)
+        off = (pixels.double() / scale + zero) % 1 - 0.5
+        assert off.abs().min() > 1e-4
+        assert (0 - zero) * scale <= -1 + scale
+        assert (255 - zero) * scale >= 1 - scale
