@@ -15,6 +15,7 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +126,14 @@ def zeros_of(model: Model) -> float:
     return 1 - sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
 
 
-def our_rows(ours: Ours, zeros: Sequence[float], judge: Callable[[Predict], float]) -> list[dict]:
-    """Our figures: densities from the damage curves, the same density everywhere, and 2:4."""
+def our_rows(ours: Ours, zeros: Sequence[float], judge: Callable[[Predict], float], uniform: bool) -> list[dict]:
+    """Our figures: densities from the damage curves, and 2:4; with `uniform`, also the same density everywhere."""
     rows = []
     for share in zeros:
         rows.append(_row("tersor", "SparseGPT, densities by damage", share, lambda s=share: ours.allocated(s), judge))
-        rows.append(_row("tersor", "SparseGPT, uniform", share, lambda s=share: ours.uniform(Anywhere(1 - s)), judge))
+        if uniform:
+            make = partial(ours.uniform, Anywhere(1 - share))
+            rows.append(_row("tersor", "SparseGPT, uniform", share, make, judge))
     rows.append(_row("tersor", "SparseGPT", "2:4", lambda: ours.uniform(NofM(2, 4)), judge))
     return rows
 
@@ -195,7 +198,7 @@ def measured(key: str, given: argparse.Namespace) -> dict[str, Any]:
     line["items"], line["images_used"] = len(judged[1]), len(images)
     line["original"] = judge(module)
     ours = Ours(module, images, given.seed)
-    line["rows"] = our_rows(ours, zeros, judge)
+    line["rows"] = our_rows(ours, zeros, judge, given.uniform)
     line["seconds_measuring"] = round(ours.seconds, 1)
     if given.peers:
         line["rows"] += peer_rows(Peers(module, images, labels, given.seed), zeros, judge)
@@ -227,6 +230,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", default="test", choices=["test", "held"], help="'held' while developing")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--uniform", action=argparse.BooleanOptionalAction, default=False, help="ours at one density, too"
+    )
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(words)

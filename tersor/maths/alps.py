@@ -15,11 +15,11 @@ from torch import Tensor
 
 from tersor.maths.pattern import Pattern
 
-EVERY = 3  # steps between two values of rho
+EVERY = 10  # steps between two values of rho; with 3, as published, 0.6 to 1.7 % more damage was seen
 GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # more than this share of the support changed: rho grows by that
 
 
-def alps(w: Tensor, h: Tensor, weigh: Tensor, pattern: Pattern, steps: int = 240, rho: float = 0.1) -> Tensor:
+def alps(w: Tensor, h: Tensor, weigh: Tensor, pattern: Pattern, steps: int = 600, rho: float = 0.1) -> Tensor:
     """bool (groups, rows, c): which weights of `w` (groups, rows, c) stay; exact zeros of `w` are never chosen.
 
     h: (groups, c, c); weigh: (groups, rows). Cost: one eigendecomposition and up to `steps` times 2 rows c^2

@@ -1,4 +1,4 @@
-"""Zero weights with error feedback: the best one-shot choice that is known."""
+"""Zero the weights whose absence the others can make up for: the best of several searches."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class SparseGPT(Technique):
     """The support of least damage among several, refitted by least squares, then improved by exchanging weights.
 
     Tried are SparseGPT (column by column, what is zeroed moves the columns to come), ALPS (all columns at once, by
-    alternating directions) and the criteria `Magnitude`, `OBD` and `Wanda`, each refitted and judged by `1/2 tr(diag(g)
-    (V - W) H (V - W)^T)` without damping: never worse than `Sparse` with these. Then `rounds` exchanges of kept weights
-    for better ones. Exact zeros stay zeros. Cost: about 1,200 r c^2 operations, 2 c^3 and an eigendecomposition a
-    group, and |S|^2 c a row and round; ten times `Sparse`. Little help where inputs are uncorrelated.
-    Source: arXiv:2301.00774, arXiv:2406.07831.
+    alternating directions; mostly the winner) and the criteria `Magnitude`, `OBD` and `Wanda`, each refitted and judged
+    by `1/2 tr(diag(g) (V - W) H (V - W)^T)` without damping: never worse than `Sparse` with these. Then `rounds`
+    exchanges of kept weights for better ones, which pay on rows of a few columns. Exact zeros stay zeros. Cost: up to
+    1,500 products of r c^2, 2 c^3 and an eigendecomposition a group, and |S|^2 c a row and round; over ten times
+    `Sparse`. Little help where inputs are uncorrelated. Source: arXiv:2301.00774, arXiv:2406.07831.
     """
 
     pattern: Pattern = Anywhere()  # noqa: RUF009 - immutable
