@@ -10,9 +10,12 @@ from torch import Tensor
 from tersor.forms.affine import Affine
 from tersor.forms.bitmask import Bitmask, bitmask
 from tersor.forms.dense import Dense
+from tersor.forms.nofm import PackedNofM, n_of_m
 from tersor.forms.sum import Sum
 from tersor.maths.bits import pack, unpack
 from tersor.weight import Weight
+
+RUNS = (4, 8, 16)  # columns; the runs in which a fixed number of values is looked for
 
 
 def smallest(weight: Weight) -> Weight:
@@ -22,10 +25,12 @@ def smallest(weight: Weight) -> Weight:
         candidates.append(Sum(smallest(weight.left), smallest(weight.right)))
     if isinstance(weight, Affine):
         candidates.append(_fewer_bits(weight))
-    if isinstance(weight, Bitmask):
+    if isinstance(weight, Bitmask | PackedNofM):
         candidates.append(Dense(weight.dense()))
     value = weight.dense()
     candidates.append(bitmask(value, value != 0))
+    if value.ndim > 1 and value.numel():
+        candidates += [n_of_m(value, m) for m in RUNS]
     # A mask forgets the sign of negative zeros; equality of bits decides.
     return min((c for c in candidates if _same(c.dense(), value)), key=lambda c: c.nbytes)
 

@@ -13,16 +13,18 @@ import inspect
 import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, get_args
 
 import yaml
 
+from tersor import criteria as criteria_room
 from tersor import techniques as techniques_room
 from tersor.errors import RecipeError
 from tersor.feeds import Feeds
 from tersor.fitting import Decisions
 from tersor.graph.model import Model
-from tersor.maths import grid
+from tersor.maths import grid, pattern
 from tersor.site import groups, matrices
 from tersor.technique import Technique
 
@@ -141,12 +143,12 @@ def _built(node: ast.expr, constructors: dict[str, type]) -> Any:
 
 
 def _constructors() -> Iterator[tuple[str, type]]:
-    modules = [importlib.import_module(f"{techniques_room.__name__}.{m.name}") for m in _files()]
-    for module in [*modules, grid]:
+    for module in [*_modules(techniques_room), *_modules(criteria_room), grid, pattern]:
         for name, kind in inspect.getmembers(module, inspect.isclass):
             if kind.__module__ == module.__name__ and dataclasses.is_dataclass(kind):
                 yield name, kind
 
 
-def _files() -> Iterator[pkgutil.ModuleInfo]:
-    return pkgutil.iter_modules(techniques_room.__path__)
+def _modules(room: ModuleType) -> Iterator[ModuleType]:
+    for module in pkgutil.iter_modules(room.__path__):
+        yield importlib.import_module(f"{room.__name__}.{module.name}")

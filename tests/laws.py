@@ -18,21 +18,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tersor.criteria.obd import OBD
 from tersor.maths.damage import best_bias, damage
 from tersor.maths.grid import PerChannel, PerGroup, PerTensor
+from tersor.maths.pattern import Anywhere, EachRow, NofM, Tiles
 from tersor.maths.unfold import to_matrix
 from tersor.profile import Facts
 from tersor.site import Convolution, Matrix
 from tersor.technique import Technique
 from tersor.techniques.gptq import GPTQ
-from tersor.techniques.magnitude import Magnitude
 from tersor.techniques.plus import Plus
 from tersor.techniques.rounding import Rounding
+from tersor.techniques.sparse import Sparse
 from tersor.techniques.then import Then
 from tersor.weight import Weight
 
 NAMES = {
-    c.__name__: c for c in (GPTQ, Magnitude, Plus, Rounding, Then, PerChannel, PerGroup, PerTensor)
+    c.__name__: c
+    for c in (GPTQ, OBD, Plus, Rounding, Sparse, Then, Anywhere, EachRow, NofM, PerChannel, PerGroup, PerTensor, Tiles)
 }  # what `eval(repr(t))` may use; a plug-in's test adds its own through `TechniqueLaws.names`
 
 

@@ -10,7 +10,9 @@ from laws import layouts, make, seeds, thorough
 from tersor.forms.affine import Affine
 from tersor.forms.bitmask import Bitmask
 from tersor.forms.dense import Dense
+from tersor.forms.nofm import PackedNofM
 from tersor.forms.sum import Sum
+from tersor.maths.pattern import NofM
 from tersor.packing import smallest
 from tersor.techniques.rounding import Rounding
 
@@ -38,7 +40,7 @@ def test_sparse_becomes_a_bitmask_and_full_stays():
 def test_a_negative_zero_is_not_lost():
     w = torch.zeros(8, 8)
     w[0, 0] = -0.0
-    assert isinstance(smallest(Dense(w)), Dense)
+    assert torch.equal(smallest(Dense(w)).dense().view(torch.int32), w.view(torch.int32))
 
 
 def test_eight_bits_that_use_four_are_stored_in_four():
@@ -57,3 +59,13 @@ def test_eight_bits_that_use_four_are_stored_in_four():
     assert isinstance(packed, Affine)
     assert packed.bits == 4
     assert packed.nbytes == weight.nbytes
+
+
+def test_one_of_four_becomes_n_of_m_and_loses_nothing():
+    rows = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    w = torch.where(NofM(1, 4).kept(rows[None].abs())[0], rows, 0.0)
+    packed = smallest(Dense(w))
+    assert isinstance(packed, PackedNofM)
+    assert (packed.n, packed.m) == (1, 4)
+    assert packed.nbytes == 32 * 4 + 8
+    assert torch.equal(packed.dense(), w)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tersor.maths.bits import pack, unpack
+from tersor.maths.unfold import from_matrix
 from tersor.weight import Weight
 
 
@@ -44,3 +45,12 @@ class Bitmask(Weight):
 def bitmask(values: Tensor, kept: Tensor) -> Bitmask:
     """The weight that is `values` where `kept` is true and zero elsewhere."""
     return Bitmask(pack(kept, 1), values[kept].float(), tuple(values.shape))
+
+
+def bitmask_of_matrix(
+    values: Tensor, kept: Tensor, shape: tuple[int, ...], groups: int = 1, transposed: bool = False
+) -> Bitmask:
+    """The weight of `shape` from its matrices (groups, rows, c), in double: values where `kept`, zero elsewhere."""
+    largest = torch.finfo(torch.float32).max  # a repair of the largest weights may leave the range of float32
+    narrow = values.clamp(-largest, largest).float()
+    return bitmask(*(from_matrix(t, shape, groups, transposed) for t in (narrow, kept)))

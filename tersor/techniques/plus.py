@@ -19,7 +19,7 @@ from tersor.technique import Technique
 class Plus(Technique):
     """`left + right`: the right is fitted to what the left leaves over.
 
-    `Plus(Magnitude(0.01), GPTQ(4))` stores a few large weights apart and the rest on a grid.
+    `Plus(Sparse(Anywhere(0.01)), GPTQ(4))` stores a few large weights apart and the rest on a grid.
     """
 
     left: Technique

@@ -18,7 +18,7 @@ class Then(Technique):
     """`second` fitted to what `first` made of the weight; the zeros of the first stay where the second promises so.
 
     Where the first is a least-squares fit, the damages add up: its residual is orthogonal to what the second changes.
-    `Then(Magnitude(0.5), GPTQ(4))` prunes and then quantises what is left.
+    `Then(Sparse(Anywhere(0.5)), GPTQ(4))` prunes and then quantises what is left.
     """
 
     first: Technique

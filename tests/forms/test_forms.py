@@ -8,9 +8,11 @@ from laws import LAYOUTS, FormLaws, make
 from tersor.forms.affine import Affine, affine
 from tersor.forms.bitmask import bitmask
 from tersor.forms.dense import Dense
+from tersor.forms.nofm import n_of_m
 from tersor.forms.sum import Sum
 from tersor.maths.grid import Integers, PerChannel, PerGroup, PerTensor, absmax
-from tersor.maths.unfold import to_matrix
+from tersor.maths.pattern import NofM
+from tersor.maths.unfold import from_matrix, to_matrix
 
 
 def grids(seed: int) -> list[Affine]:
@@ -43,6 +45,14 @@ class TestBitmask(FormLaws):
         return [bitmask(w, w.abs() > 0.1 * (seed % 20)) for w in drawn]
 
 
+class TestPackedNofM(FormLaws):
+    def weights(self, seed: int):
+        drawn = [(make(layout, seed), 2 + seed % 15) for layout in LAYOUTS]
+        return [
+            n_of_m(c.w * (c.w.abs() > 0.1 * (seed % 20)), m, c.matrix.groups, c.matrix.transposed) for c, m in drawn
+        ]
+
+
 class TestSum(FormLaws):
     def weights(self, seed: int):
         return [Sum(bitmask(w.dense(), w.dense().abs() > 2), w) for w in grids(seed)]
@@ -69,3 +79,23 @@ def test_the_layout_of_packed_bits_is_fixed():
     assert bitmask(
         torch.tensor([0.0, 5, 0, 0, 0, 0, 0, 0, 7]), torch.tensor([0, 1, 0, 0, 0, 0, 0, 0, 1]).bool()
     ).mask.tolist() == [2, 1]
+
+
+def test_n_of_m_keeps_the_value_and_stores_no_more_than_n_a_run():
+    for layout in LAYOUTS:
+        case = make(layout, 3)
+        m = case.matrix
+        rows = to_matrix(case.w, m.groups, m.transposed)
+        w = from_matrix(rows * NofM(2, 4).kept(rows.abs()), case.w.shape, m.groups, m.transposed)
+        weight = n_of_m(w, 4, m.groups, m.transposed)
+        assert weight.n == 2
+        assert torch.equal(weight.dense(), w)
+        full, left = divmod(rows.shape[2], 4)
+        count = rows.shape[0] * rows.shape[1] * (2 * full + min(2, left))
+        assert weight.nbytes == 4 * count + -(-2 * count // 8)
+
+
+def test_the_layout_of_n_of_m_is_fixed():
+    weight = n_of_m(torch.tensor([[0.0, 5, 0, 6, 7, 0, 0, 0, 0, 8]]), 4)
+    assert weight.values.tolist() == [5, 6, 7, 0, 0, 8]
+    assert weight.places.tolist() == [0b01001101, 0b0100]

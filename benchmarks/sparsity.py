@@ -1,0 +1,248 @@
+"""Unstructured and 2:4 zeros, one-shot: Tersor beside Wanda, magnitude and Taylor as the field uses them.
+
+    python -m benchmarks.sparsity --models resnet56                # the table: test accuracy, one JSON line a model
+    python -m benchmarks.sparsity --models resnet56 --part held --zeros 0.8 --images 256
+
+No training; everybody sees the same training images, at most 1,024. Only Taylor sees their labels. A share of zeros
+counts over the weights of all convolutions and linears. The peers zero the weights of the network as it was trained, norms
+apart, and repair nothing; they share Tersor's patterns and statistics of the inputs, so their seconds are those of this
+code, without capturing the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import environment, zoo
+from benchmarks.pruning_resnet56 import accuracy
+from tersor.criteria.magnitude import Magnitude
+from tersor.criteria.wanda import Wanda
+from tersor.criterion import Criterion
+from tersor.densities import allocate, curves
+from tersor.fitting import Decisions, fit
+from tersor.graph.model import Model, capture
+from tersor.maths.pattern import Anywhere, EachRow, NofM, Pattern
+from tersor.maths.unfold import from_matrix, to_matrix
+from tersor.profile import Profile, measure
+from tersor.rewrites.fold_norms import fold_norms
+from tersor.site import matrices
+from tersor.technique import Technique
+from tersor.techniques.sparsegpt import SparseGPT
+
+RESULTS = environment.ROOT / "benchmarks" / "results" / "sparsity.jsonl"
+BATCH = 128
+Predict = Callable[[Tensor], Tensor]
+Scores = Mapping[str, Tensor]  # (groups, rows, c) by matrix name
+
+
+class Ours:
+    """The network with its norms folded, measured once without labels; then a fit for every share of zeros."""
+
+    def __init__(self, module: nn.Module, images: Tensor, seed: int):
+        start = time.perf_counter()
+        self._seed, self._batches = seed, [(x,) for x in images.split(BATCH)]
+        self._model = fold_norms(capture(module, (images[:2],)))
+        self._profile = measure(self._model, self._batches, seed=seed)
+        self._curves = curves(self._model, self._profile)
+        self.seconds = time.perf_counter() - start
+
+    def allocated(self, zeros: float) -> Model:
+        shares = allocate(self._curves, 1 - zeros)
+        return self.fitted({name: SparseGPT(Anywhere(density)) for name, density in shares.items()})
+
+    def uniform(self, pattern: Pattern) -> Model:
+        return self.fitted({m.name: SparseGPT(pattern) for m in matrices(self._model)})
+
+    def fitted(self, techniques: Mapping[str, Technique]) -> Model:
+        decisions = Decisions(techniques=techniques)
+        return fit(self._model, self._batches, self._profile, decisions, seed=self._seed).model
+
+
+class Peers:
+    """The network as it was trained; weights are zeroed by a score, and nothing else changes."""
+
+    def __init__(self, module: nn.Module, images: Tensor, labels: Tensor, seed: int):
+        self._module, self._images, self._labels, self._seed = module, images, labels, seed
+        self._model = capture(module, (images[:2],))
+
+    def by(self, criterion: Criterion) -> Scores:
+        profile = Profile()
+        if criterion.needs:
+            profile = measure(self._model, [(x,) for x in self._images.split(BATCH)], criterion.needs, seed=self._seed)
+        nothing = next(iter(profile.facts.values()), None)
+        return {
+            m.name: criterion.scores(m, self._matrix(m.name), profile.facts.get(m.name, nothing))  # type: ignore[arg-type]
+            for m in matrices(self._model)
+        }
+
+    def taylor(self, batch: int = 32) -> Scores:
+        """`sum over batches of (w dL/dw)^2`, with the true labels (Molchanov et al. 2019)."""
+        found = {m.name: torch.zeros_like(self._matrix(m.name)) for m in matrices(self._model)}
+        weights = dict(self._module.named_parameters())
+        for x, y in zip(self._images.split(batch), self._labels.split(batch), strict=True):
+            self._module.zero_grad()
+            F.cross_entropy(self._module(x), y).backward()
+            for m in matrices(self._model):
+                w = weights[m.weight]
+                found[m.name] += to_matrix((w * w.grad).detach().double().square(), m.groups, m.transposed)
+        return found
+
+    def each(self, scores: Scores, pattern: Pattern) -> Model:
+        """The same pattern in every matrix."""
+        return self._masked({name: pattern.kept(score) for name, score in scores.items()})
+
+    def everywhere(self, scores: Scores, zeros: float) -> Model:
+        """The largest scores of the whole network."""
+        flat = torch.cat([score.flatten() for score in scores.values()]).reshape(1, 1, -1)
+        parts = Anywhere(1 - zeros).kept(flat).flatten().split([score.numel() for score in scores.values()])
+        return self._masked({n: part.reshape(scores[n].shape) for n, part in zip(scores, parts, strict=True)})
+
+    def _masked(self, kept: Mapping[str, Tensor]) -> Model:
+        model = self._model.copy()
+        for m in matrices(model):
+            value = self._matrix(m.name) * kept[m.name]
+            model.assign(m.weight, from_matrix(value, m.shape, m.groups, m.transposed).float())
+        return model
+
+    def _matrix(self, name: str) -> Tensor:
+        m = next(m for m in matrices(self._model) if m.name == name)
+        return to_matrix(self._model.tensor(m.weight), m.groups, m.transposed).double()
+
+
+def zeros_of(model: Model) -> float:
+    """The share of exact zeros among the weights of all convolutions and linears."""
+    weights = [model.tensor(m.weight) for m in matrices(model)]
+    return 1 - sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
+
+
+def our_rows(ours: Ours, zeros: Sequence[float], judge: Callable[[Predict], float], uniform: bool) -> list[dict]:
+    """Our figures: densities from the damage curves, and 2:4; with `uniform`, also the same density everywhere."""
+    rows = []
+    for share in zeros:
+        rows.append(_row("tersor", "SparseGPT, densities by damage", share, lambda s=share: ours.allocated(s), judge))
+        if uniform:
+            make = partial(ours.uniform, Anywhere(1 - share))
+            rows.append(_row("tersor", "SparseGPT, uniform", share, make, judge))
+    rows.append(_row("tersor", "SparseGPT", "2:4", lambda: ours.uniform(NofM(2, 4)), judge))
+    return rows
+
+
+def peer_rows(peers: Peers, zeros: Sequence[float], judge: Callable[[Predict], float]) -> list[dict]:
+    """The peers' figures; the seconds of the scores are counted in every row that uses them."""
+    rows = []
+    for method, find in (
+        ("magnitude", lambda: peers.by(Magnitude())),
+        ("Wanda", lambda: peers.by(Wanda())),
+        ("Taylor", peers.taylor),
+    ):
+        start = time.perf_counter()
+        scores = find()
+        spent = time.perf_counter() - start
+        for share in zeros:
+            alike = EachRow(1 - share) if method == "Wanda" else Anywhere(1 - share)
+            uniform = f"{method}, {'each row' if method == 'Wanda' else 'uniform'}"
+            rows.append(_row("peer", uniform, share, lambda s=scores, p=alike: peers.each(s, p), judge, spent))
+            if method != "Wanda":
+                name = f"{method}, global"
+                rows.append(_row("peer", name, share, lambda s=scores, z=share: peers.everywhere(s, z), judge, spent))
+        rows.append(_row("peer", method, "2:4", lambda s=scores: peers.each(s, NofM(2, 4)), judge, spent))
+    return rows
+
+
+def _row(
+    tool: str,
+    method: str,
+    asked: float | str,
+    make: Callable[[], Model],
+    judge: Callable[[Predict], float],
+    spent: float = 0.0,
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    model = make()
+    row = {
+        "tool": tool,
+        "method": method,
+        "asked": asked,
+        "zeros": round(zeros_of(model), 4),
+        "seconds": round(spent + time.perf_counter() - start, 1),
+        "accuracy": judge(lambda x: model.run(x)[0]),
+    }
+    print(row, flush=True)
+    return row
+
+
+def measured(key: str, given: argparse.Namespace) -> dict[str, Any]:
+    """The JSON line of one model."""
+    line = environment.record(benchmark="sparsity", model=key, **{k: v for k, v in vars(given).items() if k != "out"})
+    module = zoo.module(key)
+    found, targets = zoo.part(key, "search")
+    images, labels = torch.from_numpy(np.array(found[: given.images])), torch.from_numpy(targets[: given.images])
+    judged = zoo.part(key, given.part)
+
+    def judge(predict: Predict) -> float:
+        with torch.no_grad():
+            return accuracy(predict, *judged)
+
+    zeros = [float(share) for share in given.zeros.split(",") if share]
+    line["items"], line["images_used"] = len(judged[1]), len(images)
+    line["original"] = judge(module)
+    ours = Ours(module, images, given.seed)
+    line["rows"] = our_rows(ours, zeros, judge, given.uniform)
+    line["seconds_measuring"] = round(ours.seconds, 1)
+    if given.peers:
+        line["rows"] += peer_rows(Peers(module, images, labels, given.seed), zeros, judge)
+    line["load_after"] = environment.load()
+    return line
+
+
+def table(line: dict[str, Any]) -> str:
+    """The figures as a Markdown table, best first within each share of zeros."""
+    out = [
+        f"{zoo.CASES[line['model']].title}, original {line['original']:.2f} %, {line['images_used']} images, part: "
+        f"{line['part']} ({line['items']} items); ours: {line['seconds_measuring']:.0f} s of measuring, once",
+        "",
+        "| zeros asked | zeros | tool | method | accuracy % | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sorted(line["rows"], key=lambda r: (str(r["asked"]), -r["accuracy"])):
+        cells = [str(row["asked"]), f"{row['zeros']:.4f}", row["tool"], row["method"]]
+        out.append(f"| {' | '.join(cells)} | {row['accuracy']:.2f} | {row['seconds']:.0f} |")
+    return "\n".join(out)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure, print the tables, append one JSON line a model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="resnet56,mobilenet_v1_075", help="separated by commas")
+    parser.add_argument("--zeros", default="0.5,0.7,0.8,0.9", help="shares of zeros, separated by commas")
+    parser.add_argument("--images", type=int, default=1024, help="training images")
+    parser.add_argument("--part", default="test", choices=["test", "held"], help="'held' while developing")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--uniform", action=argparse.BooleanOptionalAction, default=False, help="ours at one density, too"
+    )
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args(words)
+    torch.set_num_threads(given.threads)
+    warnings.simplefilter("ignore")
+    for key in given.models.split(","):
+        line = measured(key, given)
+        environment.append(given.out, line)
+        print(table(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

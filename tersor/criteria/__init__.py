@@ -1,0 +1,1 @@
+"""What a single weight is worth, one criterion each."""

@@ -1,0 +1,68 @@
+"""What every criterion promises, and what each one is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from laws import LAYOUTS, make
+
+from tersor.criteria.activation import Activation
+from tersor.criteria.magnitude import Magnitude
+from tersor.criteria.obd import OBD
+from tersor.criteria.obs import OBS
+from tersor.criteria.random import Random
+from tersor.criteria.taylor import Taylor
+from tersor.criteria.wanda import Wanda
+from tersor.criterion import Criterion
+from tersor.maths.unfold import to_matrix
+from tersor.profile import Facts
+
+CRITERIA = (Activation(), Magnitude(), OBD(), OBS(), Random(1), Taylor(), Wanda())
+
+
+@pytest.mark.parametrize("criterion", CRITERIA, ids=repr)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scores_are_finite_repeatable_and_not_negative(criterion: Criterion, layout: str):
+    case = make(layout, 1)
+    w = to_matrix(case.w, case.matrix.groups, case.matrix.transposed).double()
+    dead = Facts(torch.zeros_like(case.facts.gram), torch.zeros_like(case.facts.fisher))
+    for facts in (case.facts, dead):
+        scores = criterion.scores(case.matrix, w, facts)
+        assert scores.shape == w.shape
+        assert scores.dtype == torch.float64
+        assert torch.isfinite(scores).all()
+        assert (scores >= 0).all()
+        assert torch.equal(scores, criterion.scores(case.matrix, w, facts))
+    name = {type(criterion).__name__: type(criterion)}
+    assert eval(repr(criterion), name) == criterion
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_obd_is_the_damage_of_zeroing_one_weight(biased: bool):
+    case = make("linear", 2, biased)
+    scores = OBD().scores(case.matrix, case.w[None].double(), case.facts)
+    v = case.w.clone()
+    v[3, 5] = 0
+    assert case.damage(v) == pytest.approx(float(scores[0, 3, 5]), rel=1e-5)
+
+
+def test_obs_is_the_damage_after_the_others_have_made_up_for_it():
+    case = make("linear", 2, biased=False)
+    scores = OBS(damping=0.0).scores(case.matrix, case.w[None].double(), case.facts)
+    h, others = case.facts.gram[0, :-1, :-1], [j for j in range(12) if j != 5]
+    v = case.w.double()
+    v[3, 5] = 0
+    v[3, others] = torch.linalg.solve(h[others][:, others], h[others] @ case.w[3].double())
+    assert case.damage(v) == pytest.approx(float(scores[0, 3, 5]), rel=1e-3)
+
+
+def test_wanda_taylor_and_activation_by_hand():
+    case = make("linear", 4)
+    w = case.w[None].double()
+    power = case.facts.gram[0].diagonal()[:-1]
+    torch.testing.assert_close(Wanda().scores(case.matrix, w, case.facts), w.abs() * power.sqrt())
+    torch.testing.assert_close(
+        Taylor().scores(case.matrix, w, case.facts), case.facts.fisher[None, :, None] * w.square()
+    )
+    mean = case.facts.gram[0, -1, :-1].abs()
+    torch.testing.assert_close(Activation().scores(case.matrix, w, case.facts), mean.expand(1, 6, 12))
