@@ -33,6 +33,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.cnn_cpu
 	$(BIN)/python -m benchmarks.pruning_resnet56
 	$(BIN)/python -m benchmarks.faithful
+	$(BIN)/python -m benchmarks.architectures
 
 clean:
 	rm -rf $(VENV) demo-out build dist *.egg-info

@@ -1,6 +1,6 @@
 """How far dependency analysis reaches: the architecture zoo of the tests, cut by 30 %, beside torch-pruning's generic pruner.
 
-    python -m benchmarks.architectures                               # all of it, one JSON line
+    python -m benchmarks.architectures                               # all of it, one JSON line each
     python -m benchmarks.architectures --only bert,vit --no-peers    # some
     python -m benchmarks.architectures --page docs/architectures.md  # the page, from the newest rows; runs nothing
 
@@ -13,7 +13,9 @@ exactly the values that it removed are zero. Each network has a process of its o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import importlib
 import multiprocessing
 import sys
 import tempfile
@@ -53,6 +55,7 @@ def ours(architecture: Architecture) -> dict[str, Any]:
         "macs": seen.macs,
         "difference": seen.difference,
         "equal": seen.difference <= TOLERANCE,
+        "sensitivity": seen.sensitivity,
         "exported": seen.exported,
         "refusal": seen.refusal,
     }
@@ -133,7 +136,9 @@ def _line(cause: BaseException) -> str:
 
 
 def apart(work: Callable[[Architecture], dict], architecture: Architecture, limit: float) -> dict[str, Any]:
-    """`work(architecture)` in a process of its own, stopped after `limit` seconds."""
+    """`work(architecture)` in a process of its own, stopped after `limit` seconds; in this one where that is 0."""
+    if not limit:
+        return _tried(work, architecture)
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(work, architecture, there))
@@ -149,22 +154,26 @@ def apart(work: Callable[[Architecture], dict], architecture: Architecture, limi
 
 
 def _send(work: Callable[[Architecture], dict], architecture: Architecture, there: Connection) -> None:
+    there.send(_tried(work, architecture))
+
+
+def _tried(work: Callable[[Architecture], dict], architecture: Architecture) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     warnings.simplefilter("ignore")
     try:
-        there.send(work(architecture))
+        return work(architecture)
     except Exception as cause:
-        there.send({"why": _line(cause)})
+        return {"why": _line(cause)}
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Judge, print the list, append one JSON line; or write the page."""
+    """Judge, print the list, append one JSON line for each; or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="names, separated by commas; all where empty")
     parser.add_argument("--ours", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--limit", type=float, default=120.0, help="seconds for one network and tool")
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds for one network and tool; 0: no processes")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, help="write this Markdown page from the newest rows of --out")
     given = parser.parse_args(words)
@@ -173,18 +182,25 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     warnings.simplefilter("ignore")
     line = environment.record(benchmark="architectures", ratio=RATIO, limit=given.limit)
-    line["rows"] = []
+    if given.limit:
+        _preload()
     for name in given.only.split(",") if given.only else ARCHITECTURES:
         tools = {"ours": ours} if given.ours else {}
         tools |= {"torch_pruning": theirs} if given.peers else {}
         row = {"name": name, **{tool: apart(work, ARCHITECTURES[name], given.limit) for tool, work in tools.items()}}
-        line["rows"].append(row)
+        environment.append(given.out, line | {"rows": [row], "load_after": environment.load()})
         print(_cells(row), flush=True)
         for group, why in row.get("ours", {}).get("refused", {}).items():
             print(f"    {group}: {why}", flush=True)
-    line["load_after"] = environment.load()
-    environment.append(given.out, line)
     print(summary(newest(environment.lines(given.out))))
+
+
+def _preload() -> None:
+    """Import once what every child would import for itself."""
+    wanted = ("transformers.modeling_utils", "torch.onnx._internal.exporter._core", "torch._dynamo", "onnxscript")
+    for name in (*wanted, "onnxruntime", "onnxscript.optimizer", "torch_pruning"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def newest(lines: Sequence[dict]) -> dict:

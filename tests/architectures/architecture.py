@@ -34,7 +34,7 @@ class Architecture:
         """The module in eval mode with weights that all matter, the same every time."""
         torch.manual_seed(0)
         module, example = self.build()
-        return awake(module).eval(), example
+        return settled(awake(module).eval(), example), example
 
 
 def awake(module: nn.Module) -> nn.Module:
@@ -49,6 +49,18 @@ def awake(module: nn.Module) -> nn.Module:
             if name.endswith("running_var"):
                 buffer.uniform_(0.5, 1.5)
     return module
+
+
+@torch.no_grad()
+def settled(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
+    """Give batch norms the statistics of what they read; with others, signals fade in a deep network."""
+    norms = [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    if norms:
+        module(*example)
+    return module.eval()
 
 
 def _draw(parameter: Tensor) -> None:
