@@ -81,7 +81,6 @@ CONVOLUTIONAL = {
     "convnext": sees("ConvNext", {"hidden_sizes": [12, 16], "depths": [1, 2], "num_stages": 2}),
     "mobilenet_v1": sees("MobileNetV1", {"depth_multiplier": 0.25, "min_depth": 8}),
     "mobilenet_v2": sees("MobileNetV2", {"depth_multiplier": 0.25, "min_depth": 8}),
-    "efficientnet": sees("EfficientNet", {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320}, 64),
     "poolformer": sees(
         "PoolFormer",
         {
@@ -115,17 +114,6 @@ TRANSFORMERS = {
         },
         64,
         "ForSemanticSegmentation",
-    ),
-    "mobilevit": sees(
-        "MobileViT",
-        {
-            "image_size": 64,
-            "hidden_sizes": [16, 24, 32],
-            "neck_hidden_sizes": [8, 8, 12, 16, 16, 20, 32],
-            "num_attention_heads": 2,
-            "expand_ratio": 2.0,
-        },
-        64,
     ),
 }
 OTHER = {
