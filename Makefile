@@ -34,6 +34,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.pruning
 	$(BIN)/python -m benchmarks.sparsity
 	$(BIN)/python -m benchmarks.faithful
+	$(BIN)/python -m benchmarks.architectures
 
 clean:
 	rm -rf $(VENV) demo-out build dist *.egg-info

@@ -15,6 +15,7 @@ from torch import fx
 
 from tersor.graph.arguments import write
 from tersor.graph.cut import Cut, Edit
+from tersor.graph.edits_norms import NORM_EDITS, scaled
 from tersor.graph.rules_elementwise import reduced_axes
 
 aten = torch.ops.aten
@@ -129,45 +130,13 @@ def _repeat(cut: Cut, old: fx.Node, new: fx.Node, a: Args) -> None:
     write(new, "repeats", times)
 
 
-def _normalized(cut: Cut, old: fx.Node, new: fx.Node, a: Args) -> None:
-    count = len(a["normalized_shape"])
-    write(new, "normalized_shape", [len(cut.live(axis)) for axis in cut.axes(old.all_input_nodes[0])[-count:]])
-
-
-def _native_group_norm(cut: Cut, old: fx.Node, new: fx.Node, a: Args) -> None:
-    _inner("group")(cut, old, new, a)
-    write(new, "C", len(cut.live(cut.axes(old.all_input_nodes[0])[1])))
-
-
-def _rms_norm(cut: Cut, old: fx.Node, new: fx.Node, a: Args) -> None:
-    """`x / sqrt(sum / N + eps)`, with N the width before, from a norm that divides by N', the width now."""
-    count = len(a["normalized_shape"])
-    axes = cut.axes(old.all_input_nodes[0])[-count:]
-    ratio = prod(map(len, axes)) / prod(len(cut.live(axis)) for axis in axes)
-    _normalized(cut, old, new, a)
-    if ratio == 1:
-        return
-    eps = a["eps"] if a["eps"] is not None else torch.finfo(new.meta["val"].dtype).eps
-    write(new, "eps", eps * ratio)
-    _scaled(new, sqrt(ratio))
-
-
 def _mean(cut: Cut, old: fx.Node, new: fx.Node, a: Args) -> None:
     """The divisor stays what it was."""
     x = cut.axes(old.all_input_nodes[0])
     over = reduced_axes(len(x), a)
     ratio = prod(len(cut.live(x[d])) for d in over) / prod(len(x[d]) for d in over)
     if ratio != 1:
-        _scaled(new, ratio)
-
-
-def _scaled(new: fx.Node, factor: float) -> None:
-    users = list(new.users)
-    with new.graph.inserting_after(new):
-        scaled = new.graph.call_function(aten.mul.Tensor, (new, factor))
-    scaled.meta = {k: v for k, v in new.meta.items() if k in ("val", "nn_module_stack", "stack_trace")}
-    for user in users:
-        user.replace_input_with(new, scaled)
+        scaled(new, ratio)
 
 
 def _attention(cut: Cut, old: fx.Node, new: fx.Node, a: Args) -> None:
@@ -187,16 +156,13 @@ EDITS: dict[str, Edit] = {
     **_named("constant_pad_nd pad", _pad),
     **_named("conv1d conv2d conv3d convolution channel_shuffle", _inner("groups")),
     **_named("conv_transpose1d conv_transpose2d conv_transpose3d", _inner("groups")),
-    **_named("layer_norm native_layer_norm", _normalized),
     "aten.reshape": _whole_shape("shape"),
     "aten.unflatten": _unflatten,
     "aten.slice": _slice,
     "aten.narrow": _narrow,
     "aten.repeat": _repeat,
     "aten.repeat_interleave": _repeat_interleave,
-    "aten.group_norm": _inner("num_groups"),
-    "aten.native_group_norm": _native_group_norm,
-    "aten.rms_norm": _rms_norm,
+    **NORM_EDITS,
     "aten.mean": _mean,
     "aten.scaled_dot_product_attention": _attention,
 }

@@ -63,18 +63,18 @@ def batch_norm(t: Trace, node: fx.Node, a: Args) -> Value:
 
 
 def layer_norm(t: Trace, node: fx.Node, a: Args) -> Value:
-    """Over the last axes, whose width it counts."""
+    """Over the last axes. What is dead counts as zero, but for the form that also returns its mean."""
     x = t.axes(a["input"])
     count = len(a["normalized_shape"])
     for name in ("weight", "bias"):
         if t.is_tensor(a.get(name)):
             for mine, its in zip(x[-count:], t.axes(a[name]), strict=True):
                 t.unify(mine, its, node)
-    for axis in x[-count:]:
-        t.counted.append((axis, node.name))
     shape = t.shape(node)
     if shape and isinstance(shape[0], int):
         return x
+    for axis in x[-count:]:
+        t.counted.append((axis, node.name))
     kept = (*x[:-count], *(t.still(1, node) for _ in range(count)))
     return (x, kept, kept)
 
@@ -90,7 +90,7 @@ def rms_norm(t: Trace, node: fx.Node, a: Args) -> Axes:
 
 
 def group_norm(t: Trace, node: fx.Node, a: Args) -> Value:
-    """Whole groups come and go; places inside every group are counted."""
+    """Whole groups come and go, and places inside every group, which count as zeros when they are dead."""
     x = t.axes(a["input"])
     for name in ("weight", "bias"):
         if t.is_tensor(a.get(name)):
@@ -98,10 +98,12 @@ def group_norm(t: Trace, node: fx.Node, a: Args) -> Value:
     groups = a.get("num_groups", a.get("group"))
     group, place = t.split(x[1], (groups, len(x[1]) // groups), node)
     t.inner[node] = group
-    for axis in (place, *x[2:]):
-        t.counted.append((axis, node.name))
     shape = t.shape(node)
-    if shape and isinstance(shape[0], int):
+    single = bool(shape) and isinstance(shape[0], int)
+    fixed_image = single and not any(t.symbolic(node, d) for d in range(2, len(x)))
+    for axis in x[2:] if fixed_image else (place, *x[2:]):
+        t.counted.append((axis, node.name))
+    if single:
         return x
     return (x, (x[0], group), (x[0], group))
 
@@ -210,7 +212,7 @@ def _named(names: str, rule: Rule) -> dict[str, Rule]:
 ELEMENTWISE: dict[str, Rule] = {
     "pointwise": pointwise,
     **_named(
-        "multiply divide subtract true_divide where clamp_min clamp_max masked_fill prelu _prelu_kernel", pointwise
+        "multiply divide subtract true_divide copy where clamp_min clamp_max masked_fill prelu _prelu_kernel", pointwise
     ),
     **_named(
         "floor_divide square rsub maximum minimum square hardswish hardsigmoid hardtanh relu6 celu selu", pointwise

@@ -89,8 +89,39 @@ def addmm(t: Trace, node: fx.Node, a: Args) -> Axes:
     return broadcast(t, node, [t.axes(a.get("self", a.get("input"))), _product(t, node, a[first], a[second])])
 
 
+def weight_norm(t: Trace, node: fx.Node, a: Args) -> Axes:
+    """`v * g / |v|`, the length over all axes but one: zeros add nothing to it, but along that one it would be zero."""
+    v = t.axes(a["v"])
+    for axis in (v[a["dim"] % len(v)], *t.axes(a["g"])):
+        t.freeze(axis, node, "divides by the length of every slice")
+    return v
+
+
 def _operands(a: Args) -> tuple[str, str]:
     return ("self", "other") if "other" in a else ("self", "mat2")
+
+
+def einsum(t: Trace, node: fx.Node, a: Args) -> Axes:
+    """Letters that are the same are one axis."""
+    operands, output = subscripts(a)
+    if not operands:
+        raise NoRule
+    axes: dict[str, Axis] = {}
+    for letters, each in operands:
+        for d, (letter, axis) in enumerate(zip(letters, t.axes(each), strict=True)):
+            if len(axes.setdefault(letter, axis)) != len(axis) or letters.count(letter) > 1:
+                raise NoRule
+            t.unify(axes[letter], axis, node)
+            t.note(each, d, "produces" if letter in output else "reads")
+    return tuple(axes[letter] for letter in output)
+
+
+def subscripts(a: Args) -> tuple[list[tuple[str, fx.Node]], str]:
+    """The letters of every operand of an einsum, and those of its result; nothing where they are not spelled out."""
+    inputs, arrow, output = a["equation"].replace(" ", "").partition("->")
+    if not arrow or "." in inputs:
+        return [], ""
+    return list(zip(inputs.split(","), a["tensors"], strict=True)), output
 
 
 def _product(t: Trace, node: fx.Node, first: fx.Node, second: fx.Node) -> Axes:
@@ -184,6 +215,8 @@ MATRIX: dict[str, Rule] = {
     "aten.matmul": matmul,
     "aten.mm": matmul,
     "aten.bmm": matmul,
+    "aten._weight_norm": weight_norm,
+    "aten.einsum": einsum,
     "aten.addmm": addmm,
     "aten.baddbmm": addmm,
     "aten.scaled_dot_product_attention": attention,

@@ -257,6 +257,18 @@ def gather(t: Trace, node: fx.Node, a: Args) -> Axes:
     return picks
 
 
+def scatter(t: Trace, node: fx.Node, a: Args) -> Axes:
+    """A copy of the first tensor in which the second takes the place of a part, along one axis."""
+    x, part = t.axes(a["self"]), list(t.axes(a["src"]))
+    at = a["dim"] % len(x)
+    if len(part) == len(x):
+        t.freeze(part.pop(at), node, "writes positions by their numbers")
+    t.freeze(x[at], node, "writes positions by their numbers")
+    for mine, its in zip((*x[:at], *x[at + 1 :]), part, strict=True):
+        t.unify(mine, its, node)
+    return x
+
+
 def pixel_shuffle(t: Trace, node: fx.Node, a: Args) -> Axes:
     """C r^2 channels become C channels of r times the side."""
     x, factor = t.axes(a["self"]), a["upscale_factor"]
@@ -318,6 +330,7 @@ SHAPE: dict[str, Rule] = {
     "aten.index": index,
     "aten.index_select": index_select,
     "aten.gather": gather,
+    **_named("select_scatter slice_scatter", scatter),
     "aten.pixel_shuffle": pixel_shuffle,
     "aten.pixel_unshuffle": pixel_unshuffle,
     "aten.channel_shuffle": channel_shuffle,

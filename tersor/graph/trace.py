@@ -22,6 +22,7 @@ Axes = tuple[Axis, ...]
 Value = Axes | tuple[Axes | None, ...] | None
 """Labels of a tensor, of a tuple of tensors, or None for what is no tensor."""
 Args = Mapping[str, Any]
+_TRANSPOSES = ("aten.t", "aten.transpose", "aten.permute", "aten.numpy_T", "aten.swapaxes")
 SMALL, LARGE = 3, 5  # batch sizes of the two runs; what differs between them follows the batch
 
 
@@ -79,9 +80,14 @@ class Trace:
         return self.labels.still(count, self.why(node, because))
 
     def note(self, node: Any, axis: int, role: str) -> None:
-        """Remember what a parameter's axis is for."""
+        """Remember what a parameter's axis is for, also where the parameter is read transposed."""
+        labels = self.axes(node)[axis]
+        while isinstance(node, fx.Node) and operator_name(node) in _TRANSPOSES:
+            node = node.args[0]
         if isinstance(node, fx.Node) and node.op == "get_attr":
-            self.roles.setdefault((str(node.target), axis, role), self.axes(node)[axis])
+            for at, each in enumerate(self.axes(node)):
+                if each is labels:
+                    self.roles.setdefault((str(node.target), at, role), each)
 
 
 Rule = Callable[[Trace, fx.Node, Args], Value]

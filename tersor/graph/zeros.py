@@ -17,6 +17,7 @@ from torch import fx
 from tersor.graph.arguments import bound, operator_name
 from tersor.graph.labels import Axis
 from tersor.graph.rules_elementwise import reduced_axes
+from tersor.graph.rules_matrix import subscripts
 from tersor.graph.trace import Axes, Trace, flat_axes
 
 Variables = frozenset[int]
@@ -37,7 +38,7 @@ _KEEPS = _aten(
     _adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d upsample_linear1d upsample_nearest2d
     upsample_bilinear2d upsample_bicubic2d upsample_nearest3d upsample_trilinear3d pixel_shuffle pixel_unshuffle channel_shuffle
     im2col reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d rms_norm zeros zeros_like new_zeros lstm gru
-    rnn_tanh"""
+    rnn_tanh _weight_norm"""
 )
 _COPIES = _aten("expand expand_as broadcast_to repeat repeat_interleave")
 _SUMS = _aten("add sub rsub maximum minimum lerp")
@@ -45,6 +46,7 @@ _PRODUCTS = _aten("mul multiply")
 _MATRIX = _aten("linear conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d")
 _MATMUL = _aten("matmul mm bmm")
 _ADDMM = _aten("addmm baddbmm")
+_WIDTH_NORMS = _aten("layer_norm rms_norm")
 _NORMS = _aten(
     """batch_norm _native_batch_norm_legit_no_training layer_norm native_layer_norm group_norm native_group_norm
     instance_norm"""
@@ -88,7 +90,7 @@ class _Residue:
             return NONE if a["fill_value"] == 0 else mine
         if name == "aten.embedding":
             return NONE
-        if name in _NORMS and a.get("weight") is not None and a.get("bias") is not None:
+        if name in _NORMS and a.get("weight") is not None:
             return mine - self._variables(self.walk.axes(a["weight"]))
         if not self.walk.is_tensor(node):
             return mine
@@ -101,6 +103,13 @@ class _Residue:
         if name in ("aten.mean", "aten.sum", "aten.linalg_vector_norm"):
             x, left = self.walk.axes(a["self"]), self.dirty.get(a["self"], NONE)
             return [x[d] for d in reduced_axes(len(x), a) if self._of(x[d]) & left]
+        if name in _WIDTH_NORMS:
+            x, left = self.walk.axes(a["input"]), self.dirty.get(a["input"], NONE)
+            return [axis for axis in x[-len(a["normalized_shape"]) :] if self._of(axis) & left]
+        if name == "aten.group_norm":
+            return self._places(node, a)
+        if name == "aten.einsum":
+            return self._contracted(a)
         if name in _MATMUL or name in _ADDMM:
             pair = _factors(a)
         elif name == "aten.scaled_dot_product_attention":
@@ -109,6 +118,25 @@ class _Residue:
             return []
         axis = self.walk.axes(pair[0])[-1]
         return [axis] if self._of(axis) & self.dirty.get(pair[0], NONE) & self.dirty.get(pair[1], NONE) else []
+
+    def _places(self, node: fx.Node, a: Mapping[str, Any]) -> list[Axis]:
+        """Where a group norm sums over what is not zero: inside its groups, since whole groups do not meet."""
+        channels, group = self.walk.axes(a["input"])[1], self.walk.inner.get(node, ())
+        left = (self._of(channels) - self._of(group)) & self.dirty.get(a["input"], NONE)
+        return [tuple(frozenset((v,)) for v in sorted(left))] if left else []
+
+    def _contracted(self, a: Mapping[str, Any]) -> list[Axis]:
+        """The letters of an einsum that are summed over while no operand is zero there."""
+        readers: dict[str, list[tuple[Any, Axis]]] = {}
+        operands, output = subscripts(a)
+        for letters, each in operands:
+            for letter, axis in zip(letters, self.walk.axes(each), strict=False):
+                readers.setdefault(letter, []).append((each, axis))
+        return [
+            found[0][1]
+            for letter, found in readers.items()
+            if letter not in output and all(self._of(axis) & self.dirty.get(each, NONE) for each, axis in found)
+        ]
 
     def _clean(self, name: str, a: Mapping[str, Any], out: Axes, variable: int) -> bool:
         """Whether what multiplies or adds up to this value makes it zero wherever `variable` is dead."""
@@ -135,6 +163,15 @@ class _Residue:
             added, (first, second) = a.get("self", a.get("input")), _factors(a)
             return all(
                 zero(added, back) and ((back != 1 and zero(first, back)) or (back != 2 and zero(second, back)))
+                for back in where
+            )
+        if name == "aten.einsum":
+            operands, output = subscripts(a)
+            return all(
+                any(
+                    output[-back] in letters and zero(each, len(letters) - letters.index(output[-back]))
+                    for letters, each in operands
+                )
                 for back in where
             )
         if name == "aten.scaled_dot_product_attention":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -103,8 +105,6 @@ def test_rows_picked_by_number_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "group", "counted"),
     [
-        ("vision_transformer", "patch", "layer_norm"),
-        ("generator", "up1#2", "group_norm"),
         ("sigmoids", "first", "mean"),
     ],
 )
@@ -113,9 +113,15 @@ def test_what_counts_the_width_is_named(name: str, group: str, counted: str) -> 
     assert counted in found[group].counted
 
 
-def test_root_mean_square_norms_do_not_count() -> None:
-    for name in ("llama", "llama_rms_norm"):
+def test_norms_of_what_stays_zero_do_not_count() -> None:
+    for name in ("llama", "llama_rms_norm", "vision_transformer", "multi_head", "generator"):
         assert not any(group.counted for group in _zoo(name)[1].values())
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm, lambda width: nn.GroupNorm(1, width)])
+def test_a_norm_of_what_does_not_stay_zero_counts(norm: Callable[[int], nn.Module]) -> None:
+    module = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), norm(6), nn.Linear(6, 3))
+    assert all(group.counted for group in _groups(module, torch.randn(2, 4)).values() if not group.refused)
 
 
 def test_softmax_over_a_prunable_axis_counts_it() -> None:
