@@ -80,26 +80,19 @@ def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 Here = Callable[..., Shown]
 
 
-def test_help_is_quick_and_loads_no_torch() -> None:
+def test_help_loads_nothing_heavy() -> None:
+    """So that it is quick; how quick is no business of a test."""
     code = (
-        "import sys, resource\n"
+        "import sys\n"
         "from tersor.cli import app\n"
         "try:\n    app.run(['--help'])\nexcept SystemExit:\n    pass\n"
-        "heavy = [m for m in ('torch', 'numpy', 'scipy', 'onnx', 'jinja2') if m in sys.modules]\n"
-        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "print(heavy, used.ru_utime + used.ru_stime, file=sys.stderr)\n"
+        "print([m for m in ('torch', 'numpy', 'scipy', 'onnx', 'jinja2', 'yaml') if m in sys.modules], file=sys.stderr)\n"
     )
     root = str(Path(__file__).resolve().parents[2])
-    runs = [
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}
-        )
-        for _ in range(3)
-    ]
-    assert "compress" in runs[0].stdout
-    heavy, _, _ = runs[0].stderr.partition("] ")
-    assert heavy == "["
-    assert min(float(r.stderr.split()[-1]) for r in runs) < 0.5  # processor time: the machine may be busy
+    environment = {**os.environ, "PYTHONPATH": root}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "compress" in run.stdout
+    assert run.stderr.strip() == "[]"
 
 
 def test_every_command_has_help_and_json(here: Here) -> None:
