@@ -191,7 +191,13 @@ def test_what_is_not_foreseen_is_short_and_names_the_traceback(here: Here, monke
 def test_ctrl_c_ends_cleanly(net: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     command = [*START, "inspect", f"{net}:slow"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+    def listen() -> None:  # a background job of a shell ignores the interrupt, and its children with it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=listen
+    )
     assert process.stdout is not None
     while "sleeping" not in process.stdout.readline():
         assert process.poll() is None
