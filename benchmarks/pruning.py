@@ -347,7 +347,8 @@ def table(line: dict) -> str:
 def _said(line: dict, row: dict) -> str:
     wanted = CASES[line["model"]].wanted[row["asked"]]
     peers = [p["ours_minus_this"][2] >= 0 for p in line["rows"] if p.get("asked") == row["asked"] and p is not row]
-    peers = peers if line["peers"] else []
+    if wanted is None and not peers:
+        return f"\n{row['asked']}x: not judged without the peers."
     met = (wanted is None or row["accuracy"] >= wanted) and row["seconds"] <= LIMIT and all(peers)
     speeds = ", ".join(f"{name} {value[1]:.2f}x" for name, value in row["speed"].items())
     aim = "not below the peers" if wanted is None else f"{wanted} %"
