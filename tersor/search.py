@@ -21,6 +21,7 @@ from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.inputs.job import Job
 from tersor.measuring.clock import Race
+from tersor.measuring.machine import weight_bits
 from tersor.plan import Budget, Plan, Table
 from tersor.planners.knapsack import knapsack
 from tersor.pricing import FLOAT, Speeds, Widths, price, widths
@@ -32,11 +33,15 @@ from tersor.targets import target_called, target_name
 from tersor.techniques.gptq import GPTQ
 from tersor.trials import Candidate, Trial, Workbench
 
-TECHNIQUE = GPTQ(bits=8)
+TECHNIQUE = GPTQ(bits=weight_bits())
 BOLDER = (0.85, 0.7)  # of the seconds with everything in int8
 GENTLER = (0.1, 0.25, 0.5, 0.75)  # of the way back from int8 to float
 ORIGINAL = "original (torch eager)"
 ROUNDS, FINAL_ROUNDS = 20, 60
+_NARROW = (
+    f"int8 weights lie on {weight_bits()}-bit grids: this processor has no VNNI, its integer kernels add products in 16 bits, "
+    "and wider weights overflow there."
+)
 BEHIND = 2.0  # times the fastest: no bolder plan of a slower runtime would catch up
 
 
@@ -66,6 +71,8 @@ class Search:
         """Try every target at every precision, whole, and time them side by side."""
         self._try_whole([t for t in self.targets if t.precision != "int8"])
         if any(t.precision == "int8" for t in self.targets):
+            if weight_bits() < 8:
+                self.notes.append(_NARROW)
             self._try_decisions(self._everything_int8("static"), "")
             dynamic = self._everything_int8("dynamic")
             if mostly_linear(self.model) and any(_runs(t, dynamic) for t in self.targets):

@@ -12,6 +12,7 @@ from tersor.forms.affine import affine
 from tersor.graph.model import Model, capture
 from tersor.hub.export import Exported, to_onnx
 from tersor.maths.grid import Grid as WeightGrid
+from tersor.measuring.machine import weight_bits
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.site import matrices
 from tersor.target import Compressed, Grid
@@ -81,16 +82,17 @@ def captured(name: str) -> Model:
     return fold_norms(capture(module, example(name, 2)))
 
 
-def quantised(model: Model, batches: list[tuple[Tensor, ...]]) -> Compressed:
-    """Nearest symmetric 8-bit weights per channel; activations between their extremes."""
-    model = model.copy()
+def quantised(model: Model, batches: list[tuple[Tensor, ...]], bits: int | None = None) -> Compressed:
+    """Nearest symmetric weights per channel, in as many bits as this machine can; activations between their extremes."""
+    bits = bits or weight_bits()
+    model, top = model.copy(), 2 ** (bits - 1) - 1
     weights = {}
     for matrix in matrices(model):
         w = model.tensor(matrix.weight)
-        scale = w.flatten(1).abs().amax(1, keepdim=True).clamp_min(1e-12).double() / 127
-        codes = torch.round(w.flatten(1) / scale).clamp(-127, 127)
-        grid = WeightGrid(scale.float().double(), torch.zeros(1, 1).double(), codes.shape[1], -127, 127)
-        weights[matrix.weight] = affine(codes, grid, 8, tuple(w.shape), matrix.groups, False)
+        scale = w.flatten(1).abs().amax(1, keepdim=True).clamp_min(1e-12).double() / top
+        codes = torch.round(w.flatten(1) / scale).clamp(-top, top)
+        grid = WeightGrid(scale.float().double(), torch.zeros(1, 1).double(), codes.shape[1], -top, top)
+        weights[matrix.weight] = affine(codes, grid, bits, tuple(w.shape), matrix.groups, False)
         model.assign(matrix.weight, weights[matrix.weight].dense())
     return Compressed(model, weights, _feeds(model, batches))
 
@@ -114,8 +116,8 @@ def _feeds(model: Model, batches: list[tuple[Tensor, ...]]) -> dict[str, Grid]:
 
 
 @cache
-def compressed(name: str) -> Compressed:
-    return quantised(captured(name), [example(name, 16, seed) for seed in (10, 11)])
+def compressed(name: str, bits: int | None = None) -> Compressed:
+    return quantised(captured(name), [example(name, 16, seed) for seed in (10, 11)], bits)
 
 
 @cache

@@ -62,6 +62,14 @@ class TargetLaws:
         np.testing.assert_array_equal(first, kept)
         np.testing.assert_array_equal(given, before)
 
+    def test_takes_read_only_arrays_of_any_size(self, folder: Path):
+        runner = self.target.load(folder, threads=1)
+        for items in (2, 2000):  # large arrays may be lent to the runtime
+            given = np.repeat(example("residual", 2, seed=7)[0].numpy(), items // 2, 0)
+            given.setflags(write=False)
+            (seen,) = runner.predict(given)
+            np.testing.assert_allclose(seen[0], seen[items // 2 - 1], rtol=1e-4, atol=1e-5)
+
     def test_wrong_inputs_say_so(self, folder: Path):
         runner = self.target.load(folder, threads=1)
         image = example("residual", 1)[0].numpy()

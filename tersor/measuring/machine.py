@@ -52,9 +52,14 @@ def folder_bytes(path: Path) -> int:
     return sum(p.lstat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
 
 
-def vnni() -> bool:
-    """Whether the CPU multiplies bytes and adds them up in 32 bits, in one instruction and without saturating."""
-    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & _processor()[1])
+def weight_bits() -> int:
+    """The widest signed weights whose products with unsigned bytes this CPU adds up without overflow.
+
+    An x86 processor without VNNI adds pairs of products in 16 bits, and saturates: 2 * 255 * 127 does not fit,
+    2 * 255 * 64 does. Runtimes use these instructions all the same, and give other results without a word.
+    """
+    x86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
+    return 7 if x86 and not {"avx512_vnni", "avx_vnni", "amx_int8"} & _processor()[1] else 8
 
 
 def _processor() -> tuple[str, frozenset[str]]:

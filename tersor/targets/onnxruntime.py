@@ -17,7 +17,7 @@ from tersor.errors import MissingRuntime, TargetError
 from tersor.hub.files import damaged, existing, named, refused, save_onnx
 from tersor.hub.placement import Placement
 from tersor.hub.precision import label_of, matrix_names, reasons
-from tersor.measuring.machine import vnni
+from tersor.measuring.machine import weight_bits
 from tersor.target import Audit, Compressed, Fidelity, Operator, Runner, Target
 
 FILE = "model.onnx"
@@ -86,11 +86,16 @@ class OnnxRuntime(Target):
         return (
             "import onnxruntime\n"
             f'session = onnxruntime.InferenceSession("{FILE}", providers=["CPUExecutionProvider"])\n'
+            f"{_ELSEWHERE if self.precision == 'int8' and weight_bits() == 8 else ''}"
             f"# {', '.join(inputs)}: numpy arrays as the original model takes them (float32), first axis the batch\n"
             f"outputs = session.run(None, {{{feed}}})"
         )
 
 
+_ELSEWHERE = (
+    "# on an x86 processor without VNNI its int8 kernels overflow: there, give the session options with\n"
+    '# options.add_session_config_entry("session.x64quantprecision", "1")\n'
+)
 _MISSING = "Target onnxruntime needs ONNX Runtime, which is not installed; run: pip install 'onnxruntime>=1.30'"
 
 
@@ -147,9 +152,8 @@ def _session(path: Path, threads: int, dump: Path | None = None) -> Any:
     options.log_severity_level = 4 if dump is not None else 3
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    if not vnni():
-        # There the u8s8 kernels saturate in 16 bits and give other results; this asks for exact, slower ones. Elsewhere
-        # it would make int8 twice as slow for nothing.
+    if weight_bits() < 8 and _overflows(path):
+        # Made on another machine: this asks for exact, slower kernels.
         options.add_session_config_entry("session.x64quantprecision", "1")
     if dump is not None:
         options.optimized_model_filepath = str(dump)
@@ -159,6 +163,17 @@ def _session(path: Path, threads: int, dump: Path | None = None) -> Any:
         if isinstance(cause, MemoryError):
             raise TargetError(f"There is not enough memory to load {path.name}; free some and try again.") from cause
         raise damaged(path, cause) from cause
+
+
+def _overflows(path: Path) -> bool:
+    """Whether a file's int8 weights are too wide for a processor that adds products in 16 bits."""
+    try:
+        values = [v.const_value for v in ir.load(path).graph.initializers.values()]
+    except Exception as cause:
+        raise damaged(path, cause) from cause
+    return any(
+        v is not None and v.dtype == ir.DataType.INT8 and np.abs(v.numpy().astype(np.int16)).max() > 64 for v in values
+    )
 
 
 def _operators(graph: ir.Graph, hub: ir.Graph) -> list[Operator]:

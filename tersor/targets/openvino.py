@@ -183,7 +183,7 @@ class _Runner(Runner):
         held = request.get_tensor(name).data
         if not np.can_cast(array.dtype, held.dtype, "same_kind"):
             raise TypeError(f"{name} is {array.dtype}, not {held.dtype}")
-        self._lent[name] = np.ascontiguousarray(array, held.dtype)
+        self._lent[name] = np.require(array, held.dtype, ["C", "W"])  # it takes no read-only memory
         request.set_tensor(name, _runtime().Tensor(self._lent[name], shared_memory=True))
 
     def _request(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:

@@ -8,6 +8,7 @@ from hubzoo import captured, compressed, example
 
 from tersor.errors import ArtifactError, DataError, MissingRuntime
 from tersor.target import Compressed, Target
+from tersor.targets import onnxruntime
 from tersor.targets.eager import Eager
 from tersor.targets.inductor import Inductor
 from tersor.targets.onnxruntime import OnnxRuntime
@@ -245,3 +246,19 @@ def test_inductor_runs(exported):
     (wanted,) = (t.numpy() for t in compressed("residual").model.run(*example("residual", 3, seed=7)))
     for items in (3, 1):
         np.testing.assert_allclose(runner.predict(image(3)[:items])[0], wanted[:items], atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 7])
+def test_int8_weights_of_another_machine_do_not_overflow(monkeypatch, tmp_path, bits):
+    """Where products are added in 16 bits, only weights that are too wide take the slower kernels, and are right."""
+    asked = []
+    monkeypatch.setattr(onnxruntime, "weight_bits", lambda: 7)
+    overflows = onnxruntime._overflows
+    monkeypatch.setattr(onnxruntime, "_overflows", lambda path: asked.append(overflows(path)) or asked[-1])
+    made = compressed("residual", bits)
+    target = OnnxRuntime("int8")
+    target.export(made, tmp_path)
+    (seen,) = target.load(tmp_path, threads=1).predict(image(9))
+    wanted = made.model.run(*example("residual", 9, seed=7))[0].numpy()
+    assert asked == [bits == 8]
+    np.testing.assert_allclose(seen, wanted, atol=TOLERANCE["int8"] * np.abs(wanted).max())
