@@ -30,15 +30,15 @@ from torch import Tensor, nn
 
 from benchmarks import environment, figures, zoo
 from tersor.fitting import Decisions, fit
-from tersor.graph.macs import macs
 from tersor.graph.model import Model, capture
+from tersor.maths.schedule import geometric
+from tersor.narrowing import narrow, refitting, total
 from tersor.profile import measure
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.site import Group, groups
 from tersor.target import Compressed
 from tersor.targets import target_called
 from tersor.trials import Candidate, time_side_by_side, try_out
-from tersor.widths import allocate, curves
 
 LIMIT = 180.0  # seconds
 RESULTS = environment.ROOT / "benchmarks" / "results" / "pruning.jsonl"
@@ -64,24 +64,21 @@ CASES = {
 }
 
 
-def pruned(module: nn.Module, images: Tensor, ratio: float, inner: bool, seed: int = 0) -> Model:
+def pruned(module: nn.Module, images: Tensor, ratio: float, inner: bool, steps: int = 1, seed: int = 0) -> Model:
     """Ours: the module with `ratio` times fewer multiply-accumulates, from unlabelled images."""
     model = fold_norms(capture(module, (images[:2],)))
     batches = [(x,) for x in images.split(128)]
     profile = measure(model, batches, seed=seed)
-    found = prunable(model, inner)
-    keep = allocate(model, curves(model, profile, found), found, total_macs(model) / ratio)
+    names = [group.name for group in prunable(model, inner)]
+    refit = refitting(model, batches, profile, seed)
+    budgets = [share * total(model) for share in geometric(1 / ratio, steps)]
+    *_, keep = narrow(model, batches, profile, names, budgets, refit=refit)
     return fit(model, batches, profile, Decisions(keep=keep), seed=seed).model
 
 
 def prunable(model: Model, inner: bool) -> list[Group]:
     """The groups to prune."""
     return [g for g in groups(model) if g.refused is None and (g.name.endswith(".conv1") or not inner)]
-
-
-def total_macs(model: Model) -> int:
-    """Multiply-accumulates of all convolutions and linears, per image."""
-    return sum(macs(model).values())
 
 
 class Peer:
@@ -208,7 +205,7 @@ def our_row(
 ) -> tuple[dict, np.ndarray]:
     """Our figures at one ratio, and which items were right."""
     start, cpu = time.perf_counter(), time.process_time()
-    small = pruned(module, images, ratio, CASES[key].inner, given.seed)
+    small = pruned(module, images, ratio, CASES[key].inner, given.steps, given.seed)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     original = fold_norms(capture(module, (images[:2],)))
     hits = judge(lambda x: small.run(x)[0])
@@ -216,7 +213,7 @@ def our_row(
         "tool": "tersor",
         "method": "structured OBS",
         "asked": ratio,
-        "macs_ratio": round(total_macs(original) / total_macs(small), 4),
+        "macs_ratio": round(total(original) / total(small), 4),
         "accuracy": _percent(hits),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
@@ -252,7 +249,7 @@ def peer_rows(
     """torch-pruning's figures: every criterion, local and global, without and with re-estimated norms."""
     rows = []
     images, labels = data
-    whole = total_macs(capture(module, (images[:2],)))
+    whole = total(capture(module, (images[:2],)))
     for importance in IMPORTANCES:
         start = time.perf_counter()
         peer = Peer(module, images, labels, importance, CASES[key].inner)
@@ -268,7 +265,7 @@ def peer_rows(
                         "tool": "torch-pruning",
                         "method": f"{importance}, {'global' if everywhere else 'local'}",
                         "asked": ratio,
-                        "macs_ratio": round(whole / total_macs(capture(network, (images[:2],))), 4),
+                        "macs_ratio": round(whole / total(capture(network, (images[:2],))), 4),
                         "seconds": round(seconds, 1),
                         "accuracy": _percent(plain),
                         "accuracy_norms_reestimated": _percent(again),
@@ -315,6 +312,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", default="test", choices=["test", "held"], help="'held' while developing")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=30, help="of the clock; 0 times nothing")
+    parser.add_argument("--steps", type=int, default=1, help="cuts that lead to the ratio")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, default=RESULTS)

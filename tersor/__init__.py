@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tersor.inspection import inspect
     from tersor.pipeline import compress
     from tersor.probing import Sensitivity, sensitivity
+    from tersor.pruning import Pruned, prune
     from tersor.report import Report
     from tersor.target import Runner, Target
     from tersor.technique import Technique
@@ -47,6 +48,7 @@ __all__ = [
     "MetricError",
     "MissingRuntime",
     "ModelError",
+    "Pruned",
     "RecipeError",
     "Report",
     "Runner",
@@ -60,11 +62,13 @@ __all__ = [
     "compress",
     "inspect",
     "load",
+    "prune",
     "sensitivity",
     "verify",
 ]
 
 _ELSEWHERE = {
+    "Pruned": "pruning",
     "Report": "report",
     "Runner": "target",
     "Sensitivity": "probing",
@@ -74,6 +78,7 @@ _ELSEWHERE = {
     "compress": "pipeline",
     "inspect": "inspection",
     "load": "delivery",
+    "prune": "pruning",
     "sensitivity": "probing",
     "verify": "delivery",
 }

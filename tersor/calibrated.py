@@ -19,7 +19,6 @@ from tersor.measuring.machine import versions
 from tersor.profile import Profile, measure
 from tersor.recipe import plain
 from tersor.rewrites.equalise import equalise
-from tersor.rewrites.shrink import shrink
 from tersor.store import fits, profiles
 from tersor.store.cache import Cache, code, default_folder, key
 from tersor.target import Compressed
@@ -40,16 +39,16 @@ class Calibrated:
     @cached_property
     def model(self) -> Model:
         """The same function as the folded model, scales moved between layers where the quadratic falls by that."""
-        return equalise(self._folded, self._measured(self._folded))
+        return equalise(self._folded, self.measured(self._folded))
 
     @cached_property
     def profile(self) -> Profile:
         """H, g and ranges of `model`."""
-        return self._measured(self.model)
+        return self.measured(self.model)
 
     def fit(self, decisions: Decisions) -> Compressed:
         """Carry out decisions on `model`."""
-        items = len(self._job.calibration) if decisions.keep else QUANTISING_ITEMS
+        items = len(self._job.calibration) if decisions.cuts else QUANTISING_ITEMS
 
         def fitted() -> Compressed:
             batches, seed = self._inputs(items), self._job.seed
@@ -57,12 +56,11 @@ class Calibrated:
                 self.model, batches, self.profile, decisions, seed=seed, progress=self._progress("fitting weights")
             )
 
-        def bare() -> Model:
-            return shrink(self.model, decisions.keep) if decisions.keep else self.model.copy()
+        key = self._key(self.model, "fit", items, plain(decisions))
+        return fits.remembered(self._cache, key, lambda: decisions.cut(self.model), fitted)
 
-        return fits.remembered(self._cache, self._key(self.model, "fit", items, plain(decisions)), bare, fitted)
-
-    def _measured(self, model: Model) -> Profile:
+    def measured(self, model: Model) -> Profile:
+        """H, g and ranges of any model that takes the same inputs."""
         items = min(PROFILE_ITEMS, len(self._job.calibration))
         progress = self._progress("measuring activations")
 

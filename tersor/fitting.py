@@ -10,7 +10,7 @@ chooses its value near that, on the smaller matrix that will be stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from typing import Any
@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tersor.feeds import Feed, Feeds, feeds_of
+from tersor.graph.branches import branches, without
 from tersor.graph.checked import checked
 from tersor.graph.likelihood import divergence
 from tersor.graph.lockstep import Here, Lockstep
 from tersor.graph.memory import peak_bytes
 from tersor.graph.model import Model
 from tersor.maths.damage import best_bias
-from tersor.maths.obs import damped, solve
 from tersor.maths.ranges import robust
 from tersor.maths.regression import Moments, best_ridge, matched, moments, optimum
 from tersor.maths.unfold import from_matrix, to_matrix
@@ -36,23 +36,31 @@ from tersor.site import Matrix, matrices
 from tersor.target import Compressed
 from tersor.technique import Technique
 from tersor.weight import Weight
-from tersor.widths import allocate, curves
-from tersor.windows import Window, windows
-
-__all__ = ["Decisions", "allocate", "curves", "fit", "repaired"]
+from tersor.windows import Window, repaired, smaller, windows, with_bias
 
 MEMORY = 2 << 30  # bytes of activations held at once
-REPAIR = 1e-2  # ridge of the refit to the kept columns, in mean diagonals of H
 HELD_OUT = 8  # one item in so many judges, and is fitted to by nobody
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What to do: the blocks that stay, by group name; the technique, by matrix name; how activations are fed."""
+    """What to do: the blocks that stay, by group name; the technique, by matrix name; how activations are fed; the
+    residual branches that are left out, by name."""
 
     keep: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     techniques: Mapping[str, Technique] = field(default_factory=dict)
     feeds: Feeds = "none"
+    drop: tuple[str, ...] = ()
+
+    @property
+    def cuts(self) -> bool:
+        """Whether anything is removed."""
+        return bool(self.keep or self.drop)
+
+    def cut(self, model: Model) -> Model:
+        """`model` without what is removed, its values as they are."""
+        narrow = shrink(model, self.keep) if self.keep else model.copy()
+        return without(narrow, self.drop) if self.drop else narrow
 
 
 def fit(
@@ -75,14 +83,14 @@ def fit(
     """
     whole = [tuple(b) for b in checked(model, batches)]
     best = Fitted(model, {}, 0.0)
-    if decisions.keep or decisions.techniques:
+    if decisions.cuts or decisions.techniques:
         pieces = _pieces(whole, max(2, memory // (2 * max(1, peak_bytes(model)))))
-        tries = (False, True) if decisions.keep else (False,)
+        tries = (False, True) if decisions.cuts else (False,)
         walks = [_Walk(model, pieces, profile, decisions, seed, match) for match in tries]
         each = len(matrices(model))
         fitted = [walk.run(_counting(progress, i, each, each * len(walks))) for i, walk in enumerate(walks)]
         best = min(fitted, key=lambda f: f.divergence)
-    small = shrink(best.model, decisions.keep) if decisions.keep else best.model
+    small = decisions.cut(best.model) if decisions.cuts else best.model
     for name, weight in best.weights.items():
         small.assign(name, weight.dense())
     if decisions.feeds == "none":
@@ -120,15 +128,19 @@ class _Walk:
         self._shared = _read_elsewhere(model)
         self._now = mask(model, decisions.keep) if decisions.keep else model.copy()
         self._weights: dict[str, Weight] = {}
+        left_out = [branch for branch in branches(model) if branch.name in decisions.drop]
+        self._gone = frozenset(name for branch in left_out for name in branch.matrices)
+        for branch in left_out:
+            _zero(self._now, next(m for m in matrices(model) if m.name == branch.name))
 
     def run(self, progress: Callable[[], None]) -> Fitted:
         for matrix in self._by_node.values():
             if matrix.weight in self._shared:
-                self._store(matrix, self._given(matrix), self._profile.facts[matrix.name].gram, None)
+                self._store(matrix, with_bias(self._model, matrix), self._profile.facts[matrix.name].gram, None)
         steps = Lockstep(self._model, self._now, self._pieces, frozenset(self._by_node))
         for here in steps:
             matrix = self._by_node[here.node.name]
-            if matrix.weight not in self._shared:
+            if matrix.weight not in self._shared and matrix.name not in self._gone:
                 self._fit(matrix, here)
             progress()
         return Fitted(self._now, self._weights, self._judge(*steps.outputs))
@@ -138,7 +150,7 @@ class _Walk:
         if not (aimed or self._windows[matrix.name].cuts_columns or matrix.name in self._decisions.techniques):
             return
         fit, check = self._moments(matrix, here)
-        w, biased = self._given(matrix), matrix.bias is not None
+        w, biased = with_bias(self._model, matrix), matrix.bias is not None
         if aimed:
             weigh = self._profile.facts[matrix.name].fisher.reshape(w.shape[:2])
             ridge = best_ridge(w, fit, check, weigh, biased)
@@ -155,7 +167,7 @@ class _Walk:
         if match is not None:
             v = matched(v, Moments(h, window.of(match.cross), _rows(window, match.power), match.count))
         technique = self._decisions.techniques.get(matrix.name)
-        small = _smaller(matrix, window)
+        small = smaller(matrix, window)
         dense = from_matrix(v[:, :, :-1], small.shape, small.groups, small.transposed).float()
         if technique is not None:
             fisher = self._profile.facts[matrix.name].fisher.reshape(w.shape[:2])
@@ -173,12 +185,6 @@ class _Walk:
         self._now.assign(matrix.weight, from_matrix(wide, matrix.shape, matrix.groups, matrix.transposed).float())
         if matrix.bias is not None:
             self._now.assign(matrix.bias, whole[:, :, -1].reshape(-1).float())
-
-    def _given(self, matrix: Matrix) -> Tensor:
-        """The original (groups, r, c + 1), the bias (or 0) last, float64."""
-        w = to_matrix(self._model.tensor(matrix.weight), matrix.groups, matrix.transposed).double()
-        bias = self._model.tensor(matrix.bias).double() if matrix.bias is not None else w.new_zeros(w.shape[:2].numel())
-        return torch.cat([w, bias.reshape(*w.shape[:2], 1)], 2)
 
     def _moments(self, matrix: Matrix, here: Here) -> tuple[Moments, Moments]:
         """Of the items that are fitted to, and of those held out."""
@@ -200,25 +206,15 @@ class _Walk:
         return total / items
 
 
-def repaired(window: Window, w: Tensor, gram: Tensor, biased: bool) -> Tensor:
-    """What stays of `w`, moved to make up for the dropped columns: `V_K = W H_:K (H_KK)^-1`."""
-    h = damped(gram, REPAIR)
-    kept, square = window.some_columns(h), window.square(h)
-    size = square.shape[2] if biased else square.shape[2] - 1
-    v = window.of(w)
-    v[:, :, :size] = solve(window.some_rows(w) @ kept[:, :, :size], square[:, :size, :size])
-    return v
+def _zero(model: Model, matrix: Matrix) -> None:
+    for name in (matrix.weight, matrix.bias):
+        if name is not None:
+            model.assign(name, torch.zeros_like(model.tensor(name)))
 
 
 def _rows(window: Window, values: Tensor) -> Tensor:
     """(groups', r') of (groups, r)."""
     return values[window.group[:, None], window.rows]
-
-
-def _smaller(matrix: Matrix, window: Window) -> Matrix:
-    if matrix.convolution is None:
-        return replace(matrix, shape=window.shape)
-    return replace(matrix, shape=window.shape, convolution=replace(matrix.convolution, groups=len(window.group)))
 
 
 def _held_out(index: int, count: int) -> bool:

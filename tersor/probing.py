@@ -1,7 +1,8 @@
 """How much each part of a model matters: the metric when one place alone is made smaller.
 
-Two granularities. *Channels*: blocks of one prunable group go, in the order of a structured OBS sweep, and the matrices
-that read them are refitted to what stays. *Bits*: one matrix is stored in fewer bits by GPTQ. Everything else stays
+Three granularities. *Channels*: blocks of one prunable group go, in the order of a structured OBS sweep, and the matrices
+that read them are refitted to what stays. *Bits*: one matrix is stored in fewer bits by GPTQ. *Weights*: some of the
+weights of one matrix become zero, by what each is worth with the others repaired. Everything else stays
 as it was, nothing is trained, and the metric is taken on data held out of calibration, so the curves rank places; what they
 cost together is the planner's question. `damage` is what the quadratic predicts for the same change.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +20,31 @@ from torch import Tensor
 
 from tersor.calibrated import Calibrated
 from tersor.errors import InputError
-from tersor.fitting import repaired
 from tersor.graph.model import Model
 from tersor.inputs.job import Job, Progress, bring, predict_with, quiet, torch_threads
 from tersor.maths.damage import best_bias, damage
+from tersor.maths.pattern import Anywhere
 from tersor.maths.unfold import from_matrix, to_matrix
+from tersor.narrowing import narrowing
 from tersor.records import plain
 from tersor.rewrites.fold_norms import fold_norms
-from tersor.rewrites.shrink import mask
 from tersor.site import Matrix, groups, matrices
+from tersor.technique import Technique
 from tersor.techniques.gptq import GPTQ
+from tersor.techniques.sparse import Sparse
 from tersor.widths import curves
-from tersor.windows import windows
+from tersor.windows import with_bias
 
-GRANULARITIES = ("channels", "bits")
+GRANULARITIES = ("channels", "bits", "weights")
 SHARES = (0.125, 0.25, 0.5, 0.75)  # of the blocks of a group that go
-BITS = (8, 6, 4, 3, 2)
+BITS = (8.0, 6.0, 4.0, 3.0, 2.0)
+ZEROS = (0.5, 0.7, 0.8, 0.9)  # of the weights of a matrix
 ITEMS = 256
 
 
 @dataclass(frozen=True)
 class Point:
-    """One place made smaller: `amount` is the share of channels removed, or the bits a weight.
+    """One place made smaller: `amount` is the share of channels or weights removed, or the bits a weight.
 
     score: by entry ("" for a single number). damage: predicted, nats an item.
     """
@@ -148,65 +153,45 @@ def _narrower(ground: Calibrated, job: Job) -> Iterator[Change]:
     model = ground.model
     found = [g for g in groups(model) if g.refused is None and not g.counted and g.name not in job.exclude]
     swept = curves(model, ground.profile, found)
+    narrower = narrowing(model, ground.profile)
     for group in (g for g in found if g.name in swept):
         for share in SHARES:
             gone = min(group.blocks - 1, round(share * group.blocks))
             if gone > 0:
                 keep = swept[group.name].kept(group.blocks - gone)
                 lost = swept[group.name].damage[gone]
-                yield group.name, "channels", gone / group.blocks, _Narrower(ground, group.name, keep), lost
+                yield group.name, "channels", gone / group.blocks, partial(narrower, {group.name: keep}), lost
+
+
+def _replaced(
+    granularity: str, amounts: Sequence[float], technique: Callable[[float], Technique]
+) -> Callable[[Calibrated, Job], Iterator[Change]]:
+    def changes(ground: Calibrated, job: Job) -> Iterator[Change]:
+        for matrix in (m for m in matrices(ground.model) if m.name not in job.exclude):
+            for amount in amounts:
+                change = _Replaced(ground, matrix, technique(amount))
+                yield matrix.name, granularity, amount, change, change.damage()
+
+    return changes
 
 
 @dataclass(frozen=True)
-class _Narrower:
-    """The model without some blocks of one group, the matrices that read them refitted."""
-
-    ground: Calibrated
-    group: str
-    keep: tuple[int, ...]
-
-    def __call__(self) -> Model:
-        model, keep = self.ground.model, {self.group: self.keep}
-        changed, left = mask(model, keep), windows(model, keep)
-        for matrix in matrices(model):
-            window = left[matrix.name]
-            if window.cuts_columns:
-                biased = matrix.bias is not None
-                w = to_matrix(model.tensor(matrix.weight), matrix.groups, matrix.transposed).double()
-                bias = (
-                    model.tensor(matrix.bias).double() if matrix.bias is not None else w.new_zeros(w[:, :, 0].numel())
-                )
-                whole = torch.cat([w, bias.reshape(*w.shape[:2], 1)], 2)
-                v = repaired(window, whole, self.ground.profile.facts[matrix.name].gram, biased)
-                _assign(changed, matrix, window.put_back(v, whole))
-        return changed
-
-
-def _fewer_bits(ground: Calibrated, job: Job) -> Iterator[Change]:
-    for matrix in matrices(ground.model):
-        if matrix.name not in job.exclude:
-            for bits in BITS:
-                fewer = _FewerBits(ground, matrix, bits)
-                yield matrix.name, "bits", float(bits), fewer, fewer.damage()
-
-
-@dataclass(frozen=True)
-class _FewerBits:
-    """The model with one matrix in fewer bits, its bias repaired."""
+class _Replaced:
+    """The model with one matrix as a technique makes it, its bias repaired."""
 
     ground: Calibrated
     matrix: Matrix
-    bits: int
+    technique: Technique
 
     def value(self) -> tuple[Tensor, Tensor]:
         """(groups, r, c + 1) before and after, the bias last."""
         m, model = self.matrix, self.ground.model
         weight, facts = model.tensor(m.weight), self.ground.profile.facts[m.name]
-        chosen = GPTQ(bits=self.bits).fit(m, weight, facts).dense()
-        w, v = (to_matrix(t, m.groups, m.transposed).double() for t in (weight, chosen))
-        bias = model.tensor(m.bias).double().reshape(w.shape[:2]) if m.bias is not None else w.new_zeros(w.shape[:2])
+        before = with_bias(model, m)
+        w, bias = before[:, :, :-1], before[:, :, -1]
+        v = to_matrix(self.technique.fit(m, weight, facts).dense(), m.groups, m.transposed).double()
         moved = best_bias(w, v, facts.gram) if m.bias is not None else 0.0
-        return torch.cat([w, bias[..., None]], 2), torch.cat([v, (bias + moved)[..., None]], 2)
+        return before, torch.cat([v, (bias + moved)[..., None]], 2)
 
     def damage(self) -> float:
         before, after = self.value()
@@ -219,7 +204,11 @@ class _FewerBits:
         return changed
 
 
-CHANGES = {"channels": _narrower, "bits": _fewer_bits}
+CHANGES = {
+    "channels": _narrower,
+    "bits": _replaced("bits", BITS, lambda bits: GPTQ(bits=int(bits))),
+    "weights": _replaced("weights", ZEROS, lambda zeros: Sparse(Anywhere(1 - zeros))),
+}
 
 
 def _assign(model: Model, matrix: Matrix, whole: Tensor) -> None:

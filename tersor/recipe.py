@@ -23,6 +23,7 @@ from tersor import techniques as techniques_room
 from tersor.errors import RecipeError
 from tersor.feeds import Feeds
 from tersor.fitting import Decisions
+from tersor.graph.branches import branches
 from tersor.graph.model import Model
 from tersor.maths import grid, pattern
 from tersor.site import groups, matrices
@@ -64,6 +65,7 @@ def plain(decisions: Decisions) -> dict[str, Any]:
         "feeds": decisions.feeds,
         "techniques": {name: repr(technique) for name, technique in sorted(decisions.techniques.items())},
         "keep": {name: list(kept) for name, kept in sorted(decisions.keep.items())},
+        **({"drop": sorted(decisions.drop)} if decisions.drop else {}),
     }
 
 
@@ -73,6 +75,9 @@ def refuse_strangers(decisions: Decisions, model: Model) -> None:
     axes = {g.name: g.blocks for g in groups(model) if g.refused is None}
     strange = [f"the layer {name}" for name in decisions.techniques if name not in layers]
     strange += [f"the prunable group {name}" for name in decisions.keep if name not in axes]
+    if decisions.drop:
+        known = {branch.name for branch in branches(model)}
+        strange += [f"the residual branch {name}" for name in decisions.drop if name not in known]
     for name, kept in decisions.keep.items():
         if name in axes and not (kept and set(kept) <= set(range(axes[name]))):
             strange.append(f"blocks of the group {name} outside 0..{axes[name] - 1}")
@@ -101,6 +106,7 @@ def read_recipe(text: str) -> Recipe:
                 keep={str(g): tuple(int(i) for i in kept) for g, kept in written["keep"].items()},
                 techniques={str(m): technique_called(t) for m, t in written["techniques"].items()},
                 feeds=_feeds(written["feeds"]),
+                drop=tuple(str(name) for name in written.get("drop", ())),
             )
         target = written["target"]
         return Recipe(

@@ -111,12 +111,13 @@ def matrices(model: Model) -> tuple[Matrix, ...]:
     return tuple(m for m in found if m is not None)
 
 
-def groups(model: Model) -> tuple[Group, ...]:
+def groups(model: Model, dependency: Dependency | None = None) -> tuple[Group, ...]:
     """The prunable axes of `model`, in execution order, then the rows of matrices that cannot be pruned, and why not.
 
-    A tensor that is read twice in different ways (a tied embedding) is a member once in each role.
+    A tensor that is read twice in different ways (a tied embedding) is a member once in each role. `dependency` is that
+    of `model`, where it is known already.
     """
-    dependency = analyse(model)
+    dependency = dependency or analyse(model)
     prunable = tuple(
         Group(
             family.name,

@@ -111,11 +111,18 @@ class Workbench:
 
     def promising(self, name: str) -> bool:
         """Whether the exported file keeps the promise on data held out of calibration: what the search may know."""
+        return self._on_held(name).within(self.job.max_drop)
+
+    def lost(self, name: str) -> float:
+        """How much the exported file loses on that data, as `Drop.amount`."""
+        return self._on_held(name).amount
+
+    def _on_held(self, name: str) -> Drop:
         if name not in self._held:
             held = score(self.trials[name], self.job.metric, self.job.held, self.job.threads, self.job.batch)
             assert held.score is not None
             self._held[name] = drop(self.job.before_held, held.score, self.job.metric)
-        return self._held[name].within(self.job.max_drop)
+        return self._held[name]
 
     def looked_good(self, name: str) -> bool:
         """Whether a trial was found promising, or was not looked at."""
@@ -141,6 +148,12 @@ class Workbench:
             if self.promising(trial.name) and self.judge(trial.name).within(self.job.max_drop):
                 return self.trials[trial.name]
         return None
+
+    def near(self, name: str, times: float, most: int = 3) -> list[Trial]:
+        """The promising trials that took at most `times` as long as trial `name`, without it; `most` of them, fastest first."""
+        limit = times * (self.trials[name].seconds or 0.0)
+        slower = [t for t in self._by_speed() if t.name != name and (t.seconds or 0.0) <= limit]
+        return [t for t in slower if self.promising(t.name)][:most]
 
     def _by_speed(self) -> list[Trial]:
         timed = [t for t in self.trials.values() if t.seconds is not None]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
+from math import ceil, prod
 
 import torch
+from torch import Tensor
 
+from tersor.criterion import Criterion
 from tersor.errors import BudgetError
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.maths.obs import Reader, Sweep, damped, sweep
-from tersor.maths.unfold import to_matrix
+from tersor.maths.unfold import from_matrix, to_matrix
 from tersor.profile import Profile
-from tersor.site import Group, Matrix, matrices
+from tersor.site import Group, Matrix, Member, matrices
 
 DAMPING = 1e-2
 
@@ -37,51 +39,88 @@ def curves(model: Model, profile: Profile, groups: Sequence[Group], damping: flo
     return found
 
 
+def ranked(model: Model, profile: Profile, groups: Sequence[Group], criterion: Criterion) -> dict[str, Sweep]:
+    """For each group, its blocks from the least to the most worth by `criterion`, in place of a structured OBS sweep.
+
+    What a block is worth is summed over all weights that go with it, rows and columns; "damage" is then what was removed,
+    in the criterion's own unit. Groups without a matrix are not in the answer.
+    """
+    scores = {}
+    for m in matrices(model):
+        w = to_matrix(model.tensor(m.weight), m.groups, m.transposed).double()
+        scores[m.weight] = from_matrix(criterion.scores(m, w, profile.facts[m.name]), m.shape, m.groups, m.transposed)
+    found = {}
+    for group in groups:
+        members = [member for member in group.members if member.tensor in scores]
+        if members:
+            found[group.name] = _sorted(
+                torch.stack([_worth(member, scores[member.tensor]) for member in members]).sum(0)
+            )
+    return found
+
+
+def _worth(member: Member, scores: Tensor) -> Tensor:
+    along = scores.movedim(member.axis, 0).flatten(1).sum(1)
+    return torch.stack([along[list(positions)].sum() for positions in member.positions])
+
+
+def _sorted(worth: Tensor) -> Sweep:
+    order = worth.argsort(stable=True)
+    return Sweep(tuple(order.tolist()), (0.0, *worth[order].cumsum(0).tolist()))
+
+
 def allocate(
     model: Model,
     swept: Mapping[str, Sweep],
     groups: Sequence[Group],
     budget: float,
-    least: int = 1,
-    power: float = 1.0,
+    least: float = 0.0,
+    step: int = 1,
 ) -> dict[str, tuple[int, ...]]:
     """The blocks to keep, by group, of least summed damage at no more than `budget` multiply-accumulates an item.
 
-    A Lagrangian: each group takes the width that minimises `damage^power + price * macs`, with the other groups at
-    their present widths, and the price is bisected. A `power` below 1 trusts large predicted damages less.
-    Raises `BudgetError` when even `least` blocks a group are too many.
+    A Lagrangian: each group takes the width that minimises `damage + price * macs`, with the other groups at their
+    present widths, and the price is bisected. Every group keeps at least the share `least` of its blocks, and one; widths
+    are multiples of `step` where a group has that many. Raises `BudgetError` when even the narrowest are too many.
     """
     counter = _Counter(model, [g for g in groups if g.name in swept])
-    narrowest = dict.fromkeys(counter.groups, least)
+    offers = {name: _offers(group.blocks, least, step) for name, group in counter.groups.items()}
+    narrowest = {name: offer[0] for name, offer in offers.items()}
     if counter.total(narrowest) > budget:
+        fewest = "one block a group" if least == 0 else f"{100 * least:.3g} % of the blocks of every group"
         raise BudgetError(
-            f"Even {least} block(s) a group leave {counter.total(narrowest):.4g} multiply-accumulates; the budget is "
-            f"{budget:.4g}. Ask for at least that, or allow more groups."
+            f"Even {fewest} leave {counter.total(narrowest):.4g} multiply-accumulates; the budget is {budget:.4g}. Ask for at "
+            "least that, or allow more groups."
         )
     low, high = 0.0, 1.0
-    while counter.total(_widths(counter, swept, high, least, power)) > budget:
+    while counter.total(_widths(counter, swept, high, offers)) > budget:
         high *= 4
     for _ in range(60):
         middle = (low + high) / 2
-        if counter.total(_widths(counter, swept, middle, least, power)) > budget:
+        if counter.total(_widths(counter, swept, middle, offers)) > budget:
             low = middle
         else:
             high = middle
-    chosen = _widths(counter, swept, high, least, power)
+    chosen = _widths(counter, swept, high, offers)
     return {name: swept[name].kept(width) for name, width in chosen.items()}
 
 
+def _offers(blocks: int, least: float, step: int) -> list[int]:
+    """The widths that a group of so many blocks may take, ascending."""
+    floor = max(1, ceil(least * blocks))
+    return [k for k in range(floor, blocks + 1) if k % step == 0 or k == blocks or blocks < step]
+
+
 def _widths(
-    counter: _Counter, swept: Mapping[str, Sweep], price: float, least: int, power: float, rounds: int = 4
+    counter: _Counter, swept: Mapping[str, Sweep], price: float, offers: Mapping[str, Sequence[int]], rounds: int = 4
 ) -> dict[str, int]:
     widths = {name: group.blocks for name, group in counter.groups.items()}
     for _ in range(rounds):
         before = dict(widths)
-        for name in widths:
+        for name, offer in offers.items():
             slope = price * counter.per_block(name, widths)
             damage = swept[name].damage
-            costs = [damage[len(damage) - 1 - k] ** power + slope * k for k in range(least, len(damage))]
-            widths[name] = least + costs.index(min(costs))
+            widths[name] = min(offer, key=lambda k: damage[len(damage) - 1 - k] + slope * k)
         if widths == before:
             break
     return widths

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import Tensor
 
 from tersor.errors import ModelError
+from tersor.graph.dependency import Dependency, analyse
 from tersor.graph.kept import flat_index, kept_positions
 from tersor.graph.model import Model
+from tersor.maths.obs import damped, solve
 from tersor.maths.unfold import to_matrix
 from tersor.site import Matrix, matrices
+
+REPAIR = 1e-2  # ridge of the refit to the kept columns, in mean diagonals of H
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,37 @@ class Window:
         return torch.cat([self.columns, torch.arange(self.width, width).expand(len(self.columns), -1)], 1)
 
 
-def windows(model: Model, keep: Mapping[str, Sequence[int]]) -> dict[str, Window]:
-    """By matrix name, what stays of it when `keep[group]` are the blocks that stay; other groups stay whole."""
-    kept = kept_positions(model, keep) if keep else {}
+def windows(model: Model, keep: Mapping[str, Sequence[int]], dependency: Dependency | None = None) -> dict[str, Window]:
+    """By matrix name, what stays of it when `keep[group]` are the blocks that stay; other groups stay whole.
+
+    `dependency` is that of `model`, where it is known already.
+    """
+    kept = kept_positions(dependency or analyse(model), keep) if keep else {}
     return {m.name: _window(m, kept.get(m.weight)) for m in matrices(model)}
+
+
+def repaired(window: Window, w: Tensor, gram: Tensor, biased: bool) -> Tensor:
+    """What stays of `w` (groups, r, c + 1), moved to make up for the dropped columns: `V_K = W H_:K (H_KK)^-1`."""
+    h = damped(gram, REPAIR)
+    kept, square = window.some_columns(h), window.square(h)
+    size = square.shape[2] if biased else square.shape[2] - 1
+    v = window.of(w)
+    v[:, :, :size] = solve(window.some_rows(w) @ kept[:, :, :size], square[:, :size, :size])
+    return v
+
+
+def with_bias(model: Model, matrix: Matrix) -> Tensor:
+    """The values of `matrix` (groups, r, c + 1), the bias (or 0) last, float64."""
+    w = to_matrix(model.tensor(matrix.weight), matrix.groups, matrix.transposed).double()
+    bias = model.tensor(matrix.bias).double() if matrix.bias is not None else w.new_zeros(w.shape[:2].numel())
+    return torch.cat([w, bias.reshape(*w.shape[:2], 1)], 2)
+
+
+def smaller(matrix: Matrix, window: Window) -> Matrix:
+    """`matrix` as it is once only `window` is left of it."""
+    if matrix.convolution is None:
+        return replace(matrix, shape=window.shape)
+    return replace(matrix, shape=window.shape, convolution=replace(matrix.convolution, groups=len(window.group)))
 
 
 def _window(matrix: Matrix, kept: Sequence[Sequence[int]] | None) -> Window:

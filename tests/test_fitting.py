@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tersor.errors import BudgetError, DataError
-from tersor.fitting import Decisions, allocate, curves, fit
+from tersor.fitting import Decisions, fit
 from tersor.graph.likelihood import divergence
 from tersor.graph.lockstep import Lockstep
 from tersor.graph.macs import macs
@@ -18,6 +18,7 @@ from tersor.rewrites.shrink import mask, shrink
 from tersor.site import groups, matrices
 from tersor.techniques.columns import Columns
 from tersor.techniques.gptq import GPTQ
+from tersor.widths import allocate, curves
 from tersor.windows import windows
 
 
@@ -227,7 +228,7 @@ def test_allocation_meets_the_budget_and_an_impossible_one_says_by_how_much(resi
     assert 0.5 * total < sum(macs(shrink(model, keep)).values()) <= 0.6 * total
     tighter = allocate(model, swept, found, 0.4 * total)
     assert all(len(tighter[name]) <= len(keep[name]) for name in keep)
-    with pytest.raises(BudgetError, match=r"Even 1 block\(s\) a group leave .* the budget is 1\."):
+    with pytest.raises(BudgetError, match=r"Even one block a group leave .* the budget is 1\."):
         allocate(model, swept, found, 1.0)
 
 

@@ -114,13 +114,82 @@ def compress(
 
 
 @app.command()
+def prune(
+    model: Model,
+    data: Annotated[str, typer.Option(metavar="DATA", help=DATA, show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="The .pt2 archive to write.", show_default=False)] = None,
+    macs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE", help="Multiply-adds to be left by removing channels: 2x, 50%.", show_default=False
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Single weights that stay: 5x, 20%.", show_default=False)
+    ] = None,
+    branches: Annotated[int, typer.Option(min=0, help="Residual branches (blocks, layers) to leave out.")] = 0,
+    pattern: Annotated[
+        str, typer.Option(help="Of the zeros: anywhere, rows, n:m, or a tile such as 16x1.")
+    ] = "anywhere",
+    criterion: Annotated[str, typer.Option(help="What stays: best, or magnitude, wanda, obs, ...")] = "best",
+    schedule: Annotated[str, typer.Option(help="geometric, linear, cosine or cubic.")] = "geometric",
+    steps: Annotated[int, typer.Option(min=1, help="Each measures anew what the last one left.")] = 1,
+    multiple: Annotated[int, typer.Option(min=1, help="What widths should be multiples of.")] = 1,
+    max_drop: Annotated[
+        str | None, typer.Option(help="Go only as far as this holds: 0.5%.", show_default=False)
+    ] = None,
+    metric: Annotated[str, typer.Option(help="accuracy, top5, mse, ..., agreement, or file.py:function.")] = "accuracy",
+    eval_data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Judge on this data; else on a part of --data.", show_default=False),
+    ] = None,
+    threads: Threads = 0,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Leave this layer alone; repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Remove channels, zero weights, or both, and repair what stays: no training, no labels."""
+    with results(as_json) as stream, Stages() as progress:
+        from tersor.pruning import prune as run_pruning
+
+        found = run_pruning(
+            model,
+            data,
+            macs=macs,
+            weights=weights,
+            branches=branches,
+            pattern=pattern,
+            criterion=criterion,
+            schedule=schedule,
+            steps=steps,
+            multiple=multiple,
+            max_drop=max_drop,
+            metric=metric,
+            eval_data=eval_data,
+            threads=threads,
+            seed=seed,
+            exclude=exclude or (),
+            out=out,
+            progress=progress,
+        )
+        if as_json:
+            write_json(stream, {"out": out, **found.to_json()})
+    if not as_json:
+        from tersor.cli.prune import show
+
+        show(found, out)
+
+
+@app.command()
 def sensitivity(
     model: Model,
     data: Annotated[str, typer.Option(metavar="DATA", help=DATA, show_default=False)],
     metric: Annotated[str, typer.Option(help="accuracy, top5, mse, ..., agreement, or file.py:function.")] = "accuracy",
     granularity: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="channels or bits; repeatable; both.", show_default=False),
+        typer.Option(metavar="NAME", help="channels, bits or weights; repeatable; all.", show_default=False),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write an HTML page with plots.", show_default=False)] = None,
     items: Annotated[int, typer.Option(min=1, help="Held-out items that are judged on.")] = 256,

@@ -27,4 +27,4 @@ def show(found: Sensitivity) -> None:
 def _heads(granularity: str, amounts: list[float]) -> tuple[str, list[str]]:
     if granularity == "bits":
         return "Bits a weight", [f"{amount:.0f} bit" for amount in amounts]
-    return "Channels removed", [f"{100 * amount:.3g} %" for amount in amounts]
+    return f"{granularity.capitalize()} removed", [f"{100 * amount:.3g} %" for amount in amounts]

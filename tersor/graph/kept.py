@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tersor.graph.dependency import analyse
-from tersor.graph.model import Model
+from tersor.graph.dependency import Dependency
 
 
-def kept_positions(model: Model, keep: Mapping[str, Sequence[int]]) -> dict[str, tuple[list[int], ...]]:
+def kept_positions(dependency: Dependency, keep: Mapping[str, Sequence[int]]) -> dict[str, tuple[list[int], ...]]:
     """Per axis of every parameter and buffer that the graph reads, the positions that stay, ascending.
 
     Raises `ModelError` as `shrink` does.
     """
-    dependency = analyse(model)
     dead = dependency.dead(keep)
     return {name: tuple(dependency.live(axis, dead) for axis in axes) for name, axes in dependency.tensors.items()}
 

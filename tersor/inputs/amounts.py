@@ -1,4 +1,4 @@
-"""Amounts as users write them: `0.5%` or `0.005`, `10m`."""
+"""Amounts as users write them: `0.5%` or `0.005`, `2.1x`, `10m`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,19 @@ def drop(text: str | float) -> float:
     if not 0 <= value < 1:
         hint = f" (did you mean {shown}%?)" if 1 <= value < 100 and not shown.endswith("%") else ""
         raise InputError(f"The largest drop '{shown}' lies outside 0% to 100%{hint}; write 0.5% or 0.005.")
+    return value
+
+
+def share(text: str | float) -> float:
+    """What is left, as a fraction: `2x` less, `50%` and `0.5` are 0.5. Raises `InputError` for what is no share in (0, 1]."""
+    shown = str(text).strip()
+    number = _number(shown.rstrip("x%").rstrip())
+    if number is None or number == 0:
+        raise InputError(f"The share '{shown}' is no number above zero; write 2x (less), 50% or 0.5 (left).")
+    value = 1 / number if shown.endswith("x") else number / 100 if shown.endswith("%") else number
+    if not 0 < value <= 1:
+        hint = f" (did you mean {shown}x?)" if value > 1 and shown[-1] not in "x%" else ""
+        raise InputError(f"The share '{shown}' lies outside 0% to 100%{hint}; write 2x (less), 50% or 0.5 (left).")
     return value
 
 

@@ -6,7 +6,9 @@ what is kept. Of equal scores the first in storage order wins, so that the same 
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
@@ -108,6 +110,20 @@ class Tiles(Pattern):
         return wide[:, :rows, :columns]
 
 
+def pattern_called(word: str) -> Callable[[float], Pattern]:
+    """The pattern of a density that a user calls `anywhere`, `rows`, `2:4` (which needs none) or `16x1`."""
+    if word in _WORDS:
+        return _WORDS[word]
+    found = re.fullmatch(r"(\d+)([:x])(\d+)", word)
+    if found is None:
+        raise InputError(
+            f"There is no pattern {word!r}; write anywhere, rows, n:m such as 2:4, or a tile such as 16x1."
+        )
+    a, b = int(found[1]), int(found[3])
+    one = NofM(a, b) if found[2] == ":" else Tiles(a, b, 1.0)
+    return lambda density: one if isinstance(one, NofM) else Tiles(a, b, density)
+
+
 def _check(density: float, pattern: Pattern) -> None:
     if not 0 < density <= 1:
         raise InputError(f"{pattern} is impossible; density is the share of weights kept, in (0, 1].")
@@ -123,3 +139,6 @@ def _largest(scores: Tensor, count: int) -> Tensor:
         return torch.ones_like(scores, dtype=torch.bool)
     chosen = scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, True)
+
+
+_WORDS: dict[str, Callable[[float], Pattern]] = {"anywhere": Anywhere, "rows": EachRow}

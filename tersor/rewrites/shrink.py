@@ -10,18 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tersor.graph.cut import Cut
-from tersor.graph.dependency import analyse
+from tersor.graph.dependency import Dependency, analyse
 from tersor.graph.model import Model
 from tersor.graph.surgery import resize, zero_tensors
 
 
-def shrink(model: Model, keep: Mapping[str, Sequence[int]]) -> Model:
+def shrink(model: Model, keep: Mapping[str, Sequence[int]], dependency: Dependency | None = None) -> Model:
     """A smaller model in which `keep[group name]` are the block indices that stay; other groups stay whole.
 
-    The result runs at every batch size and can be exported again. Raises `ModelError` for a group that the model does not have,
+    The result runs at every batch size and can be exported again. `dependency` is that of `model`, where it is known
+    already. Raises `ModelError` for a group that the model does not have,
     a block out of range, or a group that would keep nothing.
     """
-    dependency = analyse(model)
+    dependency = dependency or analyse(model)
     cut = Cut(dependency, dependency.dead(keep), model.copy())
     if cut.dead:
         resize(cut)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tersor.cli import app
 
@@ -169,3 +170,21 @@ def test_benchmark_times_against_others(made: Path, tmp_path: Path, call: Call) 
     found = json.loads(out)
     assert [Path(a["folder"]) for a in found["artifacts"]] == [made, made]
     assert found["artifacts"][0]["seconds"]["value"] > 0
+
+
+def test_prune_writes_an_archive_and_says_what_went(net: Path, tmp_path: Path, call: Call) -> None:
+    out = tmp_path / "small.pt2"
+    words = ("--metric", "agreement", "--weights", "50%", "--threads", "1", "--out", str(out))
+    code, shown, err = call("prune", f"{net}:make", "--data", f"{net}:data", *words)
+    assert code == 0, err
+    assert "not zero" in shown
+    assert "agreement 1 ->" in shown
+    assert torch.export.load(out).module(check_guards=False)
+    code, shown, _ = call("prune", f"{net}:make", "--data", f"{net}:data", *words, "--json")
+    assert code == 0
+    record = json.loads(shown)
+    assert record["out"] == str(out)
+    assert record["size"]["nonzero"] < 0.6 * record["size"]["weights"]
+    code, shown, err = call("prune", f"{net}:make", "--data", f"{net}:data", "--macs", "2")
+    assert (code, shown) == (2, "")
+    assert "did you mean 2x?" in err

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import pkgutil
+
 import pytest
 import torch
 from laws import LAYOUTS, make
 
+from tersor import criteria
+from tersor.criteria import criterion_called
 from tersor.criteria.activation import Activation
+from tersor.criteria.batch_norm import BatchNorm
+from tersor.criteria.feature_map import FeatureMap
+from tersor.criteria.geometric_median import GeometricMedian
 from tersor.criteria.magnitude import Magnitude
 from tersor.criteria.obd import OBD
 from tersor.criteria.obs import OBS
@@ -14,10 +21,16 @@ from tersor.criteria.random import Random
 from tersor.criteria.taylor import Taylor
 from tersor.criteria.wanda import Wanda
 from tersor.criterion import Criterion
+from tersor.graph.model import capture
 from tersor.maths.unfold import to_matrix
-from tersor.profile import Facts
+from tersor.profile import Facts, measure
+from tersor.rewrites.fold_norms import fold_norms
+from tersor.site import matrices
 
-CRITERIA = (Activation(), Magnitude(), OBD(), OBS(), Random(1), Taylor(), Wanda())
+CRITERIA = (
+    *(Activation(), BatchNorm(), FeatureMap(), GeometricMedian(), Magnitude(), Magnitude(2)),
+    *(OBD(), OBS(), Random(1), Taylor(), Wanda()),
+)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA, ids=repr)
@@ -66,3 +79,28 @@ def test_wanda_taylor_and_activation_by_hand():
     )
     mean = case.facts.gram[0, -1, :-1].abs()
     torch.testing.assert_close(Activation().scores(case.matrix, w, case.facts), mean.expand(1, 6, 12))
+
+
+def test_the_scale_of_a_folded_batch_norm_is_found_again():
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm2d(6)
+    torch.nn.init.uniform_(norm.weight, -2.0, 2.0)
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 1, bias=False), norm)
+    x = torch.randn(64, 3, 4, 4)
+    norm.momentum = None
+    module(x)  # estimates the statistics
+    model = fold_norms(capture(module.eval(), (x[:2],)))
+    (matrix,), facts = matrices(model), measure(model, [(x,)], frozenset({"gram"})).facts["0"]
+    scores = BatchNorm().scores(matrix, to_matrix(model.tensor(matrix.weight), 1), facts)
+    torch.testing.assert_close(scores[0, :, 0].float(), norm.weight.detach().abs(), rtol=2e-3, atol=1e-3)
+
+
+def test_the_row_amid_the_others_is_worth_least():
+    w = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]])
+    case = make("linear", 0)
+    assert int(GeometricMedian().scores(case.matrix, w, case.facts)[0, :, 0].argmin()) == 0
+
+
+def test_every_file_is_a_word():
+    words = [module.name for module in pkgutil.iter_modules(criteria.__path__)]
+    assert {type(criterion_called(word)) for word in words} == {type(c) for c in CRITERIA}

@@ -1,0 +1,35 @@
+"""What `prune` made, as tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tersor.cli.console import table
+from tersor.pruning import Pruned, Size
+from tersor.units import count, points
+
+
+def show(found: Pruned, out: Path | None) -> None:
+    """The states on the way, what became of each place, and the score before and after."""
+    rows = [("original", *_size(found.original, found.original), "")]
+    rows += [
+        (f"step {i}", *_size(step.size, found.original), f"{100 * step.lost:+.2f}{'' if step.kept else ' (too much)'}")
+        for i, step in enumerate(found.steps, 1)
+    ]
+    head = ("state", "multiply-adds", "fewer", "weights", "not zero", "lost on held-out data, points or %")
+    table(found.name, head, rows, numbers=(1, 2, 3, 4, 5))
+    if found.widths:
+        narrowed = [(name, str(left), str(before)) for name, (left, before) in found.widths.items()]
+        table("Narrower", ("axis", "blocks", "before"), narrowed, numbers=(1, 2))
+    if found.densities:
+        table("Sparse", ("layer", "not zero"), [(n, points(d)) for n, d in found.densities.items()], numbers=(1,))
+    if found.dropped:
+        print(f"left out: {', '.join(found.dropped)}")
+    print(found.drop.text)
+    if out is not None:
+        print(f"\narchive   {out}\nfaster?   tersor compress {out} --data ...   measures it in every runtime")
+
+
+def _size(size: Size, original: Size) -> tuple[str, str, str, str]:
+    fewer = f"{original.macs / size.macs:.2f}x"
+    return count(size.macs), fewer, count(size.weights), points(size.nonzero / original.weights)

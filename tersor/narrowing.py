@@ -1,0 +1,181 @@
+"""How wide each group should be, by what narrower models are seen to do.
+
+The quadratic is local. Take one group of a plain chain down to a single channel and it says that no more is lost than what
+the readers of that group give, when in truth nothing gets past; a branch beside a residual stream can be lost. So widths
+are proposed by the quadratic, under several limits of how much of its width any group may lose, and the proposals are
+*tried*: blocks removed, the readers repaired by the quadratic, outputs compared with the original's. A large cut goes
+in several steps, each one measured again on the network that the last one left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tersor.errors import BudgetError
+from tersor.fitting import Decisions, fit
+from tersor.graph.branches import branches, without
+from tersor.graph.dependency import Dependency, analyse
+from tersor.graph.likelihood import divergence
+from tersor.graph.macs import macs
+from tersor.graph.model import Model
+from tersor.maths.obs import Sweep
+from tersor.maths.unfold import from_matrix
+from tersor.profile import Profile, measure
+from tersor.rewrites.shrink import shrink
+from tersor.site import Group, groups, matrices
+from tersor.widths import allocate, curves
+from tersor.windows import repaired, smaller, windows, with_bias
+
+LEAST = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)  # of a group's blocks, in one step
+JUDGED = 256  # items
+Keep = dict[str, tuple[int, ...]]
+Refit = Callable[[Keep], tuple[Model, Profile]]
+"""The model without the blocks that are not kept, fitted, and what is measured of it."""
+Rank = Callable[[Model, Profile, Sequence[Group]], Mapping[str, Sweep]]
+"""The order in which the blocks of each group go, and what each width costs: `curves`, or `ranked` by a criterion."""
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """Makes narrower models of one model by the cheapest repair there is: the readers of a narrowed group are refitted
+    to what stays, as if their inputs had not changed otherwise. Cost: a copy of the model, and c^3 a reader."""
+
+    model: Model
+    profile: Profile
+    dependency: Dependency
+
+    def __call__(self, keep: Mapping[str, Sequence[int]]) -> Model:
+        """The model without the blocks that `keep` does not name."""
+        small = shrink(self.model, keep, self.dependency)
+        left = windows(self.model, keep, self.dependency)
+        for matrix in matrices(self.model):
+            window = left[matrix.name]
+            if window.cuts_columns:
+                biased, tiny = matrix.bias is not None, smaller(matrix, window)
+                v = repaired(window, with_bias(self.model, matrix), self.profile.facts[matrix.name].gram, biased)
+                weight = from_matrix(v[:, :, :-1], tiny.shape, tiny.groups, tiny.transposed)
+                small.assign(matrix.weight, weight.float())
+                if matrix.bias is not None:
+                    small.assign(matrix.bias, v[:, :, -1].reshape(-1).float())
+        return small
+
+
+def narrowing(model: Model, profile: Profile) -> Narrowing:
+    """Of a model and what was measured of it."""
+    return Narrowing(model, profile, analyse(model))
+
+
+def narrow(
+    model: Model,
+    batches: Sequence[Sequence[Tensor]],
+    profile: Profile,
+    names: Sequence[str],
+    budgets: Sequence[float],
+    *,
+    refit: Refit,
+    rank: Rank = curves,
+    step: int = 1,
+) -> Iterator[Keep]:
+    """The blocks to keep of the groups `names`, at no more than each of `budgets` multiply-accumulates an item, in turn.
+
+    profile: of `model` on the calibration `batches`. budgets: descending; each goes on from the widths before, on the
+    network that `refit` makes of them and what it measures there. rank: orders and prices the blocks. Widths are
+    multiples of `step`. Raises `BudgetError` where a budget cannot be reached. Cost a budget: a sweep a group, and for each of up to `len(LEAST)` proposals a copy
+    and a pass over `JUDGED` items.
+    """
+    small, seen = model, profile
+    keep: Keep = {}
+    for budget in budgets:
+        if keep:
+            small, seen = refit(keep)
+        keep = _composed(keep, _proposed(narrowing(small, seen), rank, model, batches, names, budget, step))
+        yield keep
+
+
+def refitting(model: Model, batches: Sequence[Sequence[Tensor]], profile: Profile, seed: int = 0) -> Refit:
+    """The plainest `Refit`: a fit and a pass over the batches."""
+
+    def refit(keep: Keep) -> tuple[Model, Profile]:
+        small = fit(model, batches, profile, Decisions(keep=keep), seed=seed).model
+        return small, measure(small, batches, seed=seed)
+
+    return refit
+
+
+def dispensable(
+    model: Model, batches: Sequence[Sequence[Tensor]], count: int, spare: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """The `count` residual branches without which the outputs stay nearest to what they were, found one by one.
+
+    Nothing is repaired meanwhile. spare: names that stay. Raises `BudgetError` where there are fewer. Cost: a copy and a
+    pass over `JUDGED` items for each branch, `count` times.
+    """
+    names = [branch.name for branch in branches(model) if branch.name not in spare]
+    if len(names) < count:
+        raise BudgetError(f"The model has {len(names)} residual branches that can be left out; {count} were to go.")
+    lost = _Lost(model, batches)
+    gone: tuple[str, ...] = ()
+    for _ in range(count):
+        left = (name for name in names if name not in gone)
+        gone = min(((*gone, name) for name in left), key=lambda some: lost(without(model, some)))
+    return gone
+
+
+def total(model: Model) -> int:
+    """Multiply-accumulates of all matrices, an item."""
+    return sum(macs(model).values())
+
+
+def _proposed(
+    narrower: Narrowing,
+    rank: Rank,
+    original: Model,
+    batches: Sequence[Sequence[Tensor]],
+    names: Sequence[str],
+    budget: float,
+    step: int,
+) -> Keep:
+    """Of the proposals within `budget`, the one whose model is nearest to the original on some of the items."""
+    model = narrower.model
+    open_groups = [g for g in groups(model, narrower.dependency) if g.refused is None and g.name in names]
+    swept = rank(model, narrower.profile, open_groups)
+    proposals: list[Keep] = []
+    for least in LEAST:
+        try:
+            proposals.append(allocate(model, swept, open_groups, budget, least, step))
+        except BudgetError:
+            if not proposals:
+                raise
+            break
+    distinct = [keep for i, keep in enumerate(proposals) if keep not in proposals[:i]]
+    if len(distinct) == 1:
+        return distinct[0]
+    lost = _Lost(original, batches)
+    return min(distinct, key=lambda keep: lost(narrower(keep)))
+
+
+class _Lost:
+    """How far the outputs of a model are from the original's on some of the items, in nats."""
+
+    def __init__(self, original: Model, batches: Sequence[Sequence[Tensor]]):
+        self._judged = _some(batches, JUDGED)
+        self._wanted = [original.run(*batch) for batch in self._judged]
+
+    def __call__(self, model: Model) -> float:
+        pairs = zip(self._wanted, self._judged, strict=True)
+        return sum(divergence(wanted, model.run(*x), x) for wanted, x in pairs)
+
+
+def _composed(before: Keep, now: Keep) -> Keep:
+    """Blocks of the original, where `now` counts among those that `before` left."""
+    return before | {n: tuple(before[n][b] for b in kept) if n in before else kept for n, kept in now.items()}
+
+
+def _some(batches: Sequence[Sequence[Tensor]], items: int) -> list[tuple[Tensor, ...]]:
+    """About `items` of the items, from all over the batches."""
+    count = sum(len(batch[0]) for batch in batches)
+    stride = max(1, count // items)
+    return [tuple(x[::stride] for x in batch) for batch in batches if len(batch[0])]

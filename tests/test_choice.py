@@ -1,0 +1,81 @@
+"""The last choice: of what cannot be told apart in time, what loses least; of equals, the smallest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tersor.measuring.clock import AGAIN, Race
+from tersor.search import ORIGINAL, Search
+from tersor.target import Compressed
+from tersor.targets.eager import Eager
+from tersor.trials import Candidate, Trial
+
+MODEL: Any = None
+
+
+class Bench:
+    """Trials of known time, loss on held-out data, bytes, and loss on evaluation data; at most 0.01 may be lost."""
+
+    def __init__(self, **trials: tuple[float, float, int, float]):
+        self.known = trials
+        self.trials = {
+            name: Trial(Candidate(name, Eager(), Compressed(MODEL)), Path(), nbytes, seconds)
+            for name, (seconds, _, nbytes, _) in trials.items()
+        }
+
+    def export(self, candidates: list[Candidate]) -> None:
+        self.trials |= {c.name: Trial(c, Path(), seconds=1.0) for c in candidates}
+
+    def fastest_inside(self) -> Trial | None:
+        inside = [self.trials[n] for n in self.known if self.judge(n).within(0.01)]
+        return min(inside, key=lambda t: t.seconds, default=None)
+
+    def near(self, name: str, times: float) -> list[Trial]:
+        limit = times * self.trials[name].seconds
+        return [self.trials[n] for n, t in self.known.items() if n != name and t[0] <= limit and t[1] <= 0.01]
+
+    def lost(self, name: str) -> float:
+        return self.known[name][1]
+
+    def judge(self, name: str) -> Any:
+        amount = self.known[name][3]
+        return SimpleNamespace(within=lambda limit: amount <= limit)
+
+    def time(self, names: list[str], rounds: int) -> Race:
+        rng = np.random.default_rng(0)
+        runs = {
+            n: tuple(self.trials[n].seconds * rng.normal(1, 0.02, rounds))
+            for n in [*names, names[0] + AGAIN]
+            if n in self.trials
+        } | {names[0] + AGAIN: tuple(self.trials[names[0]].seconds * rng.normal(1, 0.02, rounds))}
+        return Race(runs, names[0], (0.0, 0.0), 1, {}, 0)
+
+
+def chosen(**trials: tuple[float, float, int, float]) -> tuple[str, list[str]]:
+    job: Any = SimpleNamespace(model=MODEL, max_drop=0.01)
+    search = Search(job, MODEL, Bench(**trials), ())  # type: ignore[arg-type]
+    trial, race = search.choose()
+    assert {trial.name, ORIGINAL} <= race.samples.keys()
+    return trial.name, search.notes
+
+
+@pytest.mark.parametrize(
+    ("trials", "wanted"),
+    [
+        ({"bold": (1.0, 0.008, 5, 0.0), "plain": (1.001, 0.001, 9, 0.0)}, "plain"),  # no faster, loses more
+        ({"bold": (1.0, 0.008, 5, 0.0), "plain": (1.08, 0.001, 9, 0.0)}, "bold"),  # faster
+        ({"large": (1.0, -0.002, 9, 0.0), "small": (1.001, 0.0, 5, 0.0)}, "small"),  # neither loses anything
+        ({"bold": (1.0, 0.008, 5, 0.0), "plain": (1.001, 0.001, 9, 0.02)}, "bold"),  # the other breaks the promise
+    ],
+)
+def test_what_is_no_faster_is_not_worth_a_loss(trials, wanted):
+    name, notes = chosen(**trials)
+    assert name == wanted
+    assert [
+        note for note in notes if "was not measurably faster than" in note and wanted not in note.split()[0]
+    ] == notes

@@ -1,0 +1,141 @@
+"""`tersor.prune`: shares that are asked for are reached, promises are kept, the archive is what was judged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+from test_pipeline import Small, _images
+from torch import nn
+from torch.nn import functional as F
+
+import tersor
+from tersor.errors import BudgetError, InputError
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TERSOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def module() -> nn.Module:
+    torch.manual_seed(0)
+    module, (x, y) = Small(), _images(2000, 1)
+    optimiser = torch.optim.Adam(module.parameters(), 3e-3)
+    for step in range(150):
+        at = torch.randint(0, 2000, (128,), generator=torch.Generator().manual_seed(step))
+        optimiser.zero_grad()
+        F.cross_entropy(module(x[at]), y[at]).backward()
+        optimiser.step()
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def data() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    x, y = _images(1200, 2)
+    return [(x[i : i + 100], y[i : i + 100]) for i in range(0, 1200, 100)]
+
+
+def test_channels_go_until_the_share_is_reached(module, data, tmp_path):
+    out = tmp_path / "small.pt2"
+    found = tersor.prune(module, data, macs="1.5x", steps=2, threads=1, out=out)
+    assert 1.5 <= found.original.macs / found.size.macs < 1.8
+    assert found.widths
+    assert [step.kept for step in found.steps] == [True, True]
+    assert found.steps[0].size.macs > found.steps[1].size.macs == found.size.macs
+    x = data[0][0]
+    again = torch.export.load(out).module(check_guards=False)  # without Tersor
+    torch.testing.assert_close(again(x), found.module(x))
+    assert again(x).shape == module(x).shape
+    assert json.loads(json.dumps(found.to_json()))["size"]["macs"] == found.size.macs
+
+
+@pytest.mark.parametrize(
+    ("wish", "share"),
+    [
+        ({"weights": "30%"}, 0.3),
+        ({"weights": 0.5, "pattern": "rows", "criterion": "wanda"}, 0.5),
+        ({"weights": "2x", "pattern": "4x1"}, 0.5),
+        ({"pattern": "2:4"}, 0.5),
+    ],
+)
+def test_weights_become_zero_as_asked(module, data, wish, share):
+    found = tersor.prune(module, data, threads=1, metric="agreement", **wish)
+    assert found.size.nonzero / found.size.weights == pytest.approx(share, abs=0.03)
+    assert found.size.macs == found.original.macs
+    assert found.drop.amount < 0.5
+
+
+def test_both_at_once(module, data):
+    found = tersor.prune(module, data, macs="75%", weights="50%", threads=1)
+    assert found.size.macs <= 0.75 * found.original.macs
+    assert found.size.nonzero <= 0.52 * found.size.weights
+    assert set(found.densities) == {"stem.0", "body.0", "head"}
+
+
+def test_goes_as_far_as_the_promise_holds_and_goes_on_after_a_kill(module, data, monkeypatch):
+    found = tersor.prune(module, data, max_drop="5%", threads=1)
+    assert found.drop.amount <= 0.05
+    assert found.size.macs < found.original.macs
+    assert all(step.kept for step in found.steps[:-1])
+
+    def never(*_, **__):
+        raise AssertionError("fitted again")
+
+    monkeypatch.setattr("tersor.calibrated.fit", never)
+    again = tersor.prune(module, data, max_drop="5%", threads=1)
+    assert again.decisions == found.decisions
+    assert again.model.digest() == found.model.digest()
+
+
+def test_what_is_excluded_stays(module, data):
+    found = tersor.prune(module, data, weights="50%", exclude=["head"], threads=1)
+    assert set(found.densities) == {"stem.0", "body.0"}
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({}, "Nothing says how much to prune; give macs, weights, branches or max_drop"),
+        ({"macs": 2}, r"'2' lies outside 0% to 100% \(did you mean 2x\?\)"),
+        ({"macs": "half"}, "'half' is no number above zero; write 2x"),
+        ({"weights": 0.5, "pattern": "stripes"}, "no pattern 'stripes'; write anywhere, rows, n:m"),
+        ({"weights": 0.5, "pattern": "2:4"}, "The pattern 2:4 says itself how many weights stay; leave out weights"),
+        ({"weights": 0.5, "criterion": "luck"}, "no criterion 'luck'; choose of activation, batch_norm"),
+        ({"macs": 0.5, "schedule": "sudden"}, "no schedule 'sudden'; choose of geometric, linear, cosine, cubic"),
+        ({"macs": 0.5, "steps": 0}, "steps is 0 and multiple is 1; both must be at least 1"),
+    ],
+)
+def test_contradictions_are_said_before_anything_is_loaded(wish, said):
+    with pytest.raises(InputError, match=said):
+        tersor.prune("nowhere.py:nothing", "nowhere.npz", **wish)
+
+
+def test_what_cannot_be_reached_is_said(module, data):
+    with pytest.raises(BudgetError, match="multiply-accumulates; the budget is"):
+        tersor.prune(module, data, macs=1e-6, threads=1)
+    with pytest.raises(BudgetError, match=r"No step kept the promise of 0; the least lost was"):
+        tersor.prune(module, data, weights=0.03, max_drop=0.0, threads=1)
+
+
+def test_a_model_without_channels_to_remove_says_so(data):
+    x = torch.randn(64, 8)
+    with pytest.raises(InputError, match="No axis of this model can be pruned"):
+        tersor.prune(nn.Linear(8, 3), [(x, torch.randint(0, 3, (64,)))], macs=0.5, threads=1)
+
+
+def test_residual_branches_are_left_out(module, data):
+    found = tersor.prune(module, data, branches=1, threads=1)
+    assert found.dropped == ("body.0",)
+    assert found.original.macs - found.size.macs == 16 * 16 * 9 * 64
+    x = data[0][0]
+    assert found.module(x).shape == module(x).shape
+    with pytest.raises(BudgetError, match="has 1 residual branches that can be left out; 2 were to go"):
+        tersor.prune(module, data, branches=2, threads=1)
+    with pytest.raises(InputError, match="branches is 1 and macs is given"):
+        tersor.prune(module, data, branches=1, macs=0.5)
