@@ -33,6 +33,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.cnn_cpu
 	$(BIN)/python -m benchmarks.pruning
 	$(BIN)/python -m benchmarks.sparsity
+	$(BIN)/python -m benchmarks.language
 	$(BIN)/python -m benchmarks.faithful
 	$(BIN)/python -m benchmarks.architectures
 
