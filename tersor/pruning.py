@@ -22,7 +22,7 @@ from tersor.criteria import criterion_called
 from tersor.densities import allocate, curves
 from tersor.errors import BudgetError, InputError
 from tersor.fitting import Decisions
-from tersor.graph.branches import branches
+from tersor.graph.branches import branches as branches_of
 from tersor.graph.model import Model
 from tersor.hub.archive import save_program
 from tersor.inputs import amounts
@@ -252,7 +252,7 @@ def _decided(job: Job, ground: Calibrated, wish: _Wish) -> Iterator[Decisions]:
         techniques: dict[str, Technique] = {}
         drop = gone[: wish.branches[min(step, len(wish.branches) - 1)]] if gone else ()
         if wish.weights:
-            dead = {name for branch in branches(ground.model) if branch.name in drop for name in branch.matrices}
+            dead = {name for branch in branches_of(ground.model) if branch.name in drop for name in branch.matrices}
             names = [m.name for m in matrices(ground.model) if m.name not in {*job.exclude, *dead}]
             if wish.pattern is not None:
                 techniques = dict.fromkeys(names, wish.sparse(1.0))
