@@ -84,8 +84,7 @@ def narrow(
     profile: of `model` on the calibration `batches`. budgets: descending; each goes on from the widths before, on the
     network that `refit` makes of them and what it measures there. rank: orders and prices the blocks. Widths are
     multiples of `step`. Raises `BudgetError` where a budget cannot be reached.
-    Cost a budget: a sweep a group, and for each of up to `len(LEAST)` proposals a copy
-    and a pass over `JUDGED` items.
+    Cost a budget: a sweep a group, and for each of up to `len(LEAST)` proposals a copy and a pass over `JUDGED` items.
     """
     small, seen = model, profile
     keep: Keep = {}

@@ -162,7 +162,7 @@ class Search:
             return trial.candidate.plan.damage
         decisions = self.decided[trial.name]
         rows = [(name, repr(technique)) for name, technique in decisions.techniques.items()] if decisions else []
-        known = decisions is not None and not decisions.keep and all(row in self.damage for row in rows)
+        known = decisions is not None and not decisions.cuts and all(row in self.damage for row in rows)
         return sum(self.damage[row] for row in rows) if known else None
 
     def _time_all(self) -> None:

@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import tersor
-from tersor.errors import BudgetError, InputError
+from tersor.errors import BudgetError, InputError, RecipeError
+from tersor.fitting import Decisions
+from tersor.recipe import Recipe, read_recipe
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -139,3 +141,15 @@ def test_residual_branches_are_left_out(module, data):
         tersor.prune(module, data, branches=2, threads=1)
     with pytest.raises(InputError, match="branches is 1 and macs is given"):
         tersor.prune(module, data, branches=1, macs=0.5)
+
+
+def test_a_recipe_can_leave_branches_out(module, data, tmp_path):
+    recipe = Recipe(("onnxruntime", "fp32"), Decisions(drop=("body.0",)), 0, 100, 1)
+    assert read_recipe(recipe.to_yaml()) == recipe
+    asked = tmp_path / "plan.yaml"
+    asked.write_text(recipe.to_yaml())
+    report = tersor.compress(module, data, recipe=asked, max_drop="90%", out=tmp_path / "out")
+    assert report.after.macs == report.before.macs - 16 * 16 * 9 * 64
+    asked.write_text(recipe.to_yaml().replace("body.0", "body.7"))
+    with pytest.raises(RecipeError, match=r"names the residual branch body\.7, which this model does not have"):
+        tersor.compress(module, data, recipe=asked, max_drop="90%", out=tmp_path / "out")
