@@ -27,6 +27,7 @@ from benchmarks import environment, zoo
 from tersor.criteria.magnitude import Magnitude
 from tersor.fitting import Decisions, fit
 from tersor.graph.branches import branches, without
+from tersor.graph.kinds import KINDS
 from tersor.graph.model import Model, capture
 from tersor.maths.pattern import NofM
 from tersor.narrowing import dispensable
@@ -76,14 +77,9 @@ def losses(model: Model, ids: Tensor) -> np.ndarray:
 
 
 def kinds(model: Model) -> dict[str, list[Group]]:
-    """The groups that are attention heads (with their key/value head), neurons, the residual width."""
-    found: dict[str, list[Group]] = {"heads": [], "neurons": [], "residual width": []}
-    for group in groups(model):
-        if group.refused is None:
-            read = {m.tensor for m in group.members if m.role == "reads"}
-            kind = "residual width" if len(read) > 2 else "heads" if any("wo" in name for name in read) else "neurons"
-            found[kind].append(group)
-    return found
+    """The groups to prune, by kind."""
+    found = groups(model)
+    return {kind: [g for g in found if g.refused is None and g.kind == kind] for kind in KINDS}
 
 
 def asked(ground: Ground) -> Iterator[tuple[str, float, Make, Make]]:

@@ -170,8 +170,9 @@ class _Walk:
         small = smaller(matrix, window)
         dense = from_matrix(v[:, :, :-1], small.shape, small.groups, small.transposed).float()
         if technique is not None:
-            fisher = self._profile.facts[matrix.name].fisher.reshape(w.shape[:2])
-            weight = technique.fit(small, dense, Facts(h, _rows(window, fisher).reshape(-1)))
+            facts = self._profile.facts[matrix.name]
+            fisher = _rows(window, facts.fisher.reshape(w.shape[:2])).reshape(-1)
+            weight = technique.fit(small, dense, Facts(h, fisher, window.some_columns(facts.activity)))
             self._weights[matrix.weight] = weight
             dense = weight.dense()
         chosen = to_matrix(dense, small.groups, small.transposed).double()

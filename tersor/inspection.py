@@ -35,13 +35,15 @@ class Counted:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the model: `blocks` channels (heads, neurons) that the matrices `producers` make and `readers` take.
+    """One axis of the model: `blocks` things that the matrices `producers` make and `readers` take.
 
+    kind: what they are ("channels", "neurons", "heads", "head_width", "residual").
     parameters: values that go with one block, on average. refused: why no block can be removed; None where one can.
     normalised: nodes that read the axis' width, so that removing a block is not the same as making it zero.
     """
 
     name: str
+    kind: str
     blocks: int
     producers: tuple[str, ...]
     readers: tuple[str, ...]
@@ -118,6 +120,7 @@ def _axis(model: Model, group: Group) -> Axis:
     weights = [(m.role, m.tensor.removesuffix(".weight")) for m in group.members if not m.tensor.endswith(".bias")]
     return Axis(
         group.name,
+        group.kind,
         group.blocks,
         tuple(dict.fromkeys(name for role, name in weights if role == "produces")),
         tuple(dict.fromkeys(name for role, name in weights if role == "reads")),

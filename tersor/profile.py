@@ -34,11 +34,13 @@ class Facts:
 
     gram: float64 (groups, c + 1, c + 1), mean per output position, last row and column the constant.
     fisher: float64 (r,), summed over output positions, mean over items.
+    activity: float64 (groups, 2, c), `E|x_j|` and the share of positions where `x_j` is not zero.
     drift: float64 (groups, c + 1, c + 1) or None, `E[x~_original x~_now^T]`.
     """
 
     gram: Tensor
     fisher: Tensor
+    activity: Tensor
     drift: Tensor | None = None
 
 
@@ -139,6 +141,7 @@ class _Pass:
         self._places = torch.Generator().manual_seed(seed)
         self._labels = torch.Generator().manual_seed(seed + 1)
         self._gram: dict[str, Tensor] = {}
+        self._activity: dict[str, Tensor] = {}
         self._positions: dict[str, int] = {}
         self._fisher: dict[str, Tensor] = {}
         self._histograms: dict[str, Histogram] = {}
@@ -167,9 +170,11 @@ class _Pass:
             self._add_fisher(flat)
 
     def _add_gram(self, matrix: Matrix, x: Tensor) -> None:
-        rows = with_constant(rows_of(matrix, x, sampled(matrix, x.shape, self._places)))
-        total = products(rows, rows)
-        self._gram[matrix.name] = self._gram[matrix.name] + total if matrix.name in self._gram else total
+        seen = rows_of(matrix, x, sampled(matrix, x.shape, self._places))
+        rows = with_constant(seen)
+        active = torch.stack([seen.abs().sum(1, dtype=torch.float64), (seen != 0).sum(1)], 1)
+        for sums, total in ((self._gram, products(rows, rows)), (self._activity, active)):
+            sums[matrix.name] = sums[matrix.name] + total if matrix.name in sums else total
         self._positions[matrix.name] = self._positions.get(matrix.name, 0) + rows.shape[1]
 
     def _add_fisher(self, flat: Sequence[Tensor]) -> None:
@@ -183,12 +188,13 @@ class _Pass:
     def facts(self) -> dict[str, Facts]:
         found = {}
         for matrix in self._by_node.values():
-            gram = self._gram.get(matrix.name)
+            gram, active = self._gram.get(matrix.name), self._activity.get(matrix.name)
             fisher = self._fisher.get(matrix.name)
             rows = matrix.shape[1] * matrix.groups if _transposed(matrix) else matrix.shape[0]
             found[matrix.name] = Facts(
                 gram / self._positions[matrix.name] if gram is not None else torch.zeros(matrix.groups, 0, 0),
                 fisher / self.items if fisher is not None else torch.ones(rows, dtype=torch.float64),
+                active / self._positions[matrix.name] if active is not None else torch.zeros(matrix.groups, 2, 0),
             )
         return found
 

@@ -23,6 +23,7 @@ from tersor.densities import allocate, curves
 from tersor.errors import BudgetError, InputError
 from tersor.fitting import Decisions
 from tersor.graph.branches import branches as branches_of
+from tersor.graph.kinds import KINDS
 from tersor.graph.model import Model
 from tersor.hub.archive import save_program
 from tersor.inputs import amounts
@@ -112,6 +113,7 @@ def prune(
     *,
     macs: float | str | None = None,
     weights: float | str | None = None,
+    only: Sequence[str] = (),
     branches: int = 0,
     pattern: str = "anywhere",
     criterion: str = "best",
@@ -130,7 +132,8 @@ def prune(
     """Prune a trained model, from unlabelled data.
 
     model, data, metric, eval_data: as `compress` takes them. macs: what is to be left of the multiply-accumulates when
-    channels are removed ("2.1x" less, "48%", 0.48). weights: what stays of the single weights, in the `pattern`
+    channels are removed ("2.1x" less, "48%", 0.48). only: of these kinds ("channels", "neurons", "heads", "head_width",
+    "residual"; `inspect` says which axis is what), all where empty. weights: what stays of the single weights, in the `pattern`
     "anywhere", "rows", "2:4" or "16x1"; how much of each layer, by damage. branches: how many residual branches (half a
     block of a transformer, a block of a residual network) are left out. criterion: what is worth keeping ("best":
     structured OBS for channels, a search for weights; or "wanda", "magnitude", ...). steps: how many lead there, by
@@ -140,7 +143,7 @@ def prune(
     Raises `InputError` for wishes that contradict each other, `BudgetError` where `macs` is out of reach or no step keeps the
     promise, and what `compress` raises for its inputs.
     """
-    wish = _wish(macs, weights, branches, pattern, criterion, schedule, steps, multiple, max_drop)
+    wish = _wish(macs, weights, tuple(only), branches, pattern, criterion, schedule, steps, multiple, max_drop)
     with torch_threads(threads):
         allowed = 0.0 if wish.allowed is None else wish.allowed
         job = bring(model, data, metric, allowed, eval_data, 1, threads, seed, tuple(exclude), None, progress)
@@ -159,6 +162,7 @@ class _Wish:
     """What was asked for: the shares that are left after each step (empty: not asked for), and how weights become zero."""
 
     macs: Sequence[float]
+    only: Sequence[str]
     weights: Sequence[float]
     branches: Sequence[int]
     sparse: Callable[[float], Technique]
@@ -171,6 +175,7 @@ class _Wish:
 def _wish(
     macs: float | str | None,
     weights: float | str | None,
+    only: Sequence[str],
     branches: int,
     pattern: str,
     criterion: str,
@@ -183,6 +188,8 @@ def _wish(
     left, density = (None if given is None else amounts.share(given) for given in (macs, weights))
     if schedule not in SCHEDULES:
         raise InputError(f"There is no schedule {schedule!r}; choose of {', '.join(SCHEDULES)}.")
+    if unknown := sorted(set(only) - set(KINDS)):
+        raise InputError(f"There is no kind of axis {unknown[0]!r}; choose of {', '.join(KINDS)}.")
     if steps < 1 or multiple < 1:
         raise InputError(f"steps is {steps} and multiple is {multiple}; both must be at least 1.")
     places = pattern_called(pattern)
@@ -202,6 +209,8 @@ def _wish(
         if allowed is None:
             raise InputError("Nothing says how much to prune; give macs, weights, branches or max_drop.")
         left, schedule, steps = SMALLEST, geometric.__name__, max(steps, STEPS)
+    if only and left is None:
+        raise InputError(f"only={', '.join(only)} says which axes lose channels, and nothing says how many; give macs.")
 
     def sparse(share: float) -> Technique:
         where = places(share)
@@ -210,6 +219,7 @@ def _wish(
     shares = SCHEDULES[schedule]
     return _Wish(
         macs=[] if left is None else shares(left, steps),
+        only=only or KINDS,
         weights=[] if density is None else [density] * steps if fixed else shares(density, steps),
         branches=range(1, branches + 1) if allowed is not None else [branches] if branches else [],
         sparse=sparse,
@@ -272,10 +282,14 @@ def _dispensed(job: Job, ground: Calibrated, wish: _Wish) -> tuple[str, ...]:
 
 def _keeps(job: Job, ground: Calibrated, wish: _Wish) -> Iterator[Keep]:
     model = ground.model
-    names = [g.name for g in groups(model) if g.refused is None and not g.counted and g.name not in job.exclude]
+    found = [g for g in groups(model) if g.refused is None and not g.counted and g.name not in job.exclude]
+    names = [g.name for g in found if g.kind in wish.only]
     if not names:
+        kinds = ", ".join(dict.fromkeys(g.kind for g in found))
         raise InputError(
-            "No axis of this model can be pruned; `tersor inspect` says why. Ask for weights instead of macs."
+            f"Of the kinds asked for ({', '.join(wish.only)}) no axis of this model can be pruned, only {kinds}."
+            if found
+            else "No axis of this model can be pruned; `tersor inspect` says why. Ask for weights instead of macs."
         )
 
     def refit(keep: Keep) -> tuple[Model, Profile]:

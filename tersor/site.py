@@ -6,12 +6,13 @@ Everything is named by the user's parameter names and by graph node names, and h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import fx
 
-from tersor.graph.dependency import Dependency, analyse
+from tersor.graph.dependency import Dependency, Family, analyse
+from tersor.graph.kinds import kinds
 from tersor.graph.model import Model
 from tersor.graph.operators import matrix_arguments
 
@@ -82,8 +83,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """One prunable axis: `blocks` things (channels, heads, neurons) of which each can be removed.
+    """One prunable axis: `blocks` things of which each can be removed.
 
+    `kind` is what they are: "heads", "head_width" (the values inside a head), "residual" (the width over which branches
+    are added), else "channels" of a convolution or "neurons" of a linear layer or embedding.
     `refused` says, where it cannot be pruned, which operator forbids it. `counted` names the norm, mean or softmax
     nodes that read the axis' width: there, removing is not the same as zeroing.
     """
@@ -91,6 +94,7 @@ class Group:
     name: str
     blocks: int
     members: tuple[Member, ...]
+    kind: str
     refused: str | None = None
     counted: tuple[str, ...] = ()
 
@@ -118,17 +122,25 @@ def groups(model: Model, dependency: Dependency | None = None) -> tuple[Group, .
     of `model`, where it is known already.
     """
     dependency = dependency or analyse(model)
+    shown = kinds(dependency.walk)
+    convolutions = {m.weight for m in matrices(model) if m.convolution is not None}
     prunable = tuple(
         Group(
             family.name,
             len(family.variables),
             tuple(Member(t.tensor, t.axis, t.role, t.positions) for t in family.touches),
+            _kind(family, shown, convolutions),
             counted=family.counted,
         )
         for family in dependency.families
     )
     names = {group.name for group in prunable}
     return prunable + tuple(_refused(model, dependency, names))
+
+
+def _kind(family: Family, shown: Mapping[str, frozenset[int]], convolutions: set[str]) -> str:
+    plain = "channels" if family.touches[0].tensor in convolutions else "neurons"
+    return next((kind for kind, variables in shown.items() if variables.issuperset(family.variables)), plain)
 
 
 def _refused(model: Model, dependency: Dependency, taken: set[str]) -> Iterator[Group]:
@@ -139,7 +151,9 @@ def _refused(model: Model, dependency: Dependency, taken: set[str]) -> Iterator[
         if refused is not None and matrix.name not in taken:
             taken.add(matrix.name)
             positions = tuple((i,) for i in range(len(labels)))
-            yield Group(matrix.name, len(labels), (Member(matrix.weight, axis, "produces", positions),), refused)
+            made = (Member(matrix.weight, axis, "produces", positions),)
+            plain = "channels" if matrix.convolution is not None else "neurons"
+            yield Group(matrix.name, len(labels), made, plain, refused)
 
 
 def matrix_of(model: Model, node: fx.Node) -> Matrix | None:

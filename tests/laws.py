@@ -81,7 +81,8 @@ def make(layout: str, seed: int, biased: bool = True, samples: int = 200) -> Cas
     x = torch.randn(groups, samples, c, generator=random, dtype=torch.float64) @ mixing + 0.5
     x = torch.cat([x, torch.ones(groups, samples, 1, dtype=torch.float64)], 2)
     fisher = torch.rand(groups * rows, generator=random, dtype=torch.float64) + 0.01
-    return Case(matrix, w, Facts(x.mT @ x / samples, fisher))
+    activity = torch.stack([x.abs().mean(1), (x != 0).double().mean(1)], 1)[:, :, :-1]
+    return Case(matrix, w, Facts(x.mT @ x / samples, fisher, activity))
 
 
 layouts, seeds = st.sampled_from(LAYOUTS), st.integers(0, 10_000)
@@ -150,7 +151,7 @@ class TechniqueLaws(ABC):
         silent = torch.zeros_like(case.facts.fisher)
         for gram, fisher in ((repeated, case.facts.fisher), (dead, silent), (torch.zeros_like(dead), silent)):
             for t in self.instances:
-                v = t.fit(case.matrix, case.w, Facts(gram, fisher)).dense()
+                v = t.fit(case.matrix, case.w, Facts(gram, fisher, case.facts.activity)).dense()
                 assert torch.isfinite(v).all(), t
                 assert (v - case.w).abs().max() <= 4 * case.w.abs().max(), t
 

@@ -110,6 +110,8 @@ def test_what_is_excluded_stays(module, data):
         ({"weights": 0.5, "pattern": "2:4"}, "The pattern 2:4 says itself how many weights stay; leave out weights"),
         ({"weights": 0.5, "criterion": "luck"}, "no criterion 'luck'; choose of activation, batch_norm"),
         ({"macs": 0.5, "schedule": "sudden"}, "no schedule 'sudden'; choose of geometric, linear, cosine, cubic"),
+        ({"macs": 0.5, "only": ["stripes"]}, "no kind of axis 'stripes'; choose of heads, head_width, residual"),
+        ({"weights": 0.5, "only": ["heads"]}, "only=heads says which axes lose channels, and nothing says how many"),
         ({"macs": 0.5, "steps": 0}, "steps is 0 and multiple is 1; both must be at least 1"),
     ],
 )
@@ -129,6 +131,15 @@ def test_a_model_without_channels_to_remove_says_so(data):
     x = torch.randn(64, 8)
     with pytest.raises(InputError, match="No axis of this model can be pruned"):
         tersor.prune(nn.Linear(8, 3), [(x, torch.randint(0, 3, (64,)))], macs=0.5, threads=1)
+
+
+def test_only_what_was_asked_for_is_narrowed(module, data):
+    found = tersor.prune(module, data, macs="1.1x", only=["residual"], threads=1)
+    assert set(found.widths) == {"stem.0"}
+    with pytest.raises(
+        InputError, match=r"asked for \(heads, neurons\) no axis of this model can be pruned, only residual"
+    ):
+        tersor.prune(module, data, macs="1.1x", only=["heads", "neurons"], threads=1)
 
 
 def test_residual_branches_are_left_out(module, data):

@@ -127,6 +127,14 @@ def prune(
     weights: Annotated[
         str | None, typer.Option(metavar="SHARE", help="Single weights that stay: 5x, 20%.", show_default=False)
     ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KINDS",
+            help="With --macs: of channels, neurons, heads, head_width, residual.",
+            show_default=False,
+        ),
+    ] = None,
     branches: Annotated[int, typer.Option(min=0, help="Residual branches (blocks, layers) to leave out.")] = 0,
     pattern: Annotated[
         str, typer.Option(help="Of the zeros: anywhere, rows, n:m, or a tile such as 16x1.")
@@ -159,6 +167,7 @@ def prune(
             data,
             macs=macs,
             weights=weights,
+            only=only.split(",") if only else (),
             branches=branches,
             pattern=pattern,
             criterion=criterion,

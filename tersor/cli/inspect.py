@@ -32,12 +32,12 @@ def show(found: Inspection) -> None:
     refused = [axis for axis in found.axes if axis.refused is not None]
     table(
         f"Prunable: {len(prunable)} axes, {sum(a.blocks for a in prunable)} blocks",
-        ("axis", "blocks", "values a block", "made by", "read by", "note"),
+        ("axis", "kind", "blocks", "values a block", "made by", "read by", "note"),
         [
-            (a.name, str(a.blocks), f"{a.parameters:.0f}", _few(a.producers), _few(a.readers), _note(a))
+            (a.name, a.kind, str(a.blocks), f"{a.parameters:.0f}", _few(a.producers), _few(a.readers), _note(a))
             for a in prunable
         ],
-        numbers=(1, 2),
+        numbers=(2, 3),
     )
     if refused:
         reasons = [(a.name, str(a.blocks), (a.refused or "").removeprefix("not prunable: ")) for a in refused]

@@ -1,4 +1,4 @@
-"""Weights on inputs that are far from zero on average are worth more."""
+"""Weights on inputs that are large on average are worth more."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from tersor.site import Matrix
 
 @dataclass(frozen=True)
 class Activation(Criterion):
-    """`|E[x_j]|` from the constant column of H, the same for every output.
+    """`E|x_j|`, the same for every output.
 
-    Behind a ReLU it is the mean absolute input; elsewhere it is only a lower bound of it. Weights do not enter: a
-    statistic for choosing inputs, poor for single weights.
+    Weights do not enter: a statistic for choosing inputs, that is, the channels of what comes before; poor for single
+    weights. Source: Molchanov et al. 2017, arXiv:1611.06440 (its "activation" baseline).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
 
     def scores(self, matrix: Matrix, w: Tensor, facts: Facts) -> Tensor:
-        c = w.shape[2]
-        return facts.gram.double()[:, None, :c, c].abs().expand(w.shape)
+        return facts.activity.double()[:, :1].expand(w.shape)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import fx
+
+MATMUL = frozenset(("aten.matmul", "aten.mm", "aten.bmm"))
 
 
 def operator_name(node: fx.Node) -> str:
@@ -28,6 +31,12 @@ def bound(node: fx.Node) -> dict[str, Any]:
         elif argument.name not in values:
             values[argument.name] = argument.default_value
     return values
+
+
+def factors(a: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The two factors among the arguments of a matrix product."""
+    names = [name for name in a if name in ("mat1", "batch1", "mat2", "batch2", "other")]
+    return (a[names[0]], a[names[1]]) if len(names) == 2 else (a["self"], a[names[0]])
 
 
 def write(node: fx.Node, name: str, value: Any) -> None:

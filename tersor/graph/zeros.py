@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import fx
 
-from tersor.graph.arguments import bound, operator_name
+from tersor.graph.arguments import MATMUL, bound, factors, operator_name
 from tersor.graph.labels import Axis
 from tersor.graph.rules_elementwise import reduced_axes
 from tersor.graph.rules_matrix import subscripts
@@ -44,7 +44,6 @@ _COPIES = _aten("expand expand_as broadcast_to repeat repeat_interleave")
 _SUMS = _aten("add sub rsub maximum minimum lerp")
 _PRODUCTS = _aten("mul multiply")
 _MATRIX = _aten("linear conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d")
-_MATMUL = _aten("matmul mm bmm")
 _ADDMM = _aten("addmm baddbmm")
 _WIDTH_NORMS = _aten("layer_norm rms_norm")
 _NORMS = _aten(
@@ -110,8 +109,8 @@ class _Residue:
             return self._places(node, a)
         if name == "aten.einsum":
             return self._contracted(a)
-        if name in _MATMUL or name in _ADDMM:
-            pair = _factors(a)
+        if name in MATMUL or name in _ADDMM:
+            pair = factors(a)
         elif name == "aten.scaled_dot_product_attention":
             pair = a["query"], a["key"]
         else:
@@ -156,11 +155,11 @@ class _Residue:
         if name in _MATRIX:
             rows = 1 if name == "aten.linear" else len(out) - 1
             return all(back == rows or (a["bias"] is None and zero(a["input"], back)) for back in where)
-        if name in _MATMUL:
-            first, second = _factors(a)
+        if name in MATMUL:
+            first, second = factors(a)
             return all((back != 1 and zero(first, back)) or (back != 2 and zero(second, back)) for back in where)
         if name in _ADDMM:
-            added, (first, second) = a.get("self", a.get("input")), _factors(a)
+            added, (first, second) = a.get("self", a.get("input")), factors(a)
             return all(
                 zero(added, back) and ((back != 1 and zero(first, back)) or (back != 2 and zero(second, back)))
                 for back in where
@@ -185,11 +184,6 @@ class _Residue:
         if id(axis) not in self._of_axis:
             self._of_axis[id(axis)] = frozenset(v for label in set(axis) for v in self.walk.labels.normal(label))
         return self._of_axis[id(axis)]
-
-
-def _factors(a: Mapping[str, Any]) -> tuple[Any, Any]:
-    names = [name for name in a if name in ("mat1", "batch1", "mat2", "batch2", "other")]
-    return (a[names[0]], a[names[1]]) if len(names) == 2 else (a["self"], a[names[0]])
 
 
 def _single(walk: Trace, node: fx.Node) -> bool:

@@ -9,6 +9,8 @@ from torch import Tensor
 from tersor.profile import Facts, Profile, Range
 from tersor.store.cache import Cache, Entry
 
+_FACTS = ("gram", "fisher", "activity")
+
 
 def remembered(cache: Cache, key: str, measure: Callable[[], Profile]) -> Profile:
     """The profile kept under `key`, else what `measure` gives, which is then kept."""
@@ -21,9 +23,9 @@ def remembered(cache: Cache, key: str, measure: Callable[[], Profile]) -> Profil
 
 
 def _packed(profile: Profile) -> tuple[dict[str, Tensor], dict]:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, facts in profile.facts.items():
-        tensors[f"gram/{name}"], tensors[f"fisher/{name}"] = facts.gram, facts.fisher
+        tensors |= {f"{part}/{name}": getattr(facts, part) for part in _FACTS}
     for name, seen in profile.ranges.items():
         tensors[f"counts/{name}"], tensors[f"edges/{name}"] = seen.counts, seen.edges
     ranges = {name: [seen.low, seen.high] for name, seen in profile.ranges.items()}
@@ -34,7 +36,7 @@ def _packed(profile: Profile) -> tuple[dict[str, Tensor], dict]:
 def _unpacked(entry: Entry) -> Profile | None:
     t, v = entry.tensors, entry.values
     try:
-        facts = {name: Facts(t[f"gram/{name}"], t[f"fisher/{name}"]) for name in v["facts"]}
+        facts = {name: Facts(*(t[f"{part}/{name}"] for part in _FACTS)) for name in v["facts"]}
         ranges = {
             name: Range(low, high, t[f"counts/{name}"], t[f"edges/{name}"]) for name, (low, high) in v["ranges"].items()
         }

@@ -81,6 +81,29 @@ CONVOLUTIONAL = {
     "convnext": sees("ConvNext", {"hidden_sizes": [12, 16], "depths": [1, 2], "num_stages": 2}),
     "mobilenet_v1": sees("MobileNetV1", {"depth_multiplier": 0.25, "min_depth": 8}),
     "mobilenet_v2": sees("MobileNetV2", {"depth_multiplier": 0.25, "min_depth": 8}),
+    "efficientnet": sees(
+        "EfficientNet",
+        {
+            "width_coefficient": 0.25,
+            "depth_coefficient": 0.5,
+            "hidden_dim": 320,
+            "image_size": 64,
+            "initializer_range": 1.0,  # of the scales of batch norms too
+        },
+        64,
+    ),
+    "convnext_v2": sees("ConvNextV2", {"hidden_sizes": [12, 16], "depths": [1, 2], "num_stages": 2}),
+    "focalnet": sees(
+        "FocalNet",
+        {
+            "image_size": 32,
+            "patch_size": 4,
+            "embed_dim": 16,
+            "depths": [1, 1],
+            "focal_levels": [2, 2],
+            "focal_windows": [3, 3],
+        },
+    ),
     "poolformer": sees(
         "PoolFormer",
         {
@@ -99,6 +122,42 @@ TRANSFORMERS = {
     "dinov2": sees("Dinov2", {**TOKENS, "mlp_ratio": 2}),
     "beit": sees("Beit", TOKENS),
     "swin": sees("Swin", {**PYRAMID, "window_size": 4}),
+    "swin_v2": sees("Swinv2", {**PYRAMID, "window_size": 4}),
+    "cvt": sees("Cvt", {"embed_dim": [8, 16, 24], "num_heads": [1, 2, 3], "depth": [1, 2, 3]}, 64),
+    "levit": sees(
+        "Levit",
+        {
+            "image_size": 64,
+            "hidden_sizes": [16, 24, 32],
+            "num_attention_heads": [2, 3, 4],
+            "depths": [1, 1, 1],
+            "key_dim": [8, 8, 8],
+        },
+        64,
+    ),
+    "mobilevit": sees(
+        "MobileViT",
+        {
+            "hidden_sizes": [16, 24, 32],
+            "neck_hidden_sizes": [8, 16, 16, 24, 24, 32, 48],
+            "image_size": 64,
+            "num_attention_heads": 2,
+            "hidden_act": "relu",
+        },
+        64,
+    ),
+    "pvt_v2": sees(
+        "PvtV2",
+        {
+            "image_size": 64,
+            "hidden_sizes": [8, 16, 16, 24],
+            "depths": [1, 1, 1, 1],
+            "num_attention_heads": [1, 2, 2, 3],
+            "sr_ratios": [4, 2, 2, 1],
+            "mlp_ratios": [2, 2, 2, 2],
+        },
+        64,
+    ),
     "segformer": sees(
         "Segformer",
         {

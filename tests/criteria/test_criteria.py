@@ -18,6 +18,7 @@ from tersor.criteria.magnitude import Magnitude
 from tersor.criteria.obd import OBD
 from tersor.criteria.obs import OBS
 from tersor.criteria.random import Random
+from tersor.criteria.share_of_zeros import ShareOfZeros
 from tersor.criteria.taylor import Taylor
 from tersor.criteria.wanda import Wanda
 from tersor.criterion import Criterion
@@ -29,7 +30,7 @@ from tersor.site import matrices
 
 CRITERIA = (
     *(Activation(), BatchNorm(), FeatureMap(), GeometricMedian(), Magnitude(), Magnitude(2)),
-    *(OBD(), OBS(), Random(1), Taylor(), Wanda()),
+    *(OBD(), OBS(), Random(1), ShareOfZeros(), Taylor(), Wanda()),
 )
 
 
@@ -38,7 +39,7 @@ CRITERIA = (
 def test_scores_are_finite_repeatable_and_not_negative(criterion: Criterion, layout: str):
     case = make(layout, 1)
     w = to_matrix(case.w, case.matrix.groups, case.matrix.transposed).double()
-    dead = Facts(torch.zeros_like(case.facts.gram), torch.zeros_like(case.facts.fisher))
+    dead = Facts(*(torch.zeros_like(fact) for fact in (case.facts.gram, case.facts.fisher, case.facts.activity)))
     for facts in (case.facts, dead):
         scores = criterion.scores(case.matrix, w, facts)
         assert scores.shape == w.shape
@@ -69,7 +70,7 @@ def test_obs_is_the_damage_after_the_others_have_made_up_for_it():
     assert case.damage(v) == pytest.approx(float(scores[0, 3, 5]), rel=1e-3)
 
 
-def test_wanda_taylor_and_activation_by_hand():
+def test_wanda_and_taylor_by_hand():
     case = make("linear", 4)
     w = case.w[None].double()
     power = case.facts.gram[0].diagonal()[:-1]
@@ -77,8 +78,19 @@ def test_wanda_taylor_and_activation_by_hand():
     torch.testing.assert_close(
         Taylor().scores(case.matrix, w, case.facts), case.facts.fisher[None, :, None] * w.square()
     )
-    mean = case.facts.gram[0, -1, :-1].abs()
-    torch.testing.assert_close(Activation().scores(case.matrix, w, case.facts), mean.expand(1, 6, 12))
+
+
+def test_the_mean_absolute_input_and_the_share_of_inputs_that_are_not_zero():
+    module = torch.nn.Linear(3, 2)
+    x = torch.tensor([[1.0, 0.0, -1.0], [-3.0, 0.0, 0.0], [2.0, 0.0, 1.0], [0.0, 4.0, 0.0]])
+    model = capture(module, (x[:2],))
+    (matrix,) = matrices(model)
+    facts = measure(model, [(x[:1],), (x[1:],)], frozenset({"gram"})).facts[matrix.name]
+    w = module.weight.detach().double()[None]
+    wanted = torch.tensor([1.5, 1.0, 0.5], dtype=torch.float64).expand(1, 2, 3)
+    torch.testing.assert_close(Activation().scores(matrix, w, facts), wanted)
+    wanted = torch.tensor([0.75, 0.25, 0.5], dtype=torch.float64).expand(1, 2, 3)
+    torch.testing.assert_close(ShareOfZeros().scores(matrix, w, facts), wanted)
 
 
 def test_the_scale_of_a_folded_batch_norm_is_found_again():

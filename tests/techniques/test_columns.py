@@ -41,7 +41,7 @@ def test_drifted_inputs_are_aimed_at_the_original_output():
     )
     warp[-1] = 0
     warp[-1, -1] = 1  # x_now~ = warp x~, the constant staying
-    facts = Facts(warp @ gram @ warp.mT, case.facts.fisher, gram @ warp.mT)
+    facts = Facts(warp @ gram @ warp.mT, case.facts.fisher, case.facts.activity, gram @ warp.mT)
     v = Columns(damping=0.0).fit(case.matrix, case.w, facts).dense().double()
     back = torch.linalg.inv(warp)
     torch.testing.assert_close(

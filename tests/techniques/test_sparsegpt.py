@@ -79,7 +79,8 @@ def test_close_to_the_best_support_that_there_is():
     for seed in range(12):
         case = make("linear", seed, biased=False)
         c = 9
-        facts = Facts(case.facts.gram[:, [*range(c), -1]][:, :, [*range(c), -1]], case.facts.fisher[:1])
+        gram = case.facts.gram[:, [*range(c), -1]][:, :, [*range(c), -1]]
+        facts = Facts(gram, case.facts.fisher[:1], case.facts.activity[:, :, :c])
         tiny = Case(case.matrix, case.w[:1, :c].contiguous(), facts)
         w, h = tiny.w[None].double(), facts.gram[:, :c, :c]
         masks = torch.zeros(1, 126, c, dtype=torch.bool)
