@@ -64,15 +64,17 @@ CASES = {
 }
 
 
-def pruned(module: nn.Module, images: Tensor, ratio: float, inner: bool, steps: int = 1, seed: int = 0) -> Model:
-    """Ours: the module with `ratio` times fewer multiply-accumulates, from unlabelled images."""
+def pruned(
+    module: nn.Module, images: Tensor, ratio: float, inner: bool, steps: int = 1, seed: int = 0, multiple: int = 1
+) -> Model:
+    """Ours: the module with `ratio` times fewer multiply-accumulates, from unlabelled images; widths in `multiple`s."""
     model = fold_norms(capture(module, (images[:2],)))
     batches = [(x,) for x in images.split(128)]
     profile = measure(model, batches, seed=seed)
     names = [group.name for group in prunable(model, inner)]
     refit = refitting(model, batches, profile, seed)
     budgets = [share * total(model) for share in geometric(1 / ratio, steps)]
-    *_, keep = narrow(model, batches, profile, names, budgets, refit=refit)
+    *_, keep = narrow(model, batches, profile, names, budgets, refit=refit, step=multiple)
     return fit(model, batches, profile, Decisions(keep=keep), seed=seed).model
 
 
@@ -201,17 +203,17 @@ Judge = Callable[[Predict], np.ndarray]
 
 
 def our_row(
-    key: str, module: nn.Module, images: Tensor, ratio: float, judge: Judge, given: argparse.Namespace
+    key: str, module: nn.Module, images: Tensor, ratio: float, multiple: int, judge: Judge, given: argparse.Namespace
 ) -> tuple[dict, np.ndarray]:
     """Our figures at one ratio, and which items were right."""
     start, cpu = time.perf_counter(), time.process_time()
-    small = pruned(module, images, ratio, CASES[key].inner, given.steps, given.seed)
+    small = pruned(module, images, ratio, CASES[key].inner, given.steps, given.seed, multiple)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     original = fold_norms(capture(module, (images[:2],)))
     hits = judge(lambda x: small.run(x)[0])
     return {
         "tool": "tersor",
-        "method": "structured OBS",
+        "method": "structured OBS" + (f", widths in {multiple}s" if multiple > 1 else ""),
         "asked": ratio,
         "macs_ratio": round(total(original) / total(small), 4),
         "accuracy": _percent(hits),
@@ -295,9 +297,12 @@ def run(key: str, given: argparse.Namespace) -> dict[str, Any]:
     line |= {"original": _percent(judge(module)), "seen": len(data[0]), "items": len(judged[1]), "rows": []}
     hits = {}
     for ratio in CASES[key].wanted:
-        row, hits[ratio] = our_row(key, module, data[0], ratio, judge, given)
-        line["rows"].append(row)
-        print(row, flush=True)
+        for multiple in (given.multiple, 1):  # the last one is compared with the peers
+            row, hits[ratio] = our_row(key, module, data[0], ratio, multiple, judge, given)
+            line["rows"].append(row)
+            print(row, flush=True)
+            if given.multiple == 1:
+                break
     if given.peers:
         line["rows"] += peer_rows(key, module, data, judge, hits)
     line["load_after"] = list(os.getloadavg())
@@ -313,6 +318,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=30, help="of the clock; 0 times nothing")
     parser.add_argument("--steps", type=int, default=1, help="cuts that lead to the ratio")
+    parser.add_argument("--multiple", type=int, default=8, help="of channels, in a row of its own; 1: no such row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -344,15 +350,17 @@ def table(line: dict) -> str:
 
 def _said(line: dict, row: dict) -> str:
     wanted = CASES[line["model"]].wanted[row["asked"]]
-    peers = [p["ours_minus_this"][2] >= 0 for p in line["rows"] if p.get("asked") == row["asked"] and p is not row]
+    asked = [other for other in line["rows"] if other["asked"] == row["asked"] and "ours_minus_this" in other]
+    peers = [peer["ours_minus_this"][2] >= 0 for peer in asked if "widths" not in row["method"]]
     if wanted is None and not peers:
-        return f"\n{row['asked']}x: not judged without the peers."
+        return f"\n{row['method']}, {row['asked']}x: not compared with the peers."
     met = (wanted is None or row["accuracy"] >= wanted) and row["seconds"] <= LIMIT and all(peers)
     speeds = ", ".join(f"{name} {value[1]:.2f}x" for name, value in row["speed"].items())
+    idle = ", ".join(name for name, (low, _, _) in row["speed"].items() if low <= 1)
+    speeds += f"; fewer multiply-accumulates but no less time: {idle}" if idle else ""
     aim = "not below the peers" if wanted is None else f"{wanted} %"
-    return (
-        f"\n{row['asked']}x: wanted {aim} in {LIMIT:.0f} s: {'met' if met else 'NOT met'}. Faster in float: {speeds}."
-    )
+    verdict = "met" if met else "NOT met"
+    return f"\n{row['method']}, {row['asked']}x: wanted {aim} in {LIMIT:.0f} s: {verdict}. Faster in float: {speeds}."
 
 
 if __name__ == "__main__":

@@ -37,11 +37,14 @@ from tersor.records import plain
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.permute import arranged
 from tersor.site import groups, matrices
+from tersor.staircase import rewarded
 from tersor.store.files import atomic_write
+from tersor.targets import target_called
 from tersor.technique import Technique
 from tersor.techniques.sparse import Sparse
 from tersor.techniques.sparsegpt import SparseGPT
 
+AUTO, RUNTIMES = "auto", ("onnxruntime", "openvino")
 SMALLEST, STEPS = 0.1, 22  # where `max_drop` alone ends, and in how many steps: a tenth of what is left each
 
 
@@ -119,7 +122,7 @@ def prune(
     criterion: str = "best",
     schedule: str = "geometric",
     steps: int = 1,
-    multiple: int = 1,
+    multiple: int | str = 1,
     max_drop: float | str | None = None,
     metric: Any = "accuracy",
     eval_data: Any = None,
@@ -137,7 +140,8 @@ def prune(
     "anywhere", "rows", "2:4" or "16x1"; how much of each layer, by damage. branches: how many residual branches (half a
     block of a transformer, a block of a residual network) are left out. criterion: what is worth keeping ("best":
     structured OBS for channels, a search for weights; or "wanda", "magnitude", ...). steps: how many lead there, by
-    `schedule` (geometric, linear, cosine, cubic). multiple: what widths should be multiples of. max_drop: go only as far
+    `schedule` (geometric, linear, cosine, cubic). multiple: what widths should be multiples of
+    ("auto": what the runtimes of this machine are seen to reward). max_drop: go only as far
     as this promise holds; alone, channels are removed until it does not. out: a `torch.export` archive (.pt2), which torch
     loads without Tersor and `compress` takes.
     Raises `InputError` for wishes that contradict each other, `BudgetError` where `macs` is out of reach or no step keeps the
@@ -168,7 +172,7 @@ class _Wish:
     sparse: Callable[[float], Technique]
     pattern: NofM | None  # where it fixes the share itself
     rank: Rank
-    multiple: int
+    multiple: int  # 0: to be measured
     allowed: float | None
 
 
@@ -181,7 +185,7 @@ def _wish(
     criterion: str,
     schedule: str,
     steps: int,
-    multiple: int,
+    multiple: int | str,
     max_drop: float | str | None,
 ) -> _Wish:
     allowed = None if max_drop is None else amounts.drop(max_drop)
@@ -190,8 +194,11 @@ def _wish(
         raise InputError(f"There is no schedule {schedule!r}; choose of {', '.join(SCHEDULES)}.")
     if unknown := sorted(set(only) - set(KINDS)):
         raise InputError(f"There is no kind of axis {unknown[0]!r}; choose of {', '.join(KINDS)}.")
-    if steps < 1 or multiple < 1:
-        raise InputError(f"steps is {steps} and multiple is {multiple}; both must be at least 1.")
+    if steps < 1:
+        raise InputError(f"steps is {steps}; it must be at least 1.")
+    step = 0 if multiple == AUTO else int(multiple) if str(multiple).isdecimal() else -1
+    if step < 0 or multiple in (0, "0"):
+        raise InputError(f"multiple is {multiple!r}; it is a number from 1 on, or {AUTO}.")
     places = pattern_called(pattern)
     scored = None if criterion == "best" else criterion_called(criterion)
     one = places(1.0)
@@ -225,7 +232,7 @@ def _wish(
         sparse=sparse,
         pattern=fixed,
         rank=widths.curves if scored is None else partial(widths.ranked, criterion=scored),
-        multiple=multiple,
+        multiple=step,
         allowed=allowed,
     )
 
@@ -297,8 +304,15 @@ def _keeps(job: Job, ground: Calibrated, wish: _Wish) -> Iterator[Keep]:
         return small, ground.measured(small)
 
     batches = [batch.inputs for batch in job.calibration]
+    step = wish.multiple or _measured_multiple(job)
     budgets = [share * total(model) for share in wish.macs]
-    return narrow(model, batches, ground.profile, names, budgets, refit=refit, rank=wish.rank, step=wish.multiple)
+    return narrow(model, batches, ground.profile, names, budgets, refit=refit, rank=wish.rank, step=step)
+
+
+def _measured_multiple(job: Job) -> int:
+    job.progress("timing widths", 0, 0)
+    with TemporaryDirectory(prefix="tersor-") as scratch:
+        return rewarded([target_called(file, "fp32") for file in RUNTIMES], job.threads, Path(scratch))
 
 
 def _last_inside(

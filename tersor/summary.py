@@ -26,6 +26,10 @@ from tersor.target import Compressed, Dynamic, Runner
 from tersor.trials import Trial, answers
 
 SIMULATED = 32  # items on which the runtime is compared with its simulation
+OWN_DATA = (
+    "The promise was judged on a part of DATA that nothing else read. If the model was trained on DATA, it may lose more on "
+    "new data; --eval-data judges on data of your own choice."
+)
 
 
 def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: float) -> Report:
@@ -67,7 +71,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         },
         load=race.load,
         cost={"seconds": seconds, "bytes": 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss},
-        notes=(*search.notes, *_faithful(job, chosen)),
+        notes=(*search.notes, *_faithful(job, chosen), *(() if job.apart else (OWN_DATA,))),
     )
 
 

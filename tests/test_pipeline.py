@@ -92,12 +92,14 @@ def test_the_artifact_is_what_the_report_claims(delivered: tuple[Path, Report]) 
     assert manifest["report"]["after"]["score"][""] == after
     assert {t.name for t in report.tried} >= {"onnxruntime fp32", "onnxruntime int8"}
     assert report.compared or report.layers
+    assert any("--eval-data judges on data of your own choice" in note for note in report.notes)
 
 
 def test_an_integer_artifact_says_what_was_predicted_and_whether_it_is_faithful(
     trained: nn.Module, data: Batches
 ) -> None:
-    report = compress(trained, data, max_drop="10%", target="onnxruntime:int8", threads=1)
+    report = compress(trained, data, max_drop="10%", eval_data=data, target="onnxruntime:int8", threads=1)
+    assert not any("--eval-data" in note for note in report.notes)
     assert any("decides as our simulation of its file on 100 % of 32 items" in note for note in report.notes)
     damage = next(c for c in report.compared if c.name == "damage an item")
     assert damage.predicted is not None

@@ -15,6 +15,7 @@ import tersor
 from tersor.errors import BudgetError, InputError, RecipeError
 from tersor.fitting import Decisions
 from tersor.recipe import Recipe, read_recipe
+from tersor.targets import target_name
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -112,7 +113,9 @@ def test_what_is_excluded_stays(module, data):
         ({"macs": 0.5, "schedule": "sudden"}, "no schedule 'sudden'; choose of geometric, linear, cosine, cubic"),
         ({"macs": 0.5, "only": ["stripes"]}, "no kind of axis 'stripes'; choose of heads, head_width, residual"),
         ({"weights": 0.5, "only": ["heads"]}, "only=heads says which axes lose channels, and nothing says how many"),
-        ({"macs": 0.5, "steps": 0}, "steps is 0 and multiple is 1; both must be at least 1"),
+        ({"macs": 0.5, "steps": 0}, "steps is 0; it must be at least 1"),
+        ({"macs": 0.5, "multiple": "even"}, "multiple is 'even'; it is a number from 1 on, or auto"),
+        ({"macs": 0.5, "multiple": 0}, "multiple is 0; it is a number from 1 on, or auto"),
     ],
 )
 def test_contradictions_are_said_before_anything_is_loaded(wish, said):
@@ -140,6 +143,19 @@ def test_only_what_was_asked_for_is_narrowed(module, data):
         InputError, match=r"asked for \(heads, neurons\) no axis of this model can be pruned, only residual"
     ):
         tersor.prune(module, data, macs="1.1x", only=["heads", "neurons"], threads=1)
+
+
+def test_widths_are_what_the_runtimes_reward(module, data, monkeypatch):
+    seen = []
+
+    def rewarded(targets, threads, scratch):
+        seen.extend(targets)
+        return 8
+
+    monkeypatch.setattr("tersor.pruning.rewarded", rewarded)
+    found = tersor.prune(module, data, macs="1.2x", multiple="auto", threads=1)
+    assert {left % 8 for left, _ in found.widths.values()} == {0}
+    assert {target_name(target) for target in seen} == {("onnxruntime", "fp32"), ("openvino", "fp32")}
 
 
 def test_residual_branches_are_left_out(module, data):

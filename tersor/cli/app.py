@@ -142,7 +142,7 @@ def prune(
     criterion: Annotated[str, typer.Option(help="What stays: best, or magnitude, wanda, obs, ...")] = "best",
     schedule: Annotated[str, typer.Option(help="geometric, linear, cosine or cubic.")] = "geometric",
     steps: Annotated[int, typer.Option(min=1, help="Each measures anew what the last one left.")] = 1,
-    multiple: Annotated[int, typer.Option(min=1, help="What widths should be multiples of.")] = 1,
+    multiple: Annotated[str, typer.Option(help="Of channels: 8, or auto: what runtimes here reward.")] = "1",
     max_drop: Annotated[
         str | None, typer.Option(help="Go only as far as this holds: 0.5%.", show_default=False)
     ] = None,

@@ -29,7 +29,8 @@ class Job:
     """Everything that one `compress` works on.
 
     calibration: what ranges, Gram matrices and repairs are computed from; held: what the search compares plans on;
-    evaluation: what exported artifacts are judged on, and nothing else. All three are disjoint.
+    evaluation: what exported artifacts are judged on, and nothing else. All three are disjoint; `apart` says whether the
+    last was given as data of its own.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Job:
     calibration: Batches
     held: Batches
     evaluation: Batches
+    apart: bool
     metric: Metric
     before: Score  # of the original, on `evaluation`
     before_held: Score  # of the original, on `held`
@@ -111,6 +113,7 @@ def bring(
         calibration,
         held,
         evaluation,
+        eval_data is not None,
         found,
         before,
         before_held,
