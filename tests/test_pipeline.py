@@ -6,14 +6,13 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import stripes
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from tersor.delivery import load, verify
 from tersor.errors import BudgetError, InputError, RecipeError
@@ -25,53 +24,14 @@ from tersor.report import Report
 from tersor.techniques.gptq import GPTQ
 
 
-class Small(nn.Module):
-    """A residual network for 8 x 8 images in four classes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        self.body = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16))
-        self.head = nn.Linear(16, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.stem(x)
-        return self.head(F.relu(y + self.body(y)).mean((2, 3)))
-
-
-def _images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy stripes in four directions."""
-    g = torch.Generator().manual_seed(seed)
-    label = torch.randint(0, 4, (count,), generator=g)
-    u, v = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
-    waves = torch.stack([torch.sin(u * 1.5), torch.sin(v * 1.5), torch.sin((u + v) * 1.2), torch.sin((u - v) * 1.2)])
-    return waves[label][:, None] + 0.7 * torch.randn(count, 1, 8, 8, generator=g), label
-
-
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
-    torch.manual_seed(0)
-    module, (x, y) = Small(), _images(2000, 1)
-    optimiser = torch.optim.Adam(module.parameters(), 3e-3)
-    for step in range(150):
-        at = torch.randint(0, 2000, (128,), generator=torch.Generator().manual_seed(step))
-        loss = F.cross_entropy(module(x[at]), y[at])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return module.eval()
+    return stripes.trained()
 
 
 @pytest.fixture(scope="module")
 def data() -> Batches:
-    return Batches.of(*_images(1200, 2), size=100)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TERSOR_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+    return Batches.of(*stripes.images(1200, 2), size=100)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +107,9 @@ def test_a_budget_out_of_reach_says_the_best(data: Batches, tmp_path: Path) -> N
     out = tmp_path / "out"
     torch.manual_seed(0)
     with pytest.raises(BudgetError, match=r"Nothing was inside the budget of 0.01; best reached: .*--max-drop"):
-        compress(Small().eval(), data, metric=falling, max_drop=0.01, target="onnxruntime:fp32", out=out, threads=1)
+        compress(
+            stripes.Small().eval(), data, metric=falling, max_drop=0.01, target="onnxruntime:fp32", out=out, threads=1
+        )
     assert not out.exists()
 
 

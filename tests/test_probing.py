@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
-import torch
-from test_pipeline import Small, _images
+import stripes
 from torch import nn
-from torch.nn import functional as F
 
 import tersor
 from tersor.errors import InputError
 from tersor.probing import BITS, Sensitivity
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TERSOR_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def found() -> Sensitivity:
-    torch.manual_seed(0)
-    module, (x, y) = Small(), _images(2000, 1)
-    optimiser = torch.optim.Adam(module.parameters(), 3e-3)
-    for step in range(150):
-        at = torch.randint(0, 2000, (128,), generator=torch.Generator().manual_seed(step))
-        optimiser.zero_grad()
-        F.cross_entropy(module(x[at]), y[at]).backward()
-        optimiser.step()
-    x, y = _images(1200, 2)
-    data = [(x[i : i + 100], y[i : i + 100]) for i in range(0, 1200, 100)]
-    return tersor.sensitivity(module.eval(), data, metric="cross_entropy", threads=1)
+    return tersor.sensitivity(stripes.trained(), stripes.batches(), metric="cross_entropy", threads=1)
 
 
 def test_every_place_has_its_points(found: Sensitivity) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
+import stripes
 import torch
-from test_pipeline import Small, _images
 from torch import nn
-from torch.nn import functional as F
 
 import tersor
 from tersor.errors import BudgetError, InputError, RecipeError
@@ -18,30 +16,14 @@ from tersor.recipe import Recipe, read_recipe
 from tersor.targets import target_name
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TERSOR_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def module() -> nn.Module:
-    torch.manual_seed(0)
-    module, (x, y) = Small(), _images(2000, 1)
-    optimiser = torch.optim.Adam(module.parameters(), 3e-3)
-    for step in range(150):
-        at = torch.randint(0, 2000, (128,), generator=torch.Generator().manual_seed(step))
-        optimiser.zero_grad()
-        F.cross_entropy(module(x[at]), y[at]).backward()
-        optimiser.step()
-    return module.eval()
+    return stripes.trained()
 
 
 @pytest.fixture(scope="module")
 def data() -> list[tuple[torch.Tensor, torch.Tensor]]:
-    x, y = _images(1200, 2)
-    return [(x[i : i + 100], y[i : i + 100]) for i in range(0, 1200, 100)]
+    return stripes.batches()
 
 
 def test_channels_go_until_the_share_is_reached(module, data, tmp_path):

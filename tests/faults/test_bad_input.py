@@ -92,7 +92,6 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("bad") / "bad_subject.py"
     path.write_text(SUBJECT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TERSOR_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(app, "hush", lambda: None)
         yield path
 
