@@ -83,15 +83,16 @@ def cut(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     """A copy that torch-pruning cut; the same random choice every time."""
     import torch_pruning as tp
 
-    network = copy.deepcopy(module)
+    network = copy.deepcopy(module).requires_grad_()
     model = capture(module, example)
     outputs = {g.name for g in groups(model) if g.refused and OUTPUT in g.refused}
     ignored = [m for name, m in network.named_modules() if name in outputs]
     torch.manual_seed(0)
-    pruner = tp.pruner.BasePruner(
-        network, example, importance=tp.importance.RandomImportance(), pruning_ratio=RATIO, ignored_layers=ignored
-    )
-    pruner.step()
+    with torch.enable_grad():  # it traces gradients
+        pruner = tp.pruner.BasePruner(
+            network, example, importance=tp.importance.RandomImportance(), pruning_ratio=RATIO, ignored_layers=ignored
+        )
+        pruner.step()
     return network.eval()
 
 
@@ -109,7 +110,7 @@ def masked(module: nn.Module, example: tuple[Tensor, ...], small: nn.Module) -> 
         if not tensor.is_floating_point() or left[name].shape == tensor.shape:
             continue
         kept = left[name].flatten().long()
-        flat = tensor.flatten()
+        flat = tensor.flatten().clone()
         if kept.numel() != values[name].numel() or not torch.equal(flat[kept], values[name].flatten()):
             return None
         tensor.zero_()
