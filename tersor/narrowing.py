@@ -116,7 +116,7 @@ def dispensable(
     names = [branch.name for branch in branches(model) if branch.name not in spare]
     if len(names) < count:
         raise BudgetError(f"The model has {len(names)} residual branches that can be left out; {count} were to go.")
-    lost = _Lost(model, batches)
+    lost = Lost(model, batches)
     gone: tuple[str, ...] = ()
     for _ in range(count):
         left = (name for name in names if name not in gone)
@@ -153,12 +153,12 @@ def _proposed(
     distinct = [keep for i, keep in enumerate(proposals) if keep not in proposals[:i]]
     if len(distinct) == 1:
         return distinct[0]
-    lost = _Lost(original, batches)
+    lost = Lost(original, batches)
     return min(distinct, key=lambda keep: lost(narrower(keep)))
 
 
-class _Lost:
-    """How far the outputs of a model are from the original's on some of the items, in nats."""
+class Lost:
+    """How far the outputs of a model are from the original's on `JUDGED` of the items, in nats."""
 
     def __init__(self, original: Model, batches: Sequence[Sequence[Tensor]]):
         self._judged = _some(batches, JUDGED)

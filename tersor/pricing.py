@@ -8,7 +8,7 @@ does not). The arithmetic part is shared out by multiply-accumulates, the dispat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from tersor.technique import Technique
 from tersor.widths import curves
 
 FLOAT = "fp32"
-SHARES = (1.0, 0.875, 0.75, 0.625, 0.5)  # of the blocks of a group that stay
+SHARES = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25)  # of the blocks of a group that stay
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,24 @@ def price(
             for kept, lost, spent in zip(each.kept, each.damage, alone[each.group.name], strict=True)
         ]
     return Table(rows, pairs, nbytes=_unpriced_bytes(model))
+
+
+def limited(table: Table, widths: Sequence[Widths], least: float) -> Table:
+    """The table without the options that leave a group less than the share `least` of its blocks."""
+    left = {each.row: [i for i, k in enumerate(each.kept) if k >= least * each.group.blocks] for each in widths}
+    rows = {name: [row[i] for i in left[name]] if name in left else row for name, row in table.rows.items()}
+    pairs = [
+        replace(pair, seconds=_picked(pair.seconds, *both), nbytes=_picked(pair.nbytes, *both))
+        for pair in table.pairs
+        for both in [(left[pair.first], left[pair.second])]
+    ]
+    return replace(table, rows=rows, pairs=pairs)
+
+
+def _picked(
+    costs: Sequence[Sequence[float]], rows: Sequence[int], columns: Sequence[int]
+) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(costs[i][j] for j in columns) for i in rows)
 
 
 def _precisions(

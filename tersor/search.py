@@ -22,9 +22,10 @@ from tersor.graph.model import Model
 from tersor.inputs.job import Job
 from tersor.measuring.clock import Race
 from tersor.measuring.machine import weight_bits
+from tersor.narrowing import Keep, Lost, narrowing
 from tersor.plan import Budget, Plan, Table
 from tersor.planners.knapsack import knapsack
-from tersor.pricing import FLOAT, Speeds, Widths, price, widths
+from tersor.pricing import FLOAT, Speeds, Widths, limited, price, widths
 from tersor.recipe import Recipe, refuse_strangers, technique_called
 from tersor.rewrites.shrink import shrink
 from tersor.site import matrices
@@ -34,7 +35,8 @@ from tersor.techniques.gptq import GPTQ
 from tersor.trials import Candidate, Trial, Workbench
 
 TECHNIQUE = GPTQ(bits=weight_bits())
-BOLDER = (0.85, 0.7)  # of the seconds with everything in int8
+BOLDER = (0.85, 0.7, 0.55, 0.4)  # of the seconds with everything in int8
+LIMITS = (0.25, 0.375, 0.5, 0.625, 0.75)  # of its width that a group keeps at least
 GENTLER = (0.1, 0.25, 0.5, 0.75)  # of the way back from int8 to float
 ORIGINAL = "original (torch eager)"
 ROUNDS, FINAL_ROUNDS = 20, 60
@@ -56,17 +58,13 @@ class Search:
     targets: Sequence[Target]
     decided: dict[str, Decisions | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    cuts: tuple[Widths, ...] = ()  # the widths on offer
     damage: dict[tuple[str, str], float] = field(default_factory=dict)  # predicted, by matrix and technique
 
     @cached_property
     def ground(self) -> Calibrated:
         """What decisions are made on: the model as it is fitted, and its profile."""
         return Calibrated(self.job, self.model)
-
-    @cached_property
-    def cuts(self) -> tuple[Widths, ...]:
-        """The widths on offer."""
-        return widths(self.ground.model, self.ground.profile, self.job.exclude)
 
     def lossless_and_int8(self) -> None:
         """Try every target at every precision, whole, and time them side by side."""
@@ -199,21 +197,22 @@ class Search:
         return min(found, key=lambda t: t.seconds or 0.0, default=None)
 
     def _table(self, int8: Trial, bold: bool) -> Table:
-        cuts = self.cuts if bold else ()
-        speeds = Speeds(self._seconds_in_float(int8), int8.seconds or 0.0, self._arithmetic(int8, cuts))
-        table = price(self.ground.model, self.ground.profile, [TECHNIQUE], speeds, cuts, self.job.exclude)
+        ground, exclude = self.ground, self.job.exclude
+        self.cuts = widths(ground.model, ground.profile, exclude) if bold else ()
+        speeds = Speeds(self._seconds_in_float(int8), int8.seconds or 0.0, self._arithmetic(int8))
+        table = price(ground.model, ground.profile, [TECHNIQUE], speeds, self.cuts, exclude)
         self.damage = {(row, option.name): option.damage for row, options in table.rows.items() for option in options}
         return table
 
-    def _arithmetic(self, int8: Trial, cuts: Sequence[Widths]) -> float:
+    def _arithmetic(self, int8: Trial) -> float:
         """What part of the int8 time shrinks with the multiply-accumulates.
 
         The rest is dispatch, which int8 and float share: it follows from the float model at half of every width.
         """
         whole = self._in_float(int8)
-        if not cuts or whole is None:
+        if not self.cuts or whole is None:
             return 1.0
-        narrow = shrink(self.model, {cut.group.name: cut.blocks(-(-cut.group.blocks // 2)) for cut in cuts})
+        narrow = shrink(self.model, {cut.group.name: cut.blocks(-(-cut.group.blocks // 2)) for cut in self.cuts})
         probe = Candidate("half of every width", whole.candidate.target, Compressed(narrow))
         ratio = self.bench.ratio(probe, whole.name, ROUNDS)
         left = sum(macs(narrow).values()) / sum(macs(self.model).values())
@@ -240,7 +239,7 @@ class Search:
         """Plan, fit, export and time one rung; whether any of its trials looks good on data held out of calibration."""
         shown = f"within {1e3 * seconds:.3g} ms"
         try:
-            plan = knapsack(table, Budget(seconds=seconds))
+            plan = self._plan(table, Budget(seconds=seconds))
         except BudgetError as short:
             self.notes.append(str(short))
             return False
@@ -253,17 +252,39 @@ class Search:
         self.bench.time([t.name for t in good] + [best.name for _ in (1,) if best is not None], ROUNDS)
         return True
 
+    def _plan(self, table: Table, budget: Budget) -> Plan:
+        """The plan of least damage inside the budget. Where it narrows groups, one such plan is made for each limit of how
+        narrow any may get, and the one whose widths are seen to change the outputs least is taken: the damage is local.
+        """
+        plans: list[Plan] = []
+        for least in LIMITS if self.cuts else LIMITS[:1]:
+            try:
+                plan = knapsack(limited(table, self.cuts, least), budget)
+            except BudgetError:
+                if not plans:
+                    raise
+                break
+            plans += [] if any(self._keep(plan) == self._keep(other) for other in plans) else [plan]
+        if len(plans) == 1:
+            return plans[0]
+        narrower = narrowing(self.ground.model, self.ground.profile)
+        lost = Lost(self.ground.model, [batch.inputs for batch in self.job.calibration])
+        return min(plans, key=lambda plan: lost(narrower(self._keep(plan))))
+
+    def _keep(self, plan: Plan) -> Keep:
+        """The blocks that stay of the groups that a plan narrows."""
+        return {
+            cut.group.name: cut.blocks(int(plan.choice[cut.row]))
+            for cut in self.cuts
+            if int(plan.choice.get(cut.row, cut.group.blocks)) < cut.group.blocks
+        }
+
     def _decisions(self, plan: Plan) -> Decisions:
         """A plan's choices, as the fit takes them."""
         techniques = {
             m.name: technique_called(plan.choice[m.name]) for m in matrices(self.model) if plan.choice[m.name] != FLOAT
         }
-        keep = {
-            cut.group.name: cut.blocks(int(plan.choice[cut.row]))
-            for cut in self.cuts
-            if int(plan.choice.get(cut.row, cut.group.blocks)) < cut.group.blocks
-        }
-        return Decisions(keep=keep, techniques=techniques, feeds="static" if techniques else "none")
+        return Decisions(keep=self._keep(plan), techniques=techniques, feeds="static" if techniques else "none")
 
     def _best_reached(self) -> str:
         tried = [(self.bench.judge(name), name) for name in self.bench.alive()]
