@@ -398,6 +398,62 @@ class Mixer(nn.Module):
         return self.head(y.mean(1))
 
 
+class Einsums(nn.Module):
+    """A matrix product, a pairwise product and a gated one, all written as einsum."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.weight = nn.Linear(6, 10), nn.Parameter(torch.randn(12, 10) / 3)
+        self.left, self.right, self.last = nn.Linear(12, 8), nn.Linear(12, 8), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.einsum("blc,rc->blr", F.relu(self.first(x)), self.weight)
+        pairs = torch.einsum("bld,bmd->blm", self.left(h), self.right(h)).softmax(-1)
+        return self.last(torch.einsum("blm,bmr->blr", pairs, h) + h)
+
+
+class WeightNorms(nn.Module):
+    """Convolutions whose weights are a direction and a length."""
+
+    def __init__(self):
+        super().__init__()
+        made = (nn.Conv1d(2, 8, 3, padding=1), nn.Conv1d(8, 12, 3, padding=1), nn.Conv1d(12, 3, 1))
+        self.layers = nn.ModuleList(nn.utils.parametrizations.weight_norm(each) for each in made)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.leaky_relu(layer(x))
+        return self.layers[-1](x)
+
+
+class Overwritten(nn.Module):
+    """Some positions are written over."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.other = nn.Conv1d(2, 8, 3, padding=1), nn.Conv1d(2, 8, 1)
+        self.last = nn.Conv1d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = F.relu(self.first(x)).clone(), F.relu(self.other(x))
+        y[:, :, :5] = z[:, :, 5:10]
+        return self.last(y)
+
+
+class Patches(nn.Module):
+    """Patches are unfolded, mixed, and folded back (MobileViTv2)."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.mix, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.first(x))
+        rows = F.unfold(y, 2, stride=2).unflatten(1, (8, 4))
+        mixed = F.relu(self.mix(rows)).flatten(1, 2)
+        return self.last(F.fold(mixed, x.shape[-2:], 2, stride=2))
+
+
 class Sorted(nn.Module):
     """An operator without a rule in the middle: everything that touches it must be refused."""
 
@@ -445,6 +501,10 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
     "wave": lambda: (Wave(), (torch.randn(2, 1, 40),)),
     "super_resolution": lambda: (SuperResolution(), image(1, 8)),
     "mixer": lambda: (Mixer(), image()),
+    "einsums": lambda: (Einsums(), (torch.randn(2, 5, 6),)),
+    "weight_norms": lambda: (WeightNorms(), (torch.randn(2, 2, 20),)),
+    "overwritten": lambda: (Overwritten(), (torch.randn(2, 2, 12),)),
+    "patches": lambda: (Patches(), image(3, 8)),
     "sorted": lambda: (Sorted(), (torch.randn(2, 6),)),
     "sigmoids": lambda: (Sigmoids(), (torch.randn(2, 6),)),
 }

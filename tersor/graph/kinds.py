@@ -12,7 +12,7 @@ from tersor.graph.labels import Axis
 from tersor.graph.rules_matrix import subscripts
 from tersor.graph.trace import NoRule, Trace
 
-KINDS = ("heads", "head_width", "residual", "channels", "neurons")
+KINDS = ("heads", "residual", "head_width", "channels", "neurons")
 _SUMS = ("aten.add", "aten.sub")
 
 
@@ -22,7 +22,7 @@ def kinds(walk: Trace) -> dict[str, frozenset[int]]:
     heads: products of two activations go on side by side for each. head_width: such a product sums over it or gives it.
     residual: two activations are added over it.
     """
-    found: dict[str, set[int]] = {"heads": set(), "head_width": set(), "residual": set()}
+    found: dict[str, set[int]] = {"heads": set(), "residual": set(), "head_width": set()}
     activations: set[fx.Node] = set()  # what is computed from the inputs, not from parameters alone
     for node in walk.values:
         if node.op == "placeholder" or not activations.isdisjoint(node.all_input_nodes):

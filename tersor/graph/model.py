@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from tersor.errors import ModelError
+from tersor.graph.computed import settle
 
 Visitor = Callable[[fx.Node, Any], Any]
 
@@ -131,6 +132,7 @@ def _captured(module: nn.Module, args: tuple, kwargs: dict) -> Model:
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, fx.GraphModule)
     graph_module = _deepcopy(graph_module)
+    settle(graph_module)
     flat, structure = pytree.tree_flatten((args, kwargs))
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()

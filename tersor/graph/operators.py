@@ -19,12 +19,7 @@ _TRANSPOSED = {
 
 def matrix_arguments(node: fx.Node) -> tuple[fx.Node, fx.Node | None, dict[str, Any] | None] | None:
     """(weight, bias, convolution settings) where `node` is a linear or convolution with parameters, else None."""
-    if node.op != "call_function":
-        return None
-    target = node.target
-    if target not in _CONVOLUTIONS and target not in _TRANSPOSED and target is not aten.linear.default:
-        return None
-    weight = argument(node, 1, "weight", None)
+    target, weight = node.target, weight_of(node)
     bias = argument(node, 2, "bias", None)
     if weight is None or weight.op != "get_attr" or (bias is not None and bias.op != "get_attr"):
         return None
@@ -48,6 +43,12 @@ def matrix_arguments(node: fx.Node) -> tuple[fx.Node, fx.Node | None, dict[str, 
             "transposed": transposed,
         },
     )
+
+
+def weight_of(node: fx.Node) -> fx.Node | None:
+    """The weight that `node` applies where it is a linear or convolution, parameter or not, else None."""
+    known = node.target in _CONVOLUTIONS or node.target in _TRANSPOSED or node.target is aten.linear.default
+    return argument(node, 1, "weight", None) if node.op == "call_function" and known else None
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:

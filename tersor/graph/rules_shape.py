@@ -306,6 +306,15 @@ def unfold_image(t: Trace, node: fx.Node, a: Args) -> Axes:
     return (*x[:-3], t.labels.merge([x[-3], taps]), t.still(t.shape(node)[-1], node))
 
 
+def fold_image(t: Trace, node: fx.Node, a: Args) -> Axes:
+    """col2im: C k^2 rows become C channels."""
+    x, taps = t.axes(a["self"]), prod(a["kernel_size"])
+    channels, tap = t.split(x[-2], (len(x[-2]) // taps, taps), node)
+    for axis in (tap, x[-1]):
+        t.freeze(axis, node, "turns it into image positions")
+    return (*x[:-2], channels, *(t.still(size, node) for size in t.shape(node)[-2:]))
+
+
 def _named(names: str, rule: Rule) -> dict[str, Rule]:
     return {f"aten.{name}": rule for name in names.split()}
 
@@ -335,4 +344,5 @@ SHAPE: dict[str, Rule] = {
     "aten.pixel_unshuffle": pixel_unshuffle,
     "aten.channel_shuffle": channel_shuffle,
     "aten.im2col": unfold_image,
+    "aten.col2im": fold_image,
 }

@@ -37,8 +37,8 @@ _KEEPS = _aten(
     max_pool2d max_pool2d_with_indices max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
     _adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d upsample_linear1d upsample_nearest2d
     upsample_bilinear2d upsample_bicubic2d upsample_nearest3d upsample_trilinear3d pixel_shuffle pixel_unshuffle channel_shuffle
-    im2col reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d rms_norm zeros zeros_like new_zeros lstm gru
-    rnn_tanh _weight_norm"""
+    im2col col2im reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d rms_norm zeros zeros_like new_zeros lstm
+    gru rnn_tanh _weight_norm"""
 )
 _COPIES = _aten("expand expand_as broadcast_to repeat repeat_interleave")
 _SUMS = _aten("add sub rsub maximum minimum lerp")

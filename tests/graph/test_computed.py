@@ -1,0 +1,53 @@
+"""Weights that are computed from parameters become parameters; what else reads those parameters is left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from tersor.graph.model import capture
+from tersor.site import groups, matrices
+
+
+class Parametrised(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.first, self.last = how(nn.Conv1d(2, 8, 3)), how(nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu().mean(2))
+
+
+@pytest.mark.parametrize("how", [parametrizations.weight_norm, parametrizations.spectral_norm, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_parametrised_weight_is_a_weight(how):
+    torch.manual_seed(0)
+    module, x = Parametrised(how).eval(), torch.randn(2, 2, 9)
+    model = capture(module, (x,))
+    assert [m.weight for m in matrices(model)] == ["first.weight", "last.weight"]
+    torch.testing.assert_close(model.run(x)[0], module(x))
+    assert {g.name: g.refused is None for g in groups(model)} == {"first": True, "last": False}
+    assert sorted(name for name, _ in model.tensors()) == ["first.bias", "first.weight", "last.bias", "last.weight"]
+    again = capture(model.module, (x,))
+    torch.testing.assert_close(again.run(x)[0], module(x))
+
+
+def test_a_scaled_weight_at_the_top_of_a_module_and_one_that_is_read_elsewhere():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.scale = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.rand(6, 1))
+            self.shared = nn.Parameter(torch.randn(3, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(F.linear(x, self.weight * self.scale), 2 * self.shared) + self.shared.sum(1)
+
+    torch.manual_seed(0)
+    module, x = Scaled().eval(), torch.randn(2, 4)
+    model = capture(module, (x,))
+    assert [m.weight for m in matrices(model)] == ["weight_2"]
+    assert {name for name, _ in model.tensors()} == {"weight_2", "shared"}
+    torch.testing.assert_close(model.run(x)[0], module(x))
