@@ -146,6 +146,7 @@ TRANSFORMERS = {
         },
         64,
     ),
+    "mobilevit_v2": sees("MobileViTV2", {"width_multiplier": 0.25, "image_size": 64, "hidden_act": "relu"}, 64),
     "pvt_v2": sees(
         "PvtV2",
         {
