@@ -5,7 +5,7 @@ runtimes agree on that and differ in how they come from it to the next grid. Rea
 MLAS on x86; OpenVINO 2026.4, oneDNN on x86) and checked against their outputs:
 
 ONNX Runtime   conv:  clip(rint(float32(acc + bias) * float32(step / s_y)) + z_y)
-               add:   clip(rint((a * r_a + f) + b * r_b)), r = s / s_y, f = z_y - (r_a * z_a + r_b * z_b)
+               add:   clip(rint(fma(b, r_b, fma(a, r_a, f)))), r = s / s_y, f = z_y - (r_a * z_a + r_b * z_b)
                input: clip(rint(x / s) + z)
 OpenVINO       conv:  clip(rint((float32(acc) * step + bias * step) * i + z_y)), i = float32(255 / (high - low))
                input: clip(rint(fma(x, i, z)))
@@ -108,7 +108,7 @@ class OnnxRuntimeArithmetic(Arithmetic):
         a, b, scale = added.a, added.b, np.float32(grid.scale)
         ra, rb = np.float32(a.grid.scale) / scale, np.float32(b.grid.scale) / scale
         fixed = np.float32(grid.zero) - (ra * np.float32(a.grid.zero) + rb * np.float32(b.grid.zero))
-        total = (a.codes * float(ra) + float(fixed)) + b.codes * float(rb)
+        total = _fused(b.codes, rb, _fused(a.codes, ra, torch.tensor(fixed)))
         total = total.clamp(added.low / grid.scale + grid.zero, added.high / grid.scale + grid.zero)
         return torch.round(total.clamp(grid.low, grid.high))
 
@@ -119,7 +119,7 @@ class OpenVINOArithmetic(Arithmetic):
         return value.clamp(sums.low, sums.high)
 
     def quantize(self, x: Tensor, grid: Grid) -> Tensor:
-        fused = (x.double() * _inverse(grid) + grid.zero).float()
+        fused = _fused(x, _inverse(grid), torch.tensor(grid.zero))
         return torch.round(fused).clamp(grid.low, grid.high)
 
     def requantize(self, sums: Sums, grid: Grid, rounded: bool) -> Tensor:
@@ -133,6 +133,11 @@ class OpenVINOArithmetic(Arithmetic):
 
 def _total(sums: Sums) -> Tensor:
     return (sums.acc.double() + sums.along(sums.bias)).float()
+
+
+def _fused(x: Tensor, factor: float | np.float32, added: Tensor) -> Tensor:
+    """`x * factor + added`, rounded to float32 once: the fused multiply-add of AVX2 and later."""
+    return (x.double() * float(factor) + added.double()).float()
 
 
 def _inverse(grid: Grid) -> float:
