@@ -93,7 +93,7 @@ def test_what_is_excluded_stays(module, data):
         ({"weights": 0.5, "pattern": "2:4"}, "The pattern 2:4 says itself how many weights stay; leave out weights"),
         ({"weights": 0.5, "criterion": "luck"}, "no criterion 'luck'; choose of activation, batch_norm"),
         ({"macs": 0.5, "schedule": "sudden"}, "no schedule 'sudden'; choose of geometric, linear, cosine, cubic"),
-        ({"macs": 0.5, "only": ["stripes"]}, "no kind of axis 'stripes'; choose of heads, head_width, residual"),
+        ({"macs": 0.5, "only": ["stripes"]}, "no kind of axis 'stripes'; choose of heads, residual, head_width"),
         ({"weights": 0.5, "only": ["heads"]}, "only=heads says which axes lose channels, and nothing says how many"),
         ({"macs": 0.5, "steps": 0}, "steps is 0; it must be at least 1"),
         ({"macs": 0.5, "multiple": "even"}, "multiple is 'even'; it is a number from 1 on, or auto"),
