@@ -258,6 +258,8 @@ class Search:
         """
         plans: list[Plan] = []
         for least in LIMITS if self.cuts else LIMITS[:1]:
+            if plans and self.job.late:
+                break
             try:
                 plan = knapsack(limited(table, self.cuts, least), budget)
             except BudgetError:

@@ -46,7 +46,7 @@ def test_limits_take_narrow_options_off_and_keep_what_the_others_cost(ground) ->
 
 def test_of_several_plans_the_one_that_is_seen_to_lose_least(ground) -> None:
     model, profile, batches = ground
-    job: Any = type("Job", (), {"calibration": [type("Batch", (), {"inputs": x}) for x in batches]})
+    job: Any = type("Job", (), {"calibration": [type("Batch", (), {"inputs": x}) for x in batches], "late": False})
     search = Search(job, model, bench=None, targets=[])  # type: ignore[arg-type]
     search.__dict__["ground"] = type("Ground", (), {"model": model, "profile": profile})
     search.cuts = widths(model, profile)

@@ -167,7 +167,7 @@ def prune(
             data,
             macs=macs,
             weights=weights,
-            only=only.split(",") if only else (),
+            only=[kind.strip() for kind in only.split(",")] if only else (),
             branches=branches,
             pattern=pattern,
             criterion=criterion,

@@ -19,18 +19,23 @@ def settle(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         weight = weight_of(node)
         if weight is not None and weight.op == "call_function":
-            inside = [each for each in module.graph.nodes if each in _ancestors(weight)]
+            ancestors = _ancestors(weight)
+            inside = [each for each in module.graph.nodes if each in ancestors]
             if _alone(module, weight, inside):
                 _replace(module, weight, inside)
 
 
 def _alone(module: fx.GraphModule, weight: fx.Node, inside: Sequence[fx.Node]) -> bool:
-    """Whether `inside`, which leads to `weight`, is parameters and functions that nothing else reads."""
+    """Whether `inside`, which leads to `weight`, is parameters, and functions without chance, that nothing else reads."""
     leaves = {each.target for each in inside if each.op == "get_attr"}
     elsewhere = {each.target for each in module.graph.nodes if each.op == "get_attr" and each not in inside}
     users = {user for each in inside if each is not weight for user in each.users}
-    pure = all(each.op in ("get_attr", "call_function") for each in inside)
-    return pure and users.issubset(inside) and leaves.isdisjoint(elsewhere)
+    pure = all(each.op == "get_attr" or (each.op == "call_function" and not _by_chance(each)) for each in inside)
+    return pure and bool(leaves) and users.issubset(inside) and leaves.isdisjoint(elsewhere)
+
+
+def _by_chance(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
@@ -44,11 +49,11 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
 
 def _replace(module: fx.GraphModule, weight: fx.Node, inside: Sequence[fx.Node]) -> None:
     leaves = list(dict.fromkeys(str(each.target) for each in inside if each.op == "get_attr"))
-    name = _free(module, leaves[0])
-    owner, _, leaf = name.rpartition(".")
     value = _value(module, inside)
     for each in leaves:
         _delete(module, each)
+    name = _free(module, leaves[0])
+    owner, _, leaf = name.rpartition(".")
     module.get_submodule(owner).register_parameter(leaf, nn.Parameter(value, requires_grad=False))
     with module.graph.inserting_before(weight):
         settled = module.graph.get_attr(name)

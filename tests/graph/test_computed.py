@@ -48,6 +48,23 @@ def test_a_scaled_weight_at_the_top_of_a_module_and_one_that_is_read_elsewhere()
     torch.manual_seed(0)
     module, x = Scaled().eval(), torch.randn(2, 4)
     model = capture(module, (x,))
-    assert [m.weight for m in matrices(model)] == ["weight_2"]
-    assert {name for name, _ in model.tensors()} == {"weight_2", "shared"}
+    assert [m.weight for m in matrices(model)] == ["weight"]
+    assert {name for name, _ in model.tensors()} == {"weight", "shared"}
     torch.testing.assert_close(model.run(x)[0], module(x))
+
+
+def test_a_weight_made_of_constants_and_one_made_by_chance_are_left_alone():
+    class Made(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 1, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            blurred = F.conv1d(x, torch.full((1, 1, 3), 1 / 3), padding=1)
+            return F.conv1d(blurred, self.weight * torch.rand_like(self.weight))
+
+    model = capture(Made().eval(), (torch.randn(2, 1, 9),))
+    assert not matrices(model)
+    assert {name for name, _ in model.tensors()} == {"weight"}
+    x = torch.randn(3, 1, 9)
+    assert not torch.equal(model.run(x)[0], model.run(x)[0])
