@@ -39,8 +39,13 @@ BOLDER = (0.85, 0.7, 0.55, 0.4)  # of the seconds with everything in int8
 LIMITS = (0.25, 0.375, 0.5, 0.625, 0.75)  # of its width that a group keeps at least
 GENTLER = (0.1, 0.25, 0.5, 0.75)  # of the way back from int8 to float
 ORIGINAL = "original (torch eager)"
-ROUNDS, FINAL_ROUNDS = 20, 60
-NEAR = 1.1  # times the fastest: what may turn out to be as fast in the last race
+ROUNDS = 20
+FINAL_ROUNDS, STARTS = (
+    90,
+    3,
+)  # of the last race, with processes that are started anew: one that was unlucky may be a tenth slower
+NEAR = 1.2  # times the fastest: what may turn out to be the fastest in the last race
+EVEN = 1.05  # times the fastest, and no race can tell: as fast
 _NARROW = (
     f"int8 weights lie on {weight_bits()}-bit grids: this processor has no VNNI, its integer kernels add products in 16 bits, "
     "and wider weights overflow there."
@@ -129,17 +134,17 @@ class Search:
     def choose(self) -> tuple[Trial, Race]:
         """The fastest trial that keeps the promise, raced against the original. Raises `BudgetError` if there is none.
 
-        What is not measurably faster is not worth losing more for: of those that no race can tell apart from the
-        fastest, the one that loses least on held-out data, and of equals the smallest, is taken.
+        What is not measurably faster is not worth losing more for: of those that are as fast as the fastest, for all that
+        the race can tell, the one that loses least on held-out data, and of equals the smallest, is taken.
         """
         best = self.bench.fastest_inside()
         if best is None:
             raise BudgetError(self._best_reached())
         near = self.bench.near(best.name, NEAR)
         self.bench.export([Candidate(ORIGINAL, target_called("eager", "fp32"), Compressed(self.job.model))])
-        race = self.bench.time([best.name, *(t.name for t in near), ORIGINAL], FINAL_ROUNDS)
+        race = self.bench.time([best.name, *(t.name for t in near), ORIGINAL], FINAL_ROUNDS, starts=STARTS)
         first = min([best, *near], key=lambda t: race.median(t.name))
-        tied = [t for t in (best, *near) if t is first or race.verdict(t.name, first.name) == "no difference"]
+        tied = [t for t in (best, *near) if t is first or _even(race, t.name, first.name)]
         tied.sort(key=lambda t: (max(0.0, self.bench.lost(t.name)), t.nbytes))
         chosen = next(t for t in [*tied, best] if self.bench.judge(t.name).within(self.job.max_drop))
         if chosen is not first:
@@ -295,6 +300,11 @@ class Search:
             f"Nothing was inside the budget of {self.job.max_drop:.4g}; best reached: {name}, {least.text}. "
             "Allow a larger --max-drop, give more data, or another --target."
         )
+
+
+def _even(race: Race, a: str, b: str) -> bool:
+    """Whether two trials are as good as equally fast."""
+    return race.ratio(a, b).value <= EVEN and race.verdict(a, b) == "no difference"
 
 
 def mostly_linear(model: Model) -> bool:

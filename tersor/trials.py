@@ -73,11 +73,11 @@ class Workbench:
             fresh += [trial] if trial.refused is None else []
         return fresh
 
-    def time(self, names: Sequence[str], rounds: int, behind: float | None = None) -> Race:
+    def time(self, names: Sequence[str], rounds: int, behind: float | None = None, starts: int = 1) -> Race:
         """Time trials on one batch, taking turns, each in a process of its own; the first also against itself.
 
-        Who takes more than `behind` times as long as the fastest is soon out. Only ratios of one race can be compared:
-        what was timed before is the measure of what is new.
+        Who takes more than `behind` times as long as the fastest is soon out. starts: as for `race`. Only ratios of one race
+        can be compared: what was timed before is the measure of what is new.
         """
         self.job.progress(f"timing {len(names)} candidates", 0, 0)
         race = time_side_by_side(
@@ -87,6 +87,7 @@ class Workbench:
             rounds=rounds,
             scratch=self.scratch,
             behind=behind,
+            starts=starts,
         )
         known = [n for n in names if self.trials[n].seconds is not None]
         drift = float(np.median([race.median(n) / (self.trials[n].seconds or 1.0) for n in known])) if known else 1.0
@@ -149,7 +150,7 @@ class Workbench:
                 return self.trials[trial.name]
         return None
 
-    def near(self, name: str, times: float, most: int = 3) -> list[Trial]:
+    def near(self, name: str, times: float, most: int = 4) -> list[Trial]:
         """The promising trials that took at most `times` as long as trial `name`, without it; `most` of them, fastest first."""
         limit = times * (self.trials[name].seconds or 0.0)
         slower = [t for t in self._by_speed() if t.name != name and (t.seconds or 0.0) <= limit]
@@ -203,6 +204,7 @@ def time_side_by_side(
     rounds: int,
     scratch: Path,
     behind: float | None = None,
+    starts: int = 1,
 ) -> Race:
     """Race the trials on one batch, each in a process of its own; the first is raced against itself as a control."""
     example = scratch / f"batch{len(inputs[0])}.npz"
@@ -220,7 +222,8 @@ def time_side_by_side(
         )
         for trial in trials
     ]
-    return race(contenders, rounds=rounds, control=contenders[0].name, threads=threads, behind=behind)
+    control = contenders[0].name
+    return race(contenders, rounds=rounds, control=control, threads=threads, behind=behind, starts=starts)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -21,8 +21,8 @@ MODEL: Any = None
 class Bench:
     """Trials of known time, loss on held-out data, bytes, and loss on evaluation data; at most 0.01 may be lost."""
 
-    def __init__(self, **trials: tuple[float, float, int, float]):
-        self.known = trials
+    def __init__(self, noise: float, **trials: tuple[float, float, int, float]):
+        self.known, self.noise = trials, noise
         self.trials = {
             name: Trial(Candidate(name, Eager(), Compressed(MODEL)), Path(), nbytes, seconds)
             for name, (seconds, _, nbytes, _) in trials.items()
@@ -46,19 +46,16 @@ class Bench:
         amount = self.known[name][3]
         return SimpleNamespace(within=lambda limit: amount <= limit)
 
-    def time(self, names: list[str], rounds: int) -> Race:
+    def time(self, names: list[str], rounds: int, starts: int) -> Race:
         rng = np.random.default_rng(0)
-        runs = {
-            n: tuple(self.trials[n].seconds * rng.normal(1, 0.02, rounds))
-            for n in [*names, names[0] + AGAIN]
-            if n in self.trials
-        } | {names[0] + AGAIN: tuple(self.trials[names[0]].seconds * rng.normal(1, 0.02, rounds))}
-        return Race(runs, names[0], (0.0, 0.0), 1, {}, 0)
+        seconds = {n: self.trials[n].seconds for n in names} | {names[0] + AGAIN: self.trials[names[0]].seconds}
+        runs = {n: tuple(s * rng.normal(1, self.noise, rounds)) for n, s in seconds.items()}
+        return Race(runs, names[0], (0.0, 0.0), 1, {}, 0, starts)
 
 
-def chosen(**trials: tuple[float, float, int, float]) -> tuple[str, list[str]]:
+def chosen(noise: float = 0.02, **trials: tuple[float, float, int, float]) -> tuple[str, list[str]]:
     job: Any = SimpleNamespace(model=MODEL, max_drop=0.01)
-    search = Search(job, MODEL, Bench(**trials), ())  # type: ignore[arg-type]
+    search = Search(job, MODEL, Bench(noise, **trials), ())  # type: ignore[arg-type]
     trial, race = search.choose()
     assert {trial.name, ORIGINAL} <= race.samples.keys()
     return trial.name, search.notes
@@ -79,3 +76,8 @@ def test_what_is_no_faster_is_not_worth_a_loss(trials, wanted):
     assert [
         note for note in notes if "was not measurably faster than" in note and wanted not in note.split()[0]
     ] == notes
+
+
+def test_a_race_too_noisy_to_tell_does_not_give_a_tenth_away():
+    name, _ = chosen(noise=0.6, bold=(1.0, 0.008, 5, 0.0), plain=(1.2, 0.001, 9, 0.0))
+    assert name == "bold"
