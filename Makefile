@@ -29,7 +29,7 @@ check: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet '.[bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks.cnn_cpu
 	$(BIN)/python -m benchmarks.pruning
 	$(BIN)/python -m benchmarks.sparsity

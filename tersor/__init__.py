@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tersor.pipeline import compress
     from tersor.probing import Sensitivity, sensitivity
     from tersor.pruning import Pruned, prune
+    from tersor.recovering import Recovery
     from tersor.report import Report
     from tersor.target import Runner, Target
     from tersor.technique import Technique
@@ -50,6 +51,7 @@ __all__ = [
     "ModelError",
     "Pruned",
     "RecipeError",
+    "Recovery",
     "Report",
     "Runner",
     "Sensitivity",
@@ -69,6 +71,7 @@ __all__ = [
 
 _ELSEWHERE = {
     "Pruned": "pruning",
+    "Recovery": "recovering",
     "Report": "report",
     "Runner": "target",
     "Sensitivity": "probing",

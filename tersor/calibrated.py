@@ -6,7 +6,8 @@ another budget, goes on from what was finished.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,7 @@ from tersor.profile import Profile, measure
 from tersor.recipe import plain
 from tersor.rewrites.equalise import equalise
 from tersor.store import fits, profiles
-from tersor.store.cache import Cache, code, default_folder, key
+from tersor.store.cache import Cache, code, default_folder, digest, key
 from tersor.target import Compressed
 
 NEEDS = frozenset({"gram", "fisher"})
@@ -31,10 +32,12 @@ QUANTISING_ITEMS = 256  # a grid has few degrees of freedom; a refit to fewer co
 class Calibrated:
     """A model and what the calibration part of a job's data says of it; measured when it is first asked for."""
 
-    def __init__(self, job: Job, folded: Model):
+    def __init__(self, job: Job, folded: Model, movement: Mapping[str, Tensor] | None = None):
+        """movement: what a training did to the weights, by matrix name, where one was made."""
         self._job = job
         self._folded = folded
-        self._cache = Cache(default_folder())
+        self._movement = dict(movement or {})
+        self.cache = Cache(default_folder())
 
     @cached_property
     def model(self) -> Model:
@@ -44,7 +47,9 @@ class Calibrated:
     @cached_property
     def profile(self) -> Profile:
         """H, g and ranges of `model`."""
-        return self.measured(self.model)
+        seen = self.measured(self.model)
+        moved = {n: replace(seen.facts[n], movement=each) for n, each in self._movement.items()}
+        return replace(seen, facts={**seen.facts, **moved})
 
     def fit(self, decisions: Decisions) -> Compressed:
         """Carry out decisions on `model`."""
@@ -56,8 +61,8 @@ class Calibrated:
                 self.model, batches, self.profile, decisions, seed=seed, progress=self._progress("fitting weights")
             )
 
-        key = self._key(self.model, "fit", items, plain(decisions))
-        return fits.remembered(self._cache, key, lambda: decisions.cut(self.model), fitted)
+        key = self.key(self.model, "fit", items, plain(decisions), digest(self._movement))
+        return fits.remembered(self.cache, key, lambda: decisions.cut(self.model), fitted)
 
     def measured(self, model: Model) -> Profile:
         """H, g and ranges of any model that takes the same inputs."""
@@ -69,12 +74,12 @@ class Calibrated:
             batches, seed = self._inputs(items), self._job.seed
             return measure(model, batches, NEEDS, seed=seed, progress=lambda done: progress(done, items))
 
-        return profiles.remembered(self._cache, self._key(model, "profile", sorted(NEEDS)), measured)
+        return profiles.remembered(self.cache, self.key(model, "profile", sorted(NEEDS)), measured)
 
     def _progress(self, stage: str) -> Callable[[int, int], None]:
         return lambda done, total: self._job.progress(stage, done, total)
 
-    def _key(self, model: Model, *more: Any) -> str:
+    def key(self, model: Model, *more: Any) -> str:
         """Of everything that a result depends on, to the last bit."""
         job = self._job
         return key(*more, model.digest(), job.calibration.digest(), job.seed, job.threads, code(), versions())

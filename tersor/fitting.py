@@ -172,7 +172,9 @@ class _Walk:
         if technique is not None:
             facts = self._profile.facts[matrix.name]
             fisher = _rows(window, facts.fisher.reshape(w.shape[:2])).reshape(-1)
-            weight = technique.fit(small, dense, Facts(h, fisher, window.some_columns(facts.activity)))
+            moved = None if facts.movement is None else window.of(facts.movement)
+            known = Facts(h, fisher, window.some_columns(facts.activity), movement=moved)
+            weight = technique.fit(small, dense, known)
             self._weights[matrix.weight] = weight
             dense = weight.dense()
         chosen = to_matrix(dense, small.groups, small.transposed).double()

@@ -31,6 +31,7 @@ from tersor.windows import repaired, smaller, windows, with_bias
 
 LEAST = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)  # of a group's blocks, in one step
 JUDGED = 256  # items
+COUNTS = (0, 1, 2, 4, 8, 16)  # of branches that are left out
 Keep = dict[str, tuple[int, ...]]
 Refit = Callable[[Keep], tuple[Model, Profile]]
 """The model without the blocks that are not kept, fitted, and what is measured of it."""
@@ -78,15 +79,17 @@ def narrow(
     refit: Refit,
     rank: Rank = curves,
     step: int = 1,
+    start: tuple[Model, Profile] | None = None,
 ) -> Iterator[Keep]:
     """The blocks to keep of the groups `names`, at no more than each of `budgets` multiply-accumulates an item, in turn.
 
     profile: of `model` on the calibration `batches`. budgets: descending; each goes on from the widths before, on the
     network that `refit` makes of them and what it measures there. rank: orders and prices the blocks. Widths are
-    multiples of `step`. Raises `BudgetError` where a budget cannot be reached.
+    multiples of `step`. start: what the first widths are cut from, and what was measured of it, where that is no longer
+    `model`. Raises `BudgetError` where a budget cannot be reached.
     Cost a budget: a sweep a group, and for each of up to `len(LEAST)` proposals a copy and a pass over `JUDGED` items.
     """
-    small, seen = model, profile
+    small, seen = start or (model, profile)
     keep: Keep = {}
     for budget in budgets:
         if keep:
@@ -122,6 +125,44 @@ def dispensable(
         left = (name for name in names if name not in gone)
         gone = min(((*gone, name) for name in left), key=lambda some: lost(without(model, some)))
     return gone
+
+
+def thinned(
+    model: Model,
+    batches: Sequence[Sequence[Tensor]],
+    profile: Profile,
+    names: Sequence[str],
+    budget: float,
+    *,
+    measured: Callable[[Model], Profile],
+    rank: Rank = curves,
+    step: int = 1,
+    spare: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """The residual branches to leave out, perhaps none, so that with the groups `names` narrowed to `budget` the outputs
+    stay nearest to what they were.
+
+    Branches go in the order of what each alone is missed; 1, 2, 4, ... of them are tried for as long as it helps. measured:
+    gives the profile of a model without some. spare: names that stay. Cost: a pass over `JUDGED` items a branch; then what
+    `narrow` costs, and a profile, for each number that is tried.
+    """
+    lost = Lost(model, batches)
+    found = [branch.name for branch in branches(model) if branch.name not in spare]
+    order = sorted(found, key=lambda name: lost(without(model, (name,))))
+    best: tuple[str, ...] = ()
+    least = float("inf")
+    for count in (c for c in COUNTS if c <= len(order)):
+        gone = tuple(order[:count])
+        small = without(model, gone) if gone else model
+        narrower = narrowing(small, measured(small) if gone else profile)
+        try:
+            now = lost(narrower(_proposed(narrower, rank, model, batches, names, budget, step)))
+        except BudgetError:
+            continue
+        if now >= least:
+            break
+        best, least = gone, now
+    return best
 
 
 def total(model: Model) -> int:

@@ -36,12 +36,14 @@ class Facts:
     fisher: float64 (r,), summed over output positions, mean over items.
     activity: float64 (groups, 2, c), `E|x_j|` and the share of positions where `x_j` is not zero.
     drift: float64 (groups, c + 1, c + 1) or None, `E[x~_original x~_now^T]`.
+    movement: (groups, r / groups, c) or None, `-sum_t w dL/dw` over the steps of a training.
     """
 
     gram: Tensor
     fisher: Tensor
     activity: Tensor
     drift: Tensor | None = None
+    movement: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""Remove what a model needs least, and make the rest make up for it: no training, no labels.
+"""Remove what a model needs least, and make the rest make up for it: no labels, and no training unless it is asked for.
 
 Channels, neurons, heads (what dependency analysis finds) go until a share of the multiply-accumulates is left; single
 weights, n of m, or tiles are zeroed until a share of them is left; or both. In one step or in several, each measured anew
-on what the last one left. With `max_drop` it goes on for as long as data held out of calibration keeps the promise. Fits
-are kept in the cache: the same command goes on after a kill.
+on what the last one left. With `max_drop` it goes on for as long as data held out of calibration keeps the promise. With a
+recovery each step is followed by training, and the next one prunes what was trained. Fits and trainings are kept in the
+cache: the same command goes on after a kill.
 """
 
 from __future__ import annotations
@@ -16,36 +17,34 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tersor import widths
 from tersor.calibrated import Calibrated
-from tersor.criteria import criterion_called
 from tersor.densities import allocate, curves
 from tersor.errors import BudgetError, InputError
 from tersor.fitting import Decisions
 from tersor.graph.branches import branches as branches_of
-from tersor.graph.kinds import KINDS
 from tersor.graph.model import Model
 from tersor.hub.archive import save_program
-from tersor.inputs import amounts
+from tersor.inputs import models
 from tersor.inputs.job import Job, Progress, bring, predict_with, quiet, torch_threads
-from tersor.maths.pattern import NofM, pattern_called
-from tersor.maths.schedule import SCHEDULES, geometric
+from tersor.maths.unfold import to_matrix
 from tersor.measuring.metrics import Drop, Score, drop
-from tersor.narrowing import Keep, Rank, dispensable, narrow, total
+from tersor.narrowing import Keep, dispensable, narrow, thinned, total
 from tersor.profile import Profile
 from tersor.records import plain
+from tersor.recovering import Recovering, Recovery
+from tersor.recovery.loop import History
+from tersor.recovery.many import group
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.permute import arranged
 from tersor.site import groups, matrices
 from tersor.staircase import rewarded
 from tersor.store.files import atomic_write
+from tersor.target import Compressed
 from tersor.targets import target_called
 from tersor.technique import Technique
-from tersor.techniques.sparse import Sparse
-from tersor.techniques.sparsegpt import SparseGPT
+from tersor.wishes import Wish, wish_of
 
-AUTO, RUNTIMES = "auto", ("onnxruntime", "openvino")
-SMALLEST, STEPS = 0.1, 22  # where `max_drop` alone ends, and in how many steps: a tenth of what is left each
+RUNTIMES = ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,12 @@ class Pruned:
     """A pruned model, and its score on evaluation data beside the original's.
 
     widths: (blocks that stay, blocks before) of every group that was narrowed. densities: by matrix, of those that are sparse.
-    dropped: the residual branches that were left out, by the name of their last matrix.
+    dropped: the residual branches that were left out, by the name of their last matrix. trained: the course of each step's
+    training.
     """
 
     name: str
     model: Model
-    decisions: Decisions
     metric: str
     before: Score
     after: Score
@@ -87,6 +86,7 @@ class Pruned:
     densities: Mapping[str, float]
     dropped: tuple[str, ...]
     steps: tuple[Step, ...]
+    trained: tuple[History, ...] = ()
 
     @property
     def module(self) -> Any:
@@ -106,6 +106,7 @@ class Pruned:
             "densities",
             "dropped",
             "steps",
+            "trained",
         )
         return {field: plain(getattr(self, field)) for field in shown}
 
@@ -117,13 +118,15 @@ def prune(
     macs: float | str | None = None,
     weights: float | str | None = None,
     only: Sequence[str] = (),
-    branches: int = 0,
+    branches: int | str = 0,
     pattern: str = "anywhere",
     criterion: str = "best",
     schedule: str = "geometric",
     steps: int = 1,
     multiple: int | str = 1,
     max_drop: float | str | None = None,
+    recover: Recovery | str | None = None,
+    rewind: Any = None,
     metric: Any = "accuracy",
     eval_data: Any = None,
     threads: int = 0,
@@ -142,120 +145,115 @@ def prune(
     structured OBS for channels, a search for weights; or "wanda", "magnitude", ...). steps: how many lead there, by
     `schedule` (geometric, linear, cosine, cubic). multiple: what widths should be multiples of
     ("auto": what the runtimes of this machine are seen to reward). max_drop: go only as far
-    as this promise holds; alone, channels are removed until it does not. out: a `torch.export` archive (.pt2), which torch
-    loads without Tersor and `compress` takes.
+    as this promise holds; alone, channels are removed until it does not. recover: how to train after each step
+    ("2epochs", "10m", or a `Recovery`); the original is the teacher. rewind: the same network as it was early in its training
+    (a module, or its spec): before each training, what is left takes its values (a lottery ticket). out: a `torch.export`
+    archive (.pt2), which torch loads without Tersor and `compress` takes.
     Raises `InputError` for wishes that contradict each other, `BudgetError` where `macs` is out of reach or no step keeps the
     promise, and what `compress` raises for its inputs.
     """
-    wish = _wish(macs, weights, tuple(only), branches, pattern, criterion, schedule, steps, multiple, max_drop)
+    training = recover if isinstance(recover, Recovery) else Recovery.of(recover)
+    wish = wish_of(macs, weights, tuple(only), branches, pattern, criterion, schedule, steps, multiple, max_drop)
+    if training is None and (wish.moved or rewind is not None):
+        what = "The criterion movement scores a training" if wish.moved else "rewind starts a training"
+        raise InputError(f"{what}, and recover says nothing of one; give recover, for example 2epochs.")
     with torch_threads(threads):
         allowed = 0.0 if wish.allowed is None else wish.allowed
         job = bring(model, data, metric, allowed, eval_data, 1, threads, seed, tuple(exclude), None, progress)
         ground = Calibrated(job, fold_norms(job.model))
-        if wish.pattern is not None:
+        if wish.pattern is not None and rewind is None:  # early values stand in the order they were learned in
             ground = Calibrated(job, arranged(ground.model, ground.profile, wish.pattern))
-        taken, walked = _walk(job, ground, wish)
-        pruned = _last_inside(job, ground, taken, walked, wish)
-    if out is not None:
+        early = None if rewind is None else _early(rewind, job)
+        states = _states(job, ground, wish) if training is None else _rounds(job, ground, wish, training, early)
+        taken, walked = _walk(job, states, wish)
+        pruned = _last_inside(job, ground.model, taken, walked, wish)
+    if out is not None and group().rank == 0:
         _write(pruned.model, Path(out))
     return pruned
 
 
 @dataclass(frozen=True)
-class _Wish:
-    """What was asked for: the shares that are left after each step (empty: not asked for), and how weights become zero."""
+class _State:
+    """A step's outcome; `remake` gives its model again, from the cache."""
 
-    macs: Sequence[float]
-    only: Sequence[str]
-    weights: Sequence[float]
-    branches: Sequence[int]
-    sparse: Callable[[float], Technique]
-    pattern: NofM | None  # where it fixes the share itself
-    rank: Rank
-    multiple: int  # 0: to be measured
-    allowed: float | None
+    remake: Callable[[], Model]
+    sparse: Sequence[str] = ()  # matrices with zeros
+    dropped: tuple[str, ...] = ()
+    trained: tuple[History, ...] = ()
 
 
-def _wish(
-    macs: float | str | None,
-    weights: float | str | None,
-    only: Sequence[str],
-    branches: int,
-    pattern: str,
-    criterion: str,
-    schedule: str,
-    steps: int,
-    multiple: int | str,
-    max_drop: float | str | None,
-) -> _Wish:
-    allowed = None if max_drop is None else amounts.drop(max_drop)
-    left, density = (None if given is None else amounts.share(given) for given in (macs, weights))
-    if schedule not in SCHEDULES:
-        raise InputError(f"There is no schedule {schedule!r}; choose of {', '.join(SCHEDULES)}.")
-    if unknown := sorted(set(only) - set(KINDS)):
-        raise InputError(f"There is no kind of axis {unknown[0]!r}; choose of {', '.join(KINDS)}.")
-    if steps < 1:
-        raise InputError(f"steps is {steps}; it must be at least 1.")
-    step = 0 if multiple == AUTO else int(multiple) if str(multiple).isdecimal() else -1
-    if step < 0 or multiple in (0, "0"):
-        raise InputError(f"multiple is {multiple!r}; it is a number from 1 on, or {AUTO}.")
-    places = pattern_called(pattern)
-    scored = None if criterion == "best" else criterion_called(criterion)
-    one = places(1.0)
-    fixed = one if isinstance(one, NofM) else None
-    if fixed is not None:
-        if density is not None:
-            raise InputError(f"The pattern {pattern} says itself how many weights stay; leave out weights.")
-        density = fixed.n / fixed.m
-    if branches < 0 or (branches and left is not None):
-        raise InputError(
-            f"branches is {branches}{' and macs is given' if left is not None else ''}; it counts from 0 on, and goes with "
-            "weights but not with macs: prune the archive once more for those."
-        )
-    if left is None and density is None and not branches:
-        if allowed is None:
-            raise InputError("Nothing says how much to prune; give macs, weights, branches or max_drop.")
-        left, schedule, steps = SMALLEST, geometric.__name__, max(steps, STEPS)
-    if only and left is None:
-        raise InputError(f"only={', '.join(only)} says which axes lose channels, and nothing says how many; give macs.")
-
-    def sparse(share: float) -> Technique:
-        where = places(share)
-        return SparseGPT(where) if scored is None else Sparse(where, scored)
-
-    shares = SCHEDULES[schedule]
-    return _Wish(
-        macs=[] if left is None else shares(left, steps),
-        only=only or KINDS,
-        weights=[] if density is None else [density] * steps if fixed else shares(density, steps),
-        branches=range(1, branches + 1) if allowed is not None else [branches] if branches else [],
-        sparse=sparse,
-        pattern=fixed,
-        rank=widths.curves if scored is None else partial(widths.ranked, criterion=scored),
-        multiple=step,
-        allowed=allowed,
-    )
-
-
-def _walk(job: Job, ground: Calibrated, wish: _Wish) -> tuple[list[Decisions], list[Step]]:
+def _walk(job: Job, states: Iterator[_State], wish: Wish) -> tuple[list[_State], list[Step]]:
     """The states that keep the promise on held-out data, and all that were looked at."""
-    good: list[Decisions] = []
+    good: list[_State] = []
     walked: list[Step] = []
-    for decisions in _decided(job, ground, wish):
-        small = ground.fit(decisions).model
+    for state in states:
+        small = state.remake()
         lost = drop(job.before_held, job.metric(predict_with(small), job.held), job.metric)
         kept = wish.allowed is None or lost.within(wish.allowed)
         walked.append(Step(size(small), lost.amount, kept))
         if not kept:
             break
-        good.append(decisions)
+        good.append(state)
     return good, walked
 
 
-def _decided(job: Job, ground: Calibrated, wish: _Wish) -> Iterator[Decisions]:
+def _states(job: Job, ground: Calibrated, wish: Wish) -> Iterator[_State]:
+    """Of every step, refitted from the original."""
+    for decisions in _decided(job, ground, wish):
+        remake = partial(_fitted, ground, decisions)
+        yield _State(remake, tuple(decisions.techniques), decisions.drop)
+
+
+def _fitted(ground: Calibrated, decisions: Decisions) -> Model:
+    return ground.fit(decisions).model
+
+
+def _rounds(job: Job, ground: Calibrated, wish: Wish, recover: Recovery, early: Model | None) -> Iterator[_State]:
+    """Of every step, trained; each goes on from what the last one left, or from `early` values of what is left."""
+    whole = total(ground.model)
+    dropped: tuple[str, ...] = ()
+    trained: tuple[History, ...] = ()
+    for step in range(max(len(wish.macs), len(wish.weights), len(wish.branches))):
+        one = wish.only_step(step, whole / total(ground.model), len(dropped))
+        if wish.moved:
+            model, sums = Recovering(job, ground, recover).moved(ground.model)
+            by_matrix = {m.name: to_matrix(sums[m.name], m.groups, m.transposed) for m in matrices(model)}
+            ground = Calibrated(job, model, by_matrix)
+        found = list(_decided(job, ground, one))
+        if not found:
+            return
+        recovering = Recovering(job, ground, recover)
+        fitted = ground.fit(found[0])
+        if early is not None:
+            early = found[0].cut(early)
+            fitted = rewound(fitted, early)
+        remake = partial(_trained, recovering, fitted)
+        small = remake()
+        dropped, trained = (*dropped, *found[0].drop), (*trained, recovering.history)
+        yield _State(remake, tuple(found[0].techniques), dropped, trained)
+        ground = Calibrated(job, small)
+
+
+def rewound(fitted: Compressed, early: Model) -> Compressed:
+    """The `early` values of what is left of a model: those that stay where weights became zero, all of the rest.
+
+    Source: Frankle et al. 2020, "Linear mode connectivity and the lottery ticket hypothesis", arXiv:1912.05671.
+    """
+    weights = {name: weight.nearest(early.tensor(name)) for name, weight in fitted.weights.items()}
+    model = fitted.model.copy()
+    for name, _ in list(model.tensors()):
+        model.assign(name, weights[name].dense() if name in weights else early.tensor(name))
+    return Compressed(model, weights, fitted.feeds)
+
+
+def _trained(recovering: Recovering, fitted: Compressed) -> Model:
+    return recovering(fitted).model
+
+
+def _decided(job: Job, ground: Calibrated, wish: Wish) -> Iterator[Decisions]:
     """The decisions of each step. One that cannot be reached ends a walk that was to go as far as it can."""
-    keeps = _keeps(job, ground, wish) if wish.macs else repeat({})
     gone = _dispensed(job, ground, wish)
+    keeps = _keeps(job, ground, wish, gone) if wish.macs else repeat({})
     found = None
     steps = max(len(wish.macs), len(wish.weights), len(wish.branches))
     for step in range(steps):
@@ -267,7 +265,7 @@ def _decided(job: Job, ground: Calibrated, wish: _Wish) -> Iterator[Decisions]:
                 raise
             return
         techniques: dict[str, Technique] = {}
-        drop = gone[: wish.branches[min(step, len(wish.branches) - 1)]] if gone else ()
+        drop = gone[: wish.branches[min(step, len(wish.branches) - 1)]] if gone and not wish.macs else gone
         if wish.weights:
             dead = {name for branch in branches_of(ground.model) if branch.name in drop for name in branch.matrices}
             names = [m.name for m in matrices(ground.model) if m.name not in {*job.exclude, *dead}]
@@ -280,15 +278,29 @@ def _decided(job: Job, ground: Calibrated, wish: _Wish) -> Iterator[Decisions]:
         yield Decisions(keep=keep, techniques=techniques, drop=drop)
 
 
-def _dispensed(job: Job, ground: Calibrated, wish: _Wish) -> tuple[str, ...]:
-    if not wish.branches:
+def _dispensed(job: Job, ground: Calibrated, wish: Wish) -> tuple[str, ...]:
+    if not (wish.branches or wish.thin):
         return ()
     job.progress("choosing branches", 0, 0)
-    return dispensable(ground.model, [b.inputs for b in job.calibration], wish.branches[-1], job.exclude)
+    batches = [batch.inputs for batch in job.calibration]
+    if wish.branches:
+        return dispensable(ground.model, batches, wish.branches[-1], job.exclude)
+    names, budget = _names(job, ground.model, wish), wish.macs[-1] * total(ground.model)
+    return thinned(
+        ground.model,
+        batches,
+        ground.profile,
+        names,
+        budget,
+        measured=ground.measured,
+        rank=wish.rank,
+        step=max(1, wish.multiple),
+        spare=job.exclude,
+    )
 
 
-def _keeps(job: Job, ground: Calibrated, wish: _Wish) -> Iterator[Keep]:
-    model = ground.model
+def _names(job: Job, model: Model, wish: Wish) -> list[str]:
+    """The groups that may be narrowed. Raises `InputError` where there are none."""
     found = [g for g in groups(model) if g.refused is None and not g.counted and g.name not in job.exclude]
     names = [g.name for g in found if g.kind in wish.only]
     if not names:
@@ -298,15 +310,22 @@ def _keeps(job: Job, ground: Calibrated, wish: _Wish) -> Iterator[Keep]:
             if found
             else "No axis of this model can be pruned; `tersor inspect` says why. Ask for weights instead of macs."
         )
+    return names
+
+
+def _keeps(job: Job, ground: Calibrated, wish: Wish, gone: tuple[str, ...]) -> Iterator[Keep]:
+    """The blocks that stay after each step, in the model without the branches that are gone."""
+    model, names = ground.model, _names(job, ground.model, wish)
 
     def refit(keep: Keep) -> tuple[Model, Profile]:
-        small = ground.fit(Decisions(keep=keep)).model
+        small = ground.fit(Decisions(keep=keep, drop=gone)).model
         return small, ground.measured(small)
 
+    start = refit({}) if gone else (model, ground.profile)
     batches = [batch.inputs for batch in job.calibration]
     step = wish.multiple or _measured_multiple(job)
     budgets = [share * total(model) for share in wish.macs]
-    return narrow(model, batches, ground.profile, names, budgets, refit=refit, rank=wish.rank, step=step)
+    return narrow(model, batches, ground.profile, names, budgets, refit=refit, rank=wish.rank, step=step, start=start)
 
 
 def _measured_multiple(job: Job) -> int:
@@ -315,17 +334,15 @@ def _measured_multiple(job: Job) -> int:
         return rewarded([target_called(file, "fp32") for file in RUNTIMES], job.threads, Path(scratch))
 
 
-def _last_inside(
-    job: Job, ground: Calibrated, good: Sequence[Decisions], walked: Sequence[Step], wish: _Wish
-) -> Pruned:
+def _last_inside(job: Job, original: Model, good: Sequence[_State], walked: Sequence[Step], wish: Wish) -> Pruned:
     """The last of the good states that keeps the promise on evaluation data as well."""
-    for decisions in reversed(good):
+    for state in reversed(good):
         job.progress("judging", 0, 0)
-        small = ground.fit(decisions).model
+        small = state.remake()
         after = job.metric(predict_with(small), job.evaluation)
         lost = drop(job.before, after, job.metric)
         if wish.allowed is None or lost.within(wish.allowed):
-            return _pruned(job, ground.model, small, decisions, after, lost, walked)
+            return _pruned(job, original, small, state, after, lost, walked)
     least = min((step.lost for step in walked), default=0.0)
     raise BudgetError(
         f"No step kept the promise of {job.max_drop:.4g}; the least lost was {least:.4g}, on held-out data. Allow a larger "
@@ -334,25 +351,39 @@ def _last_inside(
 
 
 def _pruned(
-    job: Job, model: Model, small: Model, decisions: Decisions, after: Score, lost: Drop, walked: Sequence[Step]
+    job: Job, original: Model, small: Model, state: _State, after: Score, lost: Drop, walked: Sequence[Step]
 ) -> Pruned:
-    blocks = {group.name: group.blocks for group in groups(model)}
+    blocks = [{g.name: g.blocks for g in groups(model) if g.refused is None} for model in (original, small)]
     weights = {m.name: small.tensor(m.weight) for m in matrices(small)}
     return Pruned(
         name=job.name,
         model=small,
-        decisions=decisions,
         metric=job.metric.name,
         before=job.before,
         after=after,
         drop=lost,
-        original=size(model),
+        original=size(original),
         size=size(small),
-        widths={n: (len(kept), blocks[n]) for n, kept in decisions.keep.items() if len(kept) < blocks[n]},
-        densities={n: int(weights[n].count_nonzero()) / weights[n].numel() for n in decisions.techniques},
-        dropped=decisions.drop,
+        widths={n: (left, blocks[0][n]) for n, left in blocks[1].items() if left < blocks[0].get(n, left)},
+        densities={n: int(weights[n].count_nonzero()) / weights[n].numel() for n in state.sparse if n in weights},
+        dropped=state.dropped,
         steps=tuple(walked),
+        trained=state.trained,
     )
+
+
+def _early(rewind: Any, job: Job) -> Model:
+    """The early network, folded as the original was. Raises `InputError` where it is another network."""
+    brought = models.bring(rewind)
+    args, kwargs = job.model.arguments(job.model.example)
+    early = fold_norms(models.captured(brought, (args, kwargs)))
+    ours, theirs = ({n: tuple(t.shape) for n, t in model.tensors()} for model in (fold_norms(job.model), early))
+    if ours != theirs:
+        other = sorted(set(ours.items()) ^ set(theirs.items()))[0][0]
+        raise InputError(
+            f"rewind names another network: it differs at '{other}' from the model; give the same one, trained less."
+        )
+    return early
 
 
 def size(model: Model) -> Size:

@@ -11,9 +11,15 @@ from torch import nn
 
 import tersor
 from tersor.errors import BudgetError, InputError, RecipeError
-from tersor.fitting import Decisions
+from tersor.fitting import Decisions, fit
+from tersor.graph.model import capture
+from tersor.maths.pattern import Anywhere
+from tersor.profile import measure
+from tersor.pruning import rewound
 from tersor.recipe import Recipe, read_recipe
+from tersor.rewrites.fold_norms import fold_norms
 from tersor.targets import target_name
+from tersor.techniques.sparse import Sparse
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +80,7 @@ def test_goes_as_far_as_the_promise_holds_and_goes_on_after_a_kill(module, data,
 
     monkeypatch.setattr("tersor.calibrated.fit", never)
     again = tersor.prune(module, data, max_drop="5%", threads=1)
-    assert again.decisions == found.decisions
+    assert again.widths == found.widths
     assert again.model.digest() == found.model.digest()
 
 
@@ -148,8 +154,22 @@ def test_residual_branches_are_left_out(module, data):
     assert found.module(x).shape == module(x).shape
     with pytest.raises(BudgetError, match="has 1 residual branches that can be left out; 2 were to go"):
         tersor.prune(module, data, branches=2, threads=1)
-    with pytest.raises(InputError, match="branches is 1 and macs is given"):
-        tersor.prune(module, data, branches=1, macs=0.5)
+    with pytest.raises(
+        InputError, match="branches is 'auto' and macs is not given; it counts from 0 on, or is auto with"
+    ):
+        tersor.prune(module, data, branches="auto")
+    with pytest.raises(InputError, match="branches is -1; it counts from 0 on"):
+        tersor.prune(module, data, branches=-1)
+
+
+def test_branches_and_channels_go_in_one_sweep(module, data):
+    found = tersor.prune(module, data, branches=1, macs="4x", steps=2, threads=1, metric="agreement")
+    assert found.dropped == ("body.0",)
+    assert found.original.macs / found.size.macs >= 4
+    assert all(name != "body.0" for name in found.widths)
+    chosen = tersor.prune(module, data, branches="auto", macs="1.02x", threads=1, metric="agreement")
+    plain = tersor.prune(module, data, macs="1.02x", threads=1, metric="agreement")
+    assert chosen.drop.amount <= plain.drop.amount + 0.02
 
 
 def test_a_recipe_can_leave_branches_out(module, data, tmp_path):
@@ -162,3 +182,119 @@ def test_a_recipe_can_leave_branches_out(module, data, tmp_path):
     asked.write_text(recipe.to_yaml().replace("body.0", "body.7"))
     with pytest.raises(RecipeError, match=r"names the residual branch body\.7, which this model does not have"):
         tersor.compress(module, data, recipe=asked, max_drop="90%", out=tmp_path / "out")
+
+
+def test_training_after_each_step_gives_back_what_was_lost(module, data, tmp_path):
+    plain = tersor.prune(module, data, macs="8x", threads=1, metric="cross_entropy")
+    out = tmp_path / "small.pt2"
+    found = tersor.prune(
+        module, data, macs="8x", steps=2, recover="4epochs", threads=1, metric="cross_entropy", out=out
+    )
+    assert found.size.macs <= found.original.macs / 8
+    assert found.drop.amount < 0.7 * plain.drop.amount
+    assert [course.steps for course in found.trained] == [found.trained[0].steps] * 2
+    assert all(course.losses for course in found.trained)
+    x = data[0][0]
+    again = torch.export.load(out).module(check_guards=False)
+    torch.testing.assert_close(again(x), found.module(x))
+    assert json.loads(json.dumps(found.to_json()))["trained"][0]["steps"] == found.trained[0].steps
+
+
+def test_training_keeps_zeros_and_goes_on_after_a_kill(module, data, monkeypatch):
+    how = tersor.Recovery.of("1epochs", rate=0.02, batch=64, augment="crop,flip")
+    found = tersor.prune(module, data, weights="20%", steps=2, recover=how, threads=1, metric="agreement")
+    assert found.size.nonzero / found.size.weights == pytest.approx(0.2, abs=0.03)
+
+    def never(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("tersor.recovering.train", never)
+    again = tersor.prune(module, data, weights="20%", steps=2, recover=how, threads=1, metric="agreement")
+    assert again.model.digest() == found.model.digest()
+    assert again.trained == found.trained
+
+
+def test_training_for_a_time_and_with_labels(module, data):
+    how = tersor.Recovery.of("2s", loss="0.5*kl + 0.5*cross_entropy", batch=64)
+    found = tersor.prune(module, data, macs="3x", recover=how, threads=1)
+    assert found.trained[0].steps >= 1
+    assert found.trained[0].seconds < 20
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"length": "soon"}, "The training time 'soon' is none; write 2epochs, 90s, 10m or 1.5h."),
+        ({"length": "0epochs"}, "The training time '0epochs' is none"),
+        ({"length": "1epochs", "schedule": "saw"}, "There is no schedule 'saw'; choose of constant, cosine"),
+        ({"length": "1epochs", "optimiser": "luck"}, "There is no optimiser 'luck'; choose of adamw, sgd."),
+        ({"length": "1epochs", "precision": "int3"}, "There is no precision 'int3'; choose of fp32, bf16."),
+        ({"length": "1epochs", "rate": -1.0}, "The rate (-1) and batch (128) must be above 0"),
+        (
+            {"length": "1epochs", "augment": "blur"},
+            "There is no augmentation 'blur'; choose of crop, flip, or file.py:function.",
+        ),
+        ({"length": "1epochs", "loss": "warp"}, "There is no loss 'warp'"),
+    ],
+)
+def test_what_training_cannot_mean_is_said(wish, said):
+    with pytest.raises(InputError) as caught:
+        tersor.Recovery.of(**wish)
+    assert said in str(caught.value)
+
+
+def test_no_training_is_no_recovery():
+    assert tersor.Recovery.of(None) is None
+    assert tersor.Recovery.of("none") is None
+
+
+def test_movement_prunes_what_training_shrinks(module, data):
+    how = tersor.Recovery.of("1epochs", loss="cross_entropy", rate=0.02, batch=64)
+    found = tersor.prune(module, data, weights="30%", criterion="movement", recover=how, threads=1, metric="agreement")
+    assert found.size.nonzero / found.size.weights == pytest.approx(0.3, abs=0.03)
+    assert found.drop.amount < 0.3
+    plain = tersor.prune(module, data, weights="30%", criterion="magnitude", recover=how, threads=1, metric="agreement")
+    masks = [{n: t != 0 for n, t in each.model.tensors() if t.ndim > 1} for each in (found, plain)]
+    assert any(not torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
+    again = tersor.prune(module, data, weights="30%", criterion="movement", recover=how, threads=1, metric="agreement")
+    assert again.model.digest() == found.model.digest()
+
+
+def test_a_lottery_ticket_trains_from_its_early_values(module, data):
+    torch.manual_seed(0)
+    early = stripes.Small().eval()
+    how = tersor.Recovery.of("8epochs", loss="cross_entropy", rate=0.05, batch=64)
+    wish = {"weights": "40%", "steps": 2, "criterion": "magnitude", "recover": how, "threads": 1}
+    found = tersor.prune(module, data, rewind=early, **wish)
+    assert found.size.nonzero / found.size.weights == pytest.approx(0.4, abs=0.03)
+    assert all(course.losses[0][1] > 0.8 for course in found.trained)  # it begins as the early network did
+    assert all(course.losses[-1][1] < 0.4 for course in found.trained)
+
+
+def test_rewinding_puts_early_values_where_weights_are_left(module, data):
+    x = data[0][0]
+    torch.manual_seed(0)
+    late, early = (fold_norms(capture(each, (x,))) for each in (module, stripes.Small().eval()))
+    fitted = fit(late, [(x,)], measure(late, [(x,)]), Decisions(techniques={"body.0": Sparse(Anywhere(0.3))}))
+    back = rewound(fitted, early)
+    mask = fitted.weights["body.0.weight"].dense() != 0
+    assert torch.equal(back.model.tensor("body.0.weight"), early.tensor("body.0.weight") * mask)
+    assert torch.equal(back.model.tensor("stem.0.weight"), early.tensor("stem.0.weight"))
+    assert torch.equal(back.model.tensor("body.0.bias"), early.tensor("body.0.bias"))
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        (
+            {"criterion": "movement"},
+            "The criterion movement scores a training, and recover says nothing of one; give recover",
+        ),
+        ({"rewind": nn.Linear(3, 2)}, "rewind starts a training, and recover says nothing of one; give recover"),
+        ({"rewind": nn.Conv2d(1, 4, 8), "recover": "1epochs"}, "rewind names another network: it differs at 'bias'"),
+    ],
+)
+def test_what_a_training_needs_is_said(module, data, wish, said):
+    with pytest.raises(InputError) as caught:
+        tersor.prune(module, data, weights="50%", threads=1, **wish)
+    assert said in str(caught.value)

@@ -32,6 +32,9 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that compress wrote.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout, progress to stderr.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of the runtime; 0 leaves it to torch.")]
+Loss = Annotated[str, typer.Option(help="Of the training: 0.9*kl(temperature=4) + 0.1*cross_entropy, ...")]
+Rate = Annotated[float | None, typer.Option(help="The highest learning rate of the training.", show_default=False)]
+Augment = Annotated[str, typer.Option(help="Of images while training: flip, crop, or file.py:function; by commas.")]
 Batch = Annotated[int, typer.Option(min=1, help="Items a call, for which the speed counts.")]
 
 
@@ -135,7 +138,9 @@ def prune(
             show_default=False,
         ),
     ] = None,
-    branches: Annotated[int, typer.Option(min=0, help="Residual branches (blocks, layers) to leave out.")] = 0,
+    branches: Annotated[
+        str, typer.Option(help="Residual branches (blocks, layers) to leave out, or, with --macs, auto.")
+    ] = "0",
     pattern: Annotated[
         str, typer.Option(help="Of the zeros: anywhere, rows, n:m, or a tile such as 16x1.")
     ] = "anywhere",
@@ -145,6 +150,17 @@ def prune(
     multiple: Annotated[str, typer.Option(help="Of channels: 8, or auto: what runtimes here reward.")] = "1",
     max_drop: Annotated[
         str | None, typer.Option(help="Go only as far as this holds: 0.5%.", show_default=False)
+    ] = None,
+    recover: Annotated[
+        str | None,
+        typer.Option(metavar="LENGTH", help="Train after each step: 2epochs, 10m.", show_default=False),
+    ] = None,
+    loss: Loss = "kl(temperature=4)",
+    rate: Rate = None,
+    augment: Augment = "",
+    rewind: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="With --recover: train from these early values.", show_default=False),
     ] = None,
     metric: Annotated[str, typer.Option(help="accuracy, top5, mse, ..., agreement, or file.py:function.")] = "accuracy",
     eval_data: Annotated[
@@ -158,9 +174,10 @@ def prune(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Remove channels, zero weights, or both, and repair what stays: no training, no labels."""
+    """Remove channels, zero weights, or both, and repair what stays: no labels, and no training unless asked for."""
     with results(as_json) as stream, Stages() as progress:
         from tersor.pruning import prune as run_pruning
+        from tersor.recovering import Recovery
 
         found = run_pruning(
             model,
@@ -175,6 +192,8 @@ def prune(
             steps=steps,
             multiple=multiple,
             max_drop=max_drop,
+            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment),
+            rewind=rewind,
             metric=metric,
             eval_data=eval_data,
             threads=threads,

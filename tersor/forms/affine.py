@@ -59,6 +59,21 @@ class Affine(Weight):
         grid = Grid(self.scale.double(), zero, self.run, self.low, 2 ** (self.bits - 1) - 1)
         return replace(self, packed=_packed(grid.codes(matrix), self.bits))
 
+    def through(self, latent: Tensor, scale: Tensor) -> Tensor:
+        """The value nearest to `latent` on the grid with this `scale`, with gradients for both.
+
+        Straight through the rounding; nothing flows where the grid ends. The scale's gradient is that of what rounding does,
+        made as small as the number of values and codes asks for. Source: Esser et al. 2020, arXiv:1902.08153.
+        """
+        matrix = to_matrix(latent, self.groups, self.transposed).flatten(0, 1)
+        high = 2 ** (self.bits - 1) - 1
+        mild = (matrix.numel() / scale.numel() * max(1, high)) ** -0.5
+        wide = self._wide(scale * mild + (scale - scale * mild).detach(), matrix)
+        zero = self._wide(self.zero.float().expand(self.scale.shape), matrix)
+        code = matrix / wide + zero
+        code = (code + (code.round() - code).detach()).clamp(self.low, high)
+        return self._shaped(wide * (code - zero))
+
     def _codes(self) -> Tensor:
         flat = unpack(self.packed, self.bits, prod(self.shape)).to(torch.int16) - 2 ** (self.bits - 1)
         rows = self.shape[1] * self.groups if self.transposed else self.shape[0]

@@ -51,6 +51,21 @@ def seconds(text: str | float) -> float:
     return value
 
 
+def training(text: str | float) -> tuple[float | None, float | None]:
+    """How long to train, as (epochs, seconds), one of them None: `2epochs`, `0.5 epochs`, `10m`. Raises `InputError`."""
+    shown = str(text).strip()
+    epochs = re.fullmatch(r"([\d.]+)\s*epochs?", shown)
+    if epochs is None:
+        try:
+            return None, seconds(shown)
+        except InputError as cause:
+            raise InputError(f"The training time '{shown}' is none; write 2epochs, 90s, 10m or 1.5h.") from cause
+    number = _number(epochs[1])
+    if number is None or number <= 0:
+        raise InputError(f"The training time '{shown}' is none; write 2epochs, 90s, 10m or 1.5h.")
+    return number, None
+
+
 def _number(text: str) -> float | None:
     try:
         value = float(text)

@@ -28,13 +28,14 @@ HELD_ITEMS = 1024
 class Job:
     """Everything that one `compress` works on.
 
-    calibration: what ranges, Gram matrices and repairs are computed from; held: what the search compares plans on;
-    evaluation: what exported artifacts are judged on, and nothing else. All three are disjoint; `apart` says whether the
-    last was given as data of its own.
+    calibration: what ranges, Gram matrices and repairs are computed from, a part of training, which recovery may use; held:
+    what the search compares plans on; evaluation: what exported artifacts are judged on, and nothing else. The last three
+    are disjoint; `apart` says whether evaluation was given as data of its own.
     """
 
     name: str
     model: Model
+    training: Batches
     calibration: Batches
     held: Batches
     evaluation: Batches
@@ -100,7 +101,8 @@ def bring(
         everything, evaluation = data.split(everything, seed)
     else:
         evaluation = data.batches(data.bring(eval_data, "EVAL-DATA"), captured)
-    calibration, held = _split(everything, seed)
+    training, held = everything.split(min(0.25, HELD_ITEMS / len(everything)), seed + 1)
+    calibration = _some(training, seed)
     original = predict_with(captured)
     evaluation = prepared(found, evaluation, original)
     held = prepared(found, held, original)
@@ -110,6 +112,7 @@ def bring(
     return Job(
         brought.name,
         captured,
+        training,
         calibration,
         held,
         evaluation,
@@ -136,9 +139,7 @@ def predict_with(model: Model) -> Predict:
     return predictor(run, model.outputs)
 
 
-def _split(everything: Batches, seed: int) -> tuple[Batches, Batches]:
-    """Items for calibration and, disjoint, for comparing plans; a random draw of each, the same for the same seed."""
-    calibration, held = everything.split(min(0.25, HELD_ITEMS / len(everything)), seed + 1)
-    if len(calibration) > CALIBRATION_ITEMS:
-        _, calibration = calibration.split(CALIBRATION_ITEMS / len(calibration), seed + 2)
-    return calibration, held
+def _some(training: Batches, seed: int) -> Batches:
+    """Items to calibrate on, the same draw for the same seed."""
+    few = len(training) <= CALIBRATION_ITEMS
+    return training if few else training.split(CALIBRATION_ITEMS / len(training), seed + 2)[1]

@@ -22,15 +22,22 @@ _NORMS = (aten._native_batch_norm_legit_no_training.default, aten.batch_norm.def
 def fold_norms(model: Model) -> Model:
     """The same function with every foldable batch norm gone."""
     model = model.copy()
-    for norm in [n for n in model.graph.nodes if n.target in _NORMS]:
-        producer = norm.args[0]
-        matrix = matrix_of(model, producer)
-        if matrix is not None and len(producer.users) == 1 and _used_once(model, producer, matrix):
-            _fold(model, norm, producer, matrix)
+    for norm, matrix in foldable(model):
+        _fold(model, norm, norm.args[0], matrix)
     model.graph.eliminate_dead_code()
     model.module.delete_all_unused_submodules()
     model.module.recompile()
     return model
+
+
+def foldable(model: Model) -> list[tuple[fx.Node, Matrix]]:
+    """The batch norms that can be folded, each with the matrix before it."""
+    found = []
+    for norm in (n for n in model.graph.nodes if n.target in _NORMS):
+        matrix = matrix_of(model, norm.args[0])
+        if matrix is not None and len(norm.args[0].users) == 1 and _used_once(model, norm.args[0], matrix):
+            found.append((norm, matrix))
+    return found
 
 
 def _fold(model: Model, norm: fx.Node, producer: fx.Node, matrix: Matrix) -> None:

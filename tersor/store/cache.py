@@ -36,6 +36,12 @@ def key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of tensors by name."""
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return hashlib.sha256(save(whole)).hexdigest()
+
+
 @cache
 def code() -> str:
     """The sha256 of Tersor's own source: what another state of it computed is another result."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tersor.criteria.batch_norm import BatchNorm
 from tersor.criteria.feature_map import FeatureMap
 from tersor.criteria.geometric_median import GeometricMedian
 from tersor.criteria.magnitude import Magnitude
+from tersor.criteria.movement import Movement
 from tersor.criteria.obd import OBD
 from tersor.criteria.obs import OBS
 from tersor.criteria.random import Random
@@ -22,6 +24,7 @@ from tersor.criteria.share_of_zeros import ShareOfZeros
 from tersor.criteria.taylor import Taylor
 from tersor.criteria.wanda import Wanda
 from tersor.criterion import Criterion
+from tersor.errors import InputError
 from tersor.graph.model import capture
 from tersor.maths.unfold import to_matrix
 from tersor.profile import Facts, measure
@@ -30,7 +33,7 @@ from tersor.site import matrices
 
 CRITERIA = (
     *(Activation(), BatchNorm(), FeatureMap(), GeometricMedian(), Magnitude(), Magnitude(2)),
-    *(OBD(), OBS(), Random(1), ShareOfZeros(), Taylor(), Wanda()),
+    *(Movement(), OBD(), OBS(), Random(1), ShareOfZeros(), Taylor(), Wanda()),
 )
 
 
@@ -40,7 +43,7 @@ def test_scores_are_finite_repeatable_and_not_negative(criterion: Criterion, lay
     case = make(layout, 1)
     w = to_matrix(case.w, case.matrix.groups, case.matrix.transposed).double()
     dead = Facts(*(torch.zeros_like(fact) for fact in (case.facts.gram, case.facts.fisher, case.facts.activity)))
-    for facts in (case.facts, dead):
+    for facts in (replace(case.facts, movement=w.sin()), replace(dead, movement=torch.zeros_like(w))):
         scores = criterion.scores(case.matrix, w, facts)
         assert scores.shape == w.shape
         assert scores.dtype == torch.float64
@@ -116,3 +119,13 @@ def test_the_row_amid_the_others_is_worth_least():
 def test_every_file_is_a_word():
     words = [module.name for module in pkgutil.iter_modules(criteria.__path__)]
     assert {type(criterion_called(word)) for word in words} == {type(c) for c in CRITERIA}
+
+
+def test_what_grew_is_worth_more_than_what_shrank_whatever_its_size():
+    case = make("linear", 1)
+    w = case.w[None].double()
+    facts = replace(case.facts, movement=-w.abs())
+    scores = Movement().scores(case.matrix, w, facts)
+    assert int(scores.argmax()) == int(w.abs().argmin())
+    with pytest.raises(InputError, match="scores what training does to weights; give recover, for example 1epochs"):
+        Movement().scores(case.matrix, w, case.facts)

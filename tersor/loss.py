@@ -1,0 +1,124 @@
+"""What training makes small: how far a student's answers are from a teacher's, or from labels.
+
+A loss is a frozen dataclass whose fields are its settings. It sees the outputs, and the inner activations that it asks for by
+graph node name; which of several outputs it judges, `output` says. `3 * a + 0.5 * b` of losses is a `WeightedSum`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from tersor.errors import InputError
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model gave for a batch: its flat outputs by name, and activations by node name."""
+
+    outputs: Mapping[str, Tensor]
+    inner: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def output(self, name: str) -> Tensor:
+        """The output called `name`; the only one where `name` is empty. Raises `InputError`."""
+        if not name and len(self.outputs) == 1:
+            return next(iter(self.outputs.values()))
+        if name not in self.outputs:
+            raise InputError(
+                f"A loss asks for {f'the output {name!r}' if name else 'the output'}, and the model has "
+                f"{', '.join(self.outputs)}; write output=NAME in the loss."
+            )
+        return self.outputs[name]
+
+    def activation(self, name: str) -> Tensor:
+        """The activation of the node called `name`. Raises `InputError`."""
+        if name not in self.inner:
+            raise InputError(f"A loss asks for the activation {name!r}, which the model does not have.")
+        return self.inner[name]
+
+
+class Loss(ABC):
+    """A scalar to be minimised. Means are over items, so that the number of items in a batch does not matter."""
+
+    output: str = ""
+
+    @property
+    def nodes(self) -> tuple[tuple[str, str], ...]:
+        """(student's, teacher's) node names of the activations that are compared."""
+        return ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels are read."""
+        return False
+
+    def learned(self, student: Seen, teacher: Seen) -> nn.Module | None:
+        """Parameters of the loss itself, trained along with the student; None where it has none."""
+        return None
+
+    @abstractmethod
+    def __call__(self, student: Seen, teacher: Seen, labels: Any, learned: nn.Module | None = None) -> Tensor:
+        """A scalar; gradients flow to `student` and `learned`."""
+
+    def __mul__(self, factor: float) -> WeightedSum:
+        return WeightedSum(((float(factor), self),))
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Loss) -> WeightedSum:
+        return WeightedSum((*_terms(self), *_terms(other)))
+
+
+@dataclass(frozen=True)
+class WeightedSum(Loss):
+    """`sum_i factor_i * loss_i`."""
+
+    terms: tuple[tuple[float, Loss], ...]
+
+    @property
+    def nodes(self) -> tuple[tuple[str, str], ...]:
+        return tuple(pair for _, loss in self.terms for pair in loss.nodes)
+
+    @property
+    def labelled(self) -> bool:
+        return any(loss.labelled for _, loss in self.terms)
+
+    def learned(self, student: Seen, teacher: Seen) -> nn.Module | None:
+        parts = [loss.learned(student, teacher) for _, loss in self.terms]
+        return nn.ModuleList([part or nn.Identity() for part in parts]) if any(parts) else None
+
+    def __call__(self, student: Seen, teacher: Seen, labels: Any, learned: nn.Module | None = None) -> Tensor:
+        parts: Sequence[Any] = [None] * len(self.terms) if learned is None else list(learned.children())
+        values = [f * loss(student, teacher, labels, part) for (f, loss), part in zip(self.terms, parts, strict=True)]
+        return sum(values[1:], values[0])
+
+    def __mul__(self, factor: float) -> WeightedSum:
+        return WeightedSum(tuple((factor * f, loss) for f, loss in self.terms))
+
+    __rmul__ = __mul__
+
+
+def _terms(loss: Loss) -> tuple[tuple[float, Loss], ...]:
+    return loss.terms if isinstance(loss, WeightedSum) else ((1.0, loss),)
+
+
+def scores(outputs: Tensor) -> Tensor:
+    """Class scores as (items, classes): the last axis of (items, ..., classes) holds the classes."""
+    return outputs.reshape(-1, outputs.shape[-1])
+
+
+def classes(labels: Any, like: Tensor, output: str = "") -> Tensor:
+    """Labels (one of several by name) as (items,) for scores of (items, classes). Raises `InputError`."""
+    found = labels.get(output) if isinstance(labels, Mapping) else labels
+    if found is None:
+        raise InputError(
+            "A loss needs labels, and the data has none; give labels, or a loss such as kl that needs none."
+        )
+    flat = found.reshape(-1)
+    if len(flat) != len(like):
+        raise InputError(f"There are {len(flat)} labels for {len(like)} rows of class scores; they must be as many.")
+    return flat.long()

@@ -1,0 +1,240 @@
+"""Training that finishes what a fit has begun: the original teaches, what was decided stays decided.
+
+Batch norms that were folded away are put back for it, and folded again: a network trains better with them. What was trained
+is kept in the cache, and the state on the way there in a checkpoint beside it: the same command goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.calibrated import Calibrated
+from tersor.errors import InputError
+from tersor.graph.model import Model
+from tersor.graph.operators import aten
+from tersor.inputs import amounts, augments
+from tersor.inputs.job import Job, predict_with
+from tersor.losses import loss_called
+from tersor.losses.hard_distillation import HardDistillation
+from tersor.maths.augment import Augment
+from tersor.maths.rates import RATES
+from tersor.measuring.metrics import drop
+from tersor.recovery.loop import History, Observe, Training, train
+from tersor.recovery.many import group
+from tersor.recovery.network import Network, Teacher
+from tersor.recovery.stream import Stream
+from tersor.rewrites.fold_norms import foldable
+from tersor.rewrites.insert_norms import insert_norms
+from tersor.site import matrices
+from tersor.store import fits
+from tersor.store.cache import default_folder
+from tersor.target import Compressed
+from tersor.weight import Weight
+
+LOSS = "kl(temperature=4)"
+_TRIED = 4  # steps that tell how long one takes
+_NORMS = frozenset(
+    {
+        aten.batch_norm.default,
+        aten._native_batch_norm_legit_no_training.default,
+        aten.layer_norm.default,
+        aten.group_norm.default,
+        aten.rms_norm.default,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a user wants of the training. `seconds`, where given, say how long; else `how.epochs`."""
+
+    how: Training
+    seconds: float | None = None
+    batch: int = 128
+    augment: Augment | None = None
+    workers: int = 1
+    words: tuple[Any, ...] = ()  # what tells one from another
+
+    @staticmethod
+    def of(
+        length: str | float | None,
+        loss: str = LOSS,
+        rate: float | None = None,
+        optimiser: str = "sgd",
+        schedule: str = "cosine",
+        batch: int = 128,
+        augment: str = "",
+        average: float = 0.0,
+        precision: str = "fp32",
+    ) -> Recovery | None:
+        """A recovery from words; None where `length` is None or "none". Raises `InputError` for what cannot be meant."""
+        if length is None or str(length).strip() == "none":
+            return None
+        epochs, seconds = amounts.training(length)
+        for name, word, known in (
+            ("schedule", schedule, RATES),
+            ("optimiser", optimiser, {"adamw": 1e-3, "sgd": 1e-2}),
+            ("precision", precision, ("fp32", "bf16")),
+        ):
+            if word not in known:
+                raise InputError(f"There is no {name} {word!r}; choose of {', '.join(known)}.")
+        rate = {"adamw": 1e-3, "sgd": 1e-2}[optimiser] if rate is None else rate
+        if rate <= 0 or batch < 1 or not 0 <= average < 1:
+            raise InputError(
+                f"The rate ({rate:g}) and batch ({batch}) must be above 0, and average ({average:g}) in [0, 1)."
+            )
+        how = Training(
+            loss=loss_called(loss),
+            epochs=epochs or 1.0,
+            optimiser=optimiser,
+            rate=rate,
+            schedule=RATES[schedule],
+            average=average,
+            precision=precision,
+        )
+        words = (epochs, seconds, loss, optimiser, rate, schedule, batch, augment, average, precision)
+        return Recovery(how, seconds, batch, augments.bring(augment), words=words)
+
+
+class Recovering:
+    """Trains compressed models of one job, with the original as the teacher."""
+
+    def __init__(self, job: Job, ground: Calibrated, wish: Recovery):
+        self._job, self._ground, self._wish = job, ground, wish
+        self.history = History()
+
+    def __call__(self, compressed: Compressed) -> Compressed:
+        """What `compressed` has become; the best of the states after each epoch, on held-out data."""
+        key = self._key(compressed, "recovery")
+
+        def trained() -> Compressed:
+            student = Network(self._normed(compressed))
+            self._train(student, self._how(compressed, key), Path(default_folder()) / f"{key}.training")
+            self._ground.cache.put(f"{key}h", {}, self.history.values())
+            return student.compressed()
+
+        found = fits.remembered(self._ground.cache, key, lambda: compressed.model.copy(), trained)
+        kept = self._ground.cache.get(f"{key}h")
+        self.history = self.history if kept is None else History.of(kept.values)
+        return found
+
+    def moved(self, model: Model) -> tuple[Model, dict[str, Tensor]]:
+        """The trained `model`, and by matrix name `-sum_t w dL/dw` over the steps, in the shape of its weight.
+
+        Learned from the labels where the loss reads them, else from the teacher's decisions: to copy a teacher that it
+        equals would move nothing.
+        """
+        whole = Compressed(model)
+        key = self._key(whole, "movement")
+        kept = self._ground.cache.get(key)
+        if kept is None:
+            student, sums = Network(self._normed(whole)), {m.name: torch.zeros(m.shape) for m in matrices(model)}
+
+            def observe(step: int, parameters: Mapping[str, nn.Parameter]) -> None:
+                for m in matrices(model):
+                    weight = parameters[m.weight]
+                    if weight.grad is not None:
+                        sums[m.name] -= weight.detach() * weight.grad
+
+            how = self._how(whole, key)
+            self._train(student, how if how.loss.labelled else replace(how, loss=HardDistillation()), observe=observe)
+            values = {f"value/{name}": tensor for name, tensor in student.compressed().model.tensors()}
+            self._ground.cache.put(key, values | {f"moved/{name}": total for name, total in sums.items()})
+        else:
+            values, sums = dict(kept.tensors), {m.name: kept.tensors[f"moved/{m.name}"] for m in matrices(model)}
+        model = model.copy()
+        for name, _ in list(model.tensors()):
+            model.assign(name, values[f"value/{name}"])
+        return model, sums
+
+    def _train(
+        self, student: Network, how: Training, checkpoint: Path | None = None, observe: Observe | None = None
+    ) -> None:
+        job = self._job
+        self.history = train(
+            student,
+            Teacher(job.model),
+            self._stream(),
+            how,
+            judge=self._judge(),
+            checkpoint=checkpoint,
+            progress=lambda done, total: job.progress("training", done, total),
+            observe=observe,
+            group=group(),
+        )
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+
+    def _stream(self) -> Stream:
+        job, wish = self._job, self._wish
+        return Stream(job.training, min(wish.batch, len(job.training)), job.seed, wish.augment, wish.workers)
+
+    def _key(self, compressed: Compressed, what: str) -> str:
+        words = [*self._wish.words, sorted(compressed.weights), sorted(map(str, compressed.feeds.items()))]
+        return self._ground.key(compressed.model, what, words, self._job.model.digest(), self._job.training.digest())
+
+    def _judge(self) -> Callable[[Network], float]:
+        job = self._job
+
+        def judge(student: Network) -> float:
+            with torch.no_grad():
+                return drop(
+                    job.before_held, job.metric(predict_with(student.compressed().model), job.held), job.metric
+                ).amount
+
+        return judge
+
+    def _normed(self, compressed: Compressed) -> Compressed:
+        names = [m.name for m in matrices(compressed.model) if m.name in normed(self._job.model)]
+        free = [
+            m.name
+            for m in matrices(compressed.model)
+            if m.name in names and (m.weight not in compressed.weights or _scalable(compressed.weights[m.weight]))
+        ]
+        if not free:
+            return compressed
+        profile = self._ground.measured(compressed.model)
+        return replace(compressed, model=insert_norms(compressed.model, profile, free))
+
+    def _how(self, compressed: Compressed, key: str) -> Training:
+        """How to train. Where seconds were asked for, as many steps as fit; a run that goes on means the same number."""
+        how, seconds = self._wish.how, self._wish.seconds
+        if seconds is None:
+            return how
+        kept = self._ground.cache.get(f"{key}e")
+        if kept is not None:
+            return replace(how, epochs=float(kept.values))
+        stream = self._stream()
+        begin = time.monotonic()
+        trial = replace(how, epochs=_TRIED / stream.steps)
+        train(Network(self._normed(compressed)), Teacher(self._job.model), stream, trial)
+        spent = time.monotonic() - begin
+        steps = max(1.0, (seconds - spent) * _TRIED / spent)
+        together = group()
+        epochs = max(1, round(together.total(steps) / together.count)) / stream.steps  # the same for all processes
+        self._ground.cache.put(f"{key}e", {}, epochs)
+        return replace(how, epochs=epochs)
+
+
+def normed(model: Model) -> frozenset[str]:
+    """The matrices behind which a batch norm belongs: where the model has one that folds away. A model with convolutions
+    and no norm of any kind has lost them all: there it is every convolution but the last matrix.
+    """
+    found = frozenset(matrix.name for _, matrix in foldable(model))
+    if found or any(node.target in _NORMS for node in model.graph.nodes):
+        return found
+    return frozenset(m.name for m in matrices(model)[:-1] if m.convolution is not None)
+
+
+def _scalable(weight: Weight) -> bool:
+    """Whether a value of the weight's set is still one when its rows are scaled: a norm could be folded into it."""
+    value = weight.dense()
+    scaled = value * torch.linspace(0.7, 1.4, len(value)).reshape(-1, *[1] * (value.ndim - 1))
+    return bool(torch.allclose(weight.nearest(scaled).dense(), scaled))

@@ -1,0 +1,296 @@
+"""The training loop: a student made to answer as its teacher does, or as labels say.
+
+Plain torch. The same seed gives the same student, bit for bit on one CPU with the same number of threads; so does a run
+that was killed and goes on from its checkpoint, for what a step does depends on the state and its number only.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import DataError
+from tersor.loss import Loss
+from tersor.losses.kl import KL
+from tersor.maths.rates import Rate, cosine, warmed
+from tersor.measuring.batches import Batch
+from tersor.recovery.checkpoint import load, save
+from tersor.recovery.many import Alone, Group
+from tersor.recovery.network import STEP, Network, Teacher
+from tersor.recovery.stream import Stream
+
+Progress = Callable[[int, int], None]
+Observe = Callable[[int, Mapping[str, nn.Parameter]], None]
+"""Hears the number of a step and the parameters, their gradients there, before they move."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train. `rate` is the highest learning rate; `average` the decay of the moving average of parameters that is
+    what comes out in the end (0: the last parameters); `accumulate`: batches a step; `precision` of the arithmetic: "fp32" or
+    "bf16"; `clip`: the largest norm of the gradient."""
+
+    loss: Loss = KL()  # noqa: RUF009 - immutable
+    epochs: float = 2.0
+    optimiser: str = "sgd"
+    rate: float = 0.01
+    schedule: Rate = cosine
+    warm_up: float = 0.05
+    momentum: float = 0.9
+    decay: float = 0.0
+    clip: float = 1.0
+    average: float = 0.0
+    accumulate: int = 1
+    precision: str = "fp32"
+    save_every: float = 120.0  # seconds
+
+
+@dataclass
+class History:
+    """What happened: the mean loss of each stretch of steps, and (step, judged) of each epoch, lower being better."""
+
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    judged: list[tuple[int, float]] = field(default_factory=list)
+    steps: int = 0
+    seconds: float = 0.0
+    stopped: bool = False  # early: what was judged was good enough
+
+    def values(self) -> dict[str, Any]:
+        """As JSON."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> History:
+        """What `values` gave."""
+        losses, judged = ([(int(step), float(value)) for step, value in values[name]] for name in ("losses", "judged"))
+        return History(losses, judged, int(values["steps"]), float(values["seconds"]), bool(values["stopped"]))
+
+
+def train(
+    student: Network,
+    teacher: Teacher,
+    stream: Stream,
+    how: Training,
+    *,
+    judge: Callable[[Network], float] | None = None,
+    enough: float = -math.inf,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+    observe: Observe | None = None,
+    group: Group = Alone(),  # noqa: B008 - no state
+) -> History:
+    """Train `student` in place, for `how.epochs` over the stream.
+
+    judge: how bad the student is, asked after each epoch and at the end; the best state comes out, and the training
+    ends where that is at most `enough`. checkpoint: a file that is written every `how.save_every` seconds and from which
+    the same call goes on; removed by the caller. group: the processes that share the batches.
+    Raises `DataError` where the loss is no longer finite.
+    """
+    last = max(1, round(how.epochs * stream.steps / how.accumulate))
+    run = _Run(student, teacher, stream, how, group, last)
+    if checkpoint is not None:
+        run.resume(checkpoint)
+    begin, saved = time.monotonic() - run.history.seconds, time.monotonic()
+    for step, batches in run.batches():
+        run.step(step, batches, observe)
+        run.history.steps = step + 1
+        done = step + 1 == last
+        if progress is not None:
+            progress(step + 1, last)
+        if judge is not None and (done or (step + 1) % max(1, stream.steps // how.accumulate) == 0):
+            run.judge(judge)
+            run.history.stopped = run.best is not None and run.best[0] <= enough and not done
+        run.history.seconds = time.monotonic() - begin
+        if checkpoint is not None and group.rank == 0 and time.monotonic() - saved > how.save_every and not done:
+            run.save(checkpoint)
+            saved = time.monotonic()
+        if run.history.stopped:
+            break
+    run.finish()
+    return run.history
+
+
+class _Run:
+    """One training, as far as it has come."""
+
+    def __init__(self, student: Network, teacher: Teacher, stream: Stream, how: Training, group: Group, last: int):
+        self.student, self.teacher, self.stream, self.how, self.group = student, teacher, stream, how, group
+        self.last, self.history = last, History()
+        self.learned = self._learned()
+        self.parameters = dict(student.parameters)
+        if self.learned is not None:
+            self.parameters |= {f"loss/{name}": p for name, p in self.learned.named_parameters()}
+        self.optimiser = _optimiser(self.parameters, how)
+        self.averaged = {n: p.detach().clone() for n, p in student.parameters.items()} if how.average else {}
+        self.best: tuple[float, dict[str, Tensor]] | None = None
+        self.rate = warmed(how.schedule, how.warm_up)
+        self._sum, self._count = 0.0, 0
+        self._every = max(1, last // 200)  # points of the curve
+
+    def batches(self) -> Iterator[tuple[int, list[Batch]]]:
+        """(step, its batches) from where the run stands."""
+        n = self.how.accumulate
+        waiting: list[Batch] = []
+        for number, batch, _ in self.stream.run(self.history.steps * n, self.last * n):
+            waiting.append(batch)
+            if (number + 1) % n == 0:
+                yield number // n, waiting
+                waiting = []
+
+    def step(self, step: int, batches: list[Batch], observe: Observe | None) -> None:
+        total = 0.0
+        for batch in batches:
+            mine, share = self.group.part(batch)
+            loss = self._loss(mine)
+            if not torch.isfinite(loss):
+                raise DataError(
+                    f"The loss is {float(loss.detach())} at step {step}; lower the learning rate (it is {self.how.rate:g}) "
+                    "or clip more, and look for wrong values in the data."
+                )
+            (loss * (share / len(batches))).backward()
+            total += float(loss.detach()) * share / len(batches)
+        self.group.add([p.grad for p in self.parameters.values() if p.grad is not None])
+        if observe is not None:
+            observe(step, self.student.parameters)
+        if self.how.clip:
+            nn.utils.clip_grad_norm_(self.parameters.values(), self.how.clip)
+        for part in self.optimiser.param_groups:
+            part["lr"] = self.how.rate * self.rate((step + 0.5) / self.last)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.group.agree(self.student.buffers.values())
+        for name, mean in self.averaged.items():
+            decay = min(self.how.average, (step + 1) / (step + 10))
+            mean.lerp_(self.student.parameters[name].detach(), 1 - decay)
+        self._sum, self._count = self._sum + self.group.total(total), self._count + 1
+        if (step + 1) % self._every == 0 or step + 1 == self.last:
+            self.history.losses.append((step + 1, self._sum / self._count))
+            self._sum, self._count = 0.0, 0
+
+    def judge(self, judge: Callable[[Network], float]) -> None:
+        with self._looking_averaged():
+            found = judge(self.student)
+            if self.best is None or found < self.best[0]:
+                self.best = (found, self._state())
+        self.history.judged.append((self.history.steps, found))
+
+    def finish(self) -> None:
+        """Leave the student in the best state, or the averaged one."""
+        state = self.best[1] if self.best is not None else {f"parameter/{n}": t for n, t in self.averaged.items()}
+        self._put(state)
+
+    # ------------------------------------------------------------------------------------------------ its state
+
+    def save(self, path: Path) -> None:
+        tensors = self._state()
+        tensors |= {f"loss/{n}": p.detach() for n, p in self.parameters.items() if n.startswith("loss/")}
+        tensors |= {f"average/{n}": t for n, t in self.averaged.items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimiser/{key}/{name}"] = value
+        if self.best is not None:
+            tensors |= {f"best/{n}": t for n, t in self.best[1].items()}
+        best = None if self.best is None else self.best[0]
+        save(path, tensors, {"history": self.history.values(), "best": best, "sum": self._sum, "count": self._count})
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint that fits; begin anew where there is none."""
+        found = load(path, {name: p.shape for name, p in self.student.parameters.items()})
+        if found is None:
+            return
+        tensors, values = found
+        self._put(tensors)
+        for name, parameter in self.parameters.items():
+            if f"loss/{name}" in tensors:
+                parameter.data.copy_(tensors[f"loss/{name}"])
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind == "average":
+                self.averaged[name].copy_(value)
+            elif kind == "optimiser":
+                which, _, owner = name.partition("/")
+                self.optimiser.state[self.parameters[owner]][which] = value.clone()
+        if values["best"] is not None:
+            best = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith("best/")}
+            self.best = (float(values["best"]), best)
+        self.history = History.of(values["history"])
+        self._sum, self._count = float(values["sum"]), int(values["count"])
+
+    def _state(self) -> dict[str, Tensor]:
+        found = {f"parameter/{n}": p.detach().clone() for n, p in self.student.parameters.items()}
+        return found | {f"buffer/{n}": t.clone() for n, t in self.student.buffers.items()}
+
+    def _put(self, state: Mapping[str, Tensor]) -> None:
+        buffers = self.student.buffers
+        for key, value in state.items():
+            kind, _, name = key.partition("/")
+            if kind == "parameter":
+                self.student.parameters[name].data.copy_(value)
+            elif kind == "buffer":
+                buffers[name].copy_(value)
+
+    def _looking_averaged(self) -> Any:
+        return _Exchanged(self.student.parameters, self.averaged) if self.averaged else nullcontext()
+
+    # ------------------------------------------------------------------------------------------------- the loss
+
+    def _loss(self, batch: Batch) -> Tensor:
+        ours, theirs = self._nodes()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.how.precision == "bf16"):
+            told = self.teacher(batch.inputs, theirs)
+            said = self.student(batch.inputs, ours)
+        floats = [replace(seen, outputs={n: _float(t) for n, t in seen.outputs.items()}) for seen in (said, told)]
+        return self.how.loss(floats[0], floats[1], batch.labels, self.learned)
+
+    def _learned(self) -> nn.Module | None:
+        ours, theirs = self._nodes()
+        if not ours:
+            return None
+        batch, _ = self.stream.batch(0)
+        with torch.no_grad():
+            return self.how.loss.learned(self.student(batch.inputs, ours, False), self.teacher(batch.inputs, theirs))
+
+    def _nodes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        pairs = self.how.loss.nodes
+        return tuple(a for a, _ in pairs), tuple(b for _, b in pairs)
+
+
+class _Exchanged:
+    """Other values for the parameters meanwhile."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]):
+        self._parameters, self._values = parameters, values
+
+    def __enter__(self) -> None:
+        self._before = {name: self._parameters[name].detach().clone() for name in self._values}
+        for name, value in self._values.items():
+            self._parameters[name].data.copy_(value)
+
+    def __exit__(self, *error: object) -> None:
+        for name, value in self._before.items():
+            self._parameters[name].data.copy_(value)
+
+
+def _float(t: Tensor) -> Tensor:
+    return t.float() if t.is_floating_point() else t
+
+
+def _optimiser(parameters: Mapping[str, nn.Parameter], how: Training) -> torch.optim.Optimizer:
+    """Matrices decay; biases, scales and the steps of grids do not."""
+    decaying = {name: p.ndim > 1 and not name.startswith(STEP) for name, p in parameters.items()}
+    parts = [
+        {"params": [p for name, p in parameters.items() if decaying[name] == which], "weight_decay": how.decay * which}
+        for which in (True, False)
+    ]
+    if how.optimiser == "adamw":
+        return torch.optim.AdamW(parts, lr=how.rate, betas=(how.momentum, 0.999))
+    return torch.optim.SGD(parts, lr=how.rate, momentum=how.momentum, nesterov=how.momentum > 0)

@@ -1,0 +1,81 @@
+"""Training data in a random order that depends on nothing but the seed: a run that was killed goes on where it was.
+
+Batch number `step` of a run is the same whoever asks and whenever: its items follow from the seed and the epoch, its
+augmentation from the seed and the step. So batches can be made ahead, by several threads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tersor.maths.augment import Augment
+from tersor.measuring.batches import Batch, Batches
+
+AHEAD = 2  # batches a worker
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Batches of `size` items of `data` without end, every item once an epoch; what is left of one is left out, where
+    that is not all of it. Items of different shapes stand in different batches."""
+
+    data: Batches
+    size: int
+    seed: int = 0
+    augment: Augment | None = None
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        whole = tuple(self.data.rebatch(len(self.data)))  # one batch for each run of items of the same shape
+        object.__setattr__(self, "_whole", whole)
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch."""
+        return max(1, sum(len(part) // self.size for part in self._parts)) if self._full else len(self._parts)
+
+    def batch(self, step: int) -> tuple[Batch, Tensor]:
+        """Batch number `step` from the beginning, and which items of the data these are."""
+        epoch, at = divmod(step, self.steps)
+        part, index = self._order(epoch)[at]
+        batch = self._parts[part].pick(index)
+        if self.augment is not None:
+            drawn = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            batch = Batch(tuple(self.augment(batch.inputs, drawn)), batch.labels)
+        first = sum(len(each) for each in self._parts[:part])
+        return batch, index + first
+
+    def run(self, first: int, last: int) -> Iterator[tuple[int, Batch, Tensor]]:
+        """Steps `first` to `last` (without it), made ahead by the workers, in order."""
+        with ThreadPoolExecutor(max(1, self.workers)) as pool:
+            waiting: deque[Future[tuple[Batch, Tensor]]] = deque()
+            asked = first
+            for step in range(first, last):
+                while asked < last and len(waiting) < 1 + AHEAD * max(1, self.workers):
+                    waiting.append(pool.submit(self.batch, asked))
+                    asked += 1
+                yield (step, *waiting.popleft().result())
+
+    @property
+    def _parts(self) -> Sequence[Batch]:
+        return getattr(self, "_whole")  # noqa: B009 - set once, in __post_init__
+
+    @property
+    def _full(self) -> bool:
+        return any(len(part) >= self.size for part in self._parts)
+
+    def _order(self, epoch: int) -> list[tuple[int, Tensor]]:
+        """(part, items of it) of every batch of an epoch."""
+        drawn = torch.Generator().manual_seed(self.seed * 1_000_003 + 500_000_000 + epoch)
+        found: list[tuple[int, Tensor]] = []
+        for number, part in enumerate(self._parts):
+            items = torch.randperm(len(part), generator=drawn)
+            batches = items.split(self.size)
+            found += [(number, batch) for batch in batches if len(batch) == self.size or not self._full]
+        return [found[i] for i in torch.randperm(len(found), generator=drawn).tolist()]

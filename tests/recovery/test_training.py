@@ -1,0 +1,227 @@
+"""The training loop, on a small residual network that really was trained."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stripes import images, trained
+
+from tersor.errors import DataError
+from tersor.fitting import Decisions, fit
+from tersor.forms.affine import Affine
+from tersor.graph.model import Model, capture
+from tersor.losses import loss_called
+from tersor.losses.cross_entropy import CrossEntropy
+from tersor.losses.kl import KL
+from tersor.maths.augment import crop, flip
+from tersor.maths.pattern import Anywhere
+from tersor.measuring.batches import Batches
+from tersor.profile import measure
+from tersor.recovery.loop import History, Training, train
+from tersor.recovery.network import Network, Teacher
+from tersor.recovery.stream import Stream
+from tersor.rewrites.fold_norms import fold_norms
+from tersor.rewrites.insert_norms import insert_norms
+from tersor.site import matrices
+from tersor.target import Compressed, Grid
+from tersor.techniques.gptq import GPTQ
+from tersor.techniques.sparse import Sparse
+
+SHORT = Training(epochs=1.0, rate=0.02, save_every=1e9)
+
+
+@cache
+def original() -> Model:
+    return fold_norms(capture(trained(), (images(2, 0)[0],)))
+
+
+@cache
+def data() -> Batches:
+    return Batches.of(*images(640, 5), size=64)
+
+
+@cache
+def damaged(kind: str) -> Compressed:
+    """The network after something cruel."""
+    model, flat = original(), [batch.inputs for batch in data()]
+    profile = measure(model, flat)
+    names = [m.name for m in matrices(model)]
+    if kind == "narrow":
+        keep = {"stem.0": tuple(range(4)), "body.0": tuple(range(4))}
+        keep = {name: kept for name, kept in keep.items() if name in {g.name for g in _groups(model)}}
+        small = fit(model, flat, profile, Decisions(keep=keep)).model
+        return Compressed(insert_norms(small, measure(small, flat), names))
+    technique: Any = Sparse(Anywhere(0.15), repair=False) if kind == "sparse" else GPTQ(1)
+    feeds: Any = "static" if kind == "binary" else "none"
+    return fit(model, flat, profile, Decisions(techniques=dict.fromkeys(names, technique), feeds=feeds))
+
+
+def _groups(model: Model) -> Any:
+    from tersor.site import groups
+
+    return [g for g in groups(model) if g.refused is None]
+
+
+def stream(size: int = 64, **more: Any) -> Stream:
+    return Stream(data(), size, seed=1, **more)
+
+
+def run(kind: str, how: Training = SHORT, **more: Any) -> tuple[Network, History]:
+    student = Network(damaged(kind), more.pop("moving", kind == "narrow"))
+    history = train(student, Teacher(original()), more.pop("stream", stream()), how, **more)
+    return student, history
+
+
+def apart(model: Model) -> float:
+    """How far the outputs are from the original's."""
+    x, _ = images(300, 9)
+    return float(KL(1.0)(Teacher(model)((x,)), Teacher(original())((x,)), None))
+
+
+def state(student: Network) -> dict[str, torch.Tensor]:
+    return {**{n: p.detach().clone() for n, p in student.parameters.items()}, **student.buffers}
+
+
+def same(a: Network, b: Network) -> bool:
+    ours, theirs = state(a), state(b)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+@pytest.mark.parametrize("kind", ["narrow", "sparse", "binary"])
+def test_a_damaged_network_comes_back_towards_the_original_without_labels(kind: str):
+    epochs, rate = (12.0, 0.1) if kind == "binary" else (4.0, 0.02)
+    student, history = run(kind, Training(epochs=epochs, rate=rate, average=0.9))
+    after = student.compressed()
+    assert apart(after.model) < 0.7 * apart(damaged(kind).model)
+    assert history.losses[-1][1] < history.losses[0][1]
+    assert history.steps == 10 * epochs
+
+
+def test_zeros_stay_zeros_and_grids_stay_grids():
+    sparse, binary = (run(kind)[0].compressed() for kind in ("sparse", "binary"))
+    for name, weight in sparse.weights.items():
+        before = damaged("sparse").weights[name].dense()
+        assert torch.equal(weight.dense() != 0, before != 0)
+        assert torch.equal(sparse.model.tensor(name), weight.dense())
+    for name, weight in binary.weights.items():
+        assert isinstance(weight, Affine)
+        assert weight.bits == 1
+        assert torch.equal(binary.model.tensor(name), weight.dense())
+    steps = [feed.scale for feed in binary.feeds.values() if isinstance(feed, Grid)]
+    before = [feed.scale for feed in damaged("binary").feeds.values() if isinstance(feed, Grid)]
+    assert steps != before
+    assert all(step > 0 for step in steps)
+
+
+def test_the_compressed_network_and_the_teacher_are_left_alone():
+    before = damaged("narrow").model.digest(), original().digest()
+    run("narrow")
+    assert (damaged("narrow").model.digest(), original().digest()) == before
+
+
+def test_the_same_seed_gives_the_same_student_bit_for_bit():
+    assert same(run("narrow")[0], run("narrow")[0])
+    assert same(run("narrow", stream=stream(workers=4, augment=flip))[0], run("narrow", stream=stream(augment=flip))[0])
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 4, 9])
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_killed_and_started_again_it_goes_on_bit_for_bit(tmp_path: Path, at: int, optimiser: str):
+    rate = 0.02 if optimiser == "sgd" else 0.002
+    loss = loss_called("kl + feature(node='relu') + 0.5 * cross_entropy")
+    how = Training(epochs=1.0, loss=loss, optimiser=optimiser, rate=rate, average=0.8, save_every=0.0)
+    file = tmp_path / "state"
+
+    def judge(student: Network) -> float:
+        return apart(student.compressed().model)
+
+    def kill(step: int, parameters: Any) -> None:
+        if step == at:
+            raise Killed
+
+    augmented = stream(augment=crop)
+    whole, wanted = run("narrow", how, stream=augmented, judge=judge)
+    with pytest.raises(Killed):
+        run("narrow", how, stream=augmented, judge=judge, checkpoint=file, observe=kill)
+    assert file.exists()
+    again, history = run("narrow", how, stream=augmented, judge=judge, checkpoint=file)
+    assert same(whole, again)
+    assert history.losses == wanted.losses
+    assert history.judged == wanted.judged
+
+
+def test_a_damaged_checkpoint_or_one_of_another_network_is_not_used(tmp_path: Path):
+    file = tmp_path / "state"
+    run("narrow", Training(epochs=1.0, rate=0.02, save_every=0.0), checkpoint=file)
+    other = run("sparse", checkpoint=file)[0]
+    assert same(other, run("sparse")[0])
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    assert same(run("narrow", checkpoint=file)[0], run("narrow")[0])
+
+
+def test_batches_can_be_added_up():
+    how = Training(epochs=1.0, rate=0.02, clip=0.0)
+    one, _ = run("narrow", how, moving=False, stream=stream(64))
+    half = Stream(_halved(stream(64)), 32, seed=1)
+    object.__setattr__(half, "_order", lambda epoch: [(0, torch.arange(i, i + 32)) for i in range(0, 640, 32)])
+    two, _ = run("narrow", Training(epochs=1.0, rate=0.02, clip=0.0, accumulate=2), moving=False, stream=half)
+    for name, value in state(one).items():
+        torch.testing.assert_close(state(two)[name], value, rtol=1e-4, atol=1e-5)
+
+
+def _halved(whole: Stream) -> Batches:
+    """The data in the order in which `whole` gives it in its first epoch."""
+    return Batches(tuple(whole.batch(step)[0] for step in range(whole.steps)))
+
+
+def test_it_ends_when_what_is_judged_is_good_enough_and_the_best_state_comes_out():
+    bad = iter([3.0, 1.0, 2.0, 5.0])
+    states = []
+
+    def judge(student: Network) -> float:
+        states.append(state(student))
+        return next(bad)
+
+    student, history = run("narrow", Training(epochs=4.0, rate=0.02), judge=judge)
+    assert [value for _, value in history.judged] == [3.0, 1.0, 2.0, 5.0]
+    assert all(torch.equal(value, states[1][name]) for name, value in state(student).items())
+    bad = iter([3.0, 1.0])
+    _, history = run("narrow", Training(epochs=4.0, rate=0.02), judge=judge, enough=1.0)
+    assert history.stopped
+    assert history.steps == 20
+
+
+def test_a_loss_that_explodes_is_said():
+    with pytest.raises(
+        DataError, match=r"The loss is nan at step \d+; lower the learning rate \(it is 1e\+30\) or clip more"
+    ):
+        run("narrow", Training(epochs=2.0, rate=1e30, clip=0.0, loss=CrossEntropy()))
+
+
+def test_half_precision_trains_too():
+    student, history = run("narrow", Training(epochs=2.0, rate=0.02, precision="bf16"))
+    assert apart(student.compressed().model) < apart(damaged("narrow").model)
+    assert all(math.isfinite(value) for _, value in history.losses)
+
+
+def test_every_item_comes_once_an_epoch_whoever_makes_the_batch():
+    made = stream(size=50)
+    items = torch.cat([items for _, _, items in made.run(0, made.steps)])
+    assert len(items) == len(set(items.tolist())) == 600  # 40 of 640 do not fill a batch
+    again = torch.cat([items for _, _, items in stream(size=50, workers=3).run(0, made.steps)])
+    assert torch.equal(items, again)
+    later = torch.cat([items for _, _, items in made.run(made.steps, 2 * made.steps)])
+    assert not torch.equal(items, later)
+    small = Stream(data().take(30), 64)
+    assert [len(batch) for _, batch, _ in small.run(0, 2)] == [30, 30]
