@@ -25,6 +25,9 @@ from tersor.store.cache import Cache, code, default_folder, digest, key
 from tersor.target import Compressed
 
 NEEDS = frozenset({"gram", "fisher"})
+"""What every decision needs."""
+MEASURED = NEEDS | {"gradient"}
+"""What can be measured on calibration data."""
 PROFILE_ITEMS = 512
 QUANTISING_ITEMS = 256  # a grid has few degrees of freedom; a refit to fewer columns has many and takes all items
 
@@ -32,8 +35,11 @@ QUANTISING_ITEMS = 256  # a grid has few degrees of freedom; a refit to fewer co
 class Calibrated:
     """A model and what the calibration part of a job's data says of it; measured when it is first asked for."""
 
-    def __init__(self, job: Job, folded: Model, movement: Mapping[str, Tensor] | None = None):
-        """movement: what a training did to the weights, by matrix name, where one was made."""
+    def __init__(
+        self, job: Job, folded: Model, movement: Mapping[str, Tensor] | None = None, needs: frozenset[str] = NEEDS
+    ):
+        """movement: what a training did to the weights, by matrix name, where one was made. needs: as for `profile.measure`."""
+        self.needs = needs
         self._job = job
         self._folded = folded
         self._movement = dict(movement or {})
@@ -58,11 +64,23 @@ class Calibrated:
         def fitted() -> Compressed:
             batches, seed = self._inputs(items), self._job.seed
             return fit(
-                self.model, batches, self.profile, decisions, seed=seed, progress=self._progress("fitting weights")
+                self.model,
+                batches,
+                self._profile_for(decisions),
+                decisions,
+                seed=seed,
+                progress=self._progress("fitting weights"),
             )
 
-        key = self.key(self.model, "fit", items, plain(decisions), digest(self._movement))
+        key = self.key(self.model, "fit", items, plain(decisions), digest(self._movement), sorted(self.needs))
         return fits.remembered(self.cache, key, lambda: decisions.cut(self.model), fitted)
+
+    def _profile_for(self, decisions: Decisions) -> Profile:
+        """The profile, with what the techniques need besides."""
+        asked = frozenset().union(*(t.needs for t in decisions.techniques.values())) & MEASURED
+        if asked <= self.needs:
+            return self.profile
+        return Calibrated(self._job, self._folded, self._movement, self.needs | asked).profile
 
     def measured(self, model: Model) -> Profile:
         """H, g and ranges of any model that takes the same inputs."""
@@ -72,9 +90,9 @@ class Calibrated:
         def measured() -> Profile:
             progress(0, items)
             batches, seed = self._inputs(items), self._job.seed
-            return measure(model, batches, NEEDS, seed=seed, progress=lambda done: progress(done, items))
+            return measure(model, batches, self.needs, seed=seed, progress=lambda done: progress(done, items))
 
-        return profiles.remembered(self.cache, self.key(model, "profile", sorted(NEEDS)), measured)
+        return profiles.remembered(self.cache, self.key(model, "profile", sorted(self.needs)), measured)
 
     def _progress(self, stage: str) -> Callable[[int, int], None]:
         return lambda done, total: self._job.progress(stage, done, total)

@@ -19,7 +19,7 @@ class Criterion(ABC):
     """Scores the weights of one matrix."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What `Facts` must hold: any of "gram", "fisher", "movement"."""
+    """What `Facts` must hold: any of "gram", "fisher", "gradient", "movement"."""
 
     @abstractmethod
     def scores(self, matrix: Matrix, w: Tensor, facts: Facts) -> Tensor:

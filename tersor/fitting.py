@@ -172,8 +172,8 @@ class _Walk:
         if technique is not None:
             facts = self._profile.facts[matrix.name]
             fisher = _rows(window, facts.fisher.reshape(w.shape[:2])).reshape(-1)
-            moved = None if facts.movement is None else window.of(facts.movement)
-            known = Facts(h, fisher, window.some_columns(facts.activity), movement=moved)
+            gradient, moved = (None if f is None else window.of(f) for f in (facts.gradient, facts.movement))
+            known = Facts(h, fisher, window.some_columns(facts.activity), gradient=gradient, movement=moved)
             weight = technique.fit(small, dense, known)
             self._weights[matrix.weight] = weight
             dense = weight.dense()

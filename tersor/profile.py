@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, fx
 
 from tersor.graph.checked import checked, finite
-from tersor.graph.fisher import squared_gradients
+from tersor.graph.fisher import squared_gradients, squared_weight_gradients
 from tersor.graph.model import Model
 from tersor.maths.gram import products, with_constant
 from tersor.maths.histogram import Histogram
-from tersor.maths.unfold import positions, unfold
+from tersor.maths.unfold import positions, to_matrix, unfold
 from tersor.site import Matrix, matrices
 
 POSITIONS = 64  # output positions an item that enter the Gram matrix
@@ -36,6 +36,7 @@ class Facts:
     fisher: float64 (r,), summed over output positions, mean over items.
     activity: float64 (groups, 2, c), `E|x_j|` and the share of positions where `x_j` is not zero.
     drift: float64 (groups, c + 1, c + 1) or None, `E[x~_original x~_now^T]`.
+    gradient: float64 (groups, r / groups, c) or None, `E[(dL/dw)^2]` over items, each with a label that the model draws.
     movement: (groups, r / groups, c) or None, `-sum_t w dL/dw` over the steps of a training.
     """
 
@@ -43,6 +44,7 @@ class Facts:
     fisher: Tensor
     activity: Tensor
     drift: Tensor | None = None
+    gradient: Tensor | None = None
     movement: Tensor | None = None
 
 
@@ -80,9 +82,9 @@ def measure(
     memory: int = MEMORY,
     temperature: float = TEMPERATURE,
 ) -> Profile:
-    """Measure what `needs` asks for ("gram", "fisher"), and the range of every float activation, on flat input batches.
+    """Measure what `needs` asks for ("gram", "fisher", "gradient"), and the range of every float activation.
 
-    Streams over the batches, `SLICE` items at a time, with at most `memory` bytes of Gram matrices; where they need
+    Streams over the flat input batches, `SLICE` items at a time, with at most `memory` bytes of Gram matrices; where they need
     more, the matrices are taken in parts, one pass each. `progress` hears the items seen so far.
     Class predictions are softened by `temperature` before the Fisher is drawn from them. Same seed, same answer.
     Raises `DataError` on data or activations that are not finite, and on empty, constant or ill-fitting data.
@@ -146,6 +148,7 @@ class _Pass:
         self._activity: dict[str, Tensor] = {}
         self._positions: dict[str, int] = {}
         self._fisher: dict[str, Tensor] = {}
+        self._gradient: dict[str, Tensor] = {}
         self._histograms: dict[str, Histogram] = {}
         self.items = 0
 
@@ -170,6 +173,8 @@ class _Pass:
         self._model.interpret(flat, visit)
         if "fisher" in self._needs:
             self._add_fisher(flat)
+        if "gradient" in self._needs:
+            self._add_gradient(flat)
 
     def _add_gram(self, matrix: Matrix, x: Tensor) -> None:
         seen = rows_of(matrix, x, sampled(matrix, x.shape, self._places))
@@ -187,16 +192,25 @@ class _Pass:
             total = outputs_of(matrix, square).sum(1, dtype=torch.float64).reshape(-1)
             self._fisher[matrix.name] = self._fisher.get(matrix.name, torch.zeros_like(total)) + total
 
+    def _add_gradient(self, flat: Sequence[Tensor]) -> None:
+        by_weight = {matrix.weight: matrix for matrix in self._by_node.values()}
+        found = squared_weight_gradients(self._model, flat, by_weight.keys(), self._labels, self._temperature)
+        for weight, square in found.items():
+            matrix = by_weight[weight]
+            total = to_matrix(square, matrix.groups, matrix.transposed)
+            self._gradient[matrix.name] = self._gradient.get(matrix.name, torch.zeros_like(total)) + total
+
     def facts(self) -> dict[str, Facts]:
         found = {}
         for matrix in self._by_node.values():
             gram, active = self._gram.get(matrix.name), self._activity.get(matrix.name)
-            fisher = self._fisher.get(matrix.name)
+            fisher, gradient = self._fisher.get(matrix.name), self._gradient.get(matrix.name)
             rows = matrix.shape[1] * matrix.groups if _transposed(matrix) else matrix.shape[0]
             found[matrix.name] = Facts(
                 gram / self._positions[matrix.name] if gram is not None else torch.zeros(matrix.groups, 0, 0),
                 fisher / self.items if fisher is not None else torch.ones(rows, dtype=torch.float64),
                 active / self._positions[matrix.name] if active is not None else torch.zeros(matrix.groups, 2, 0),
+                gradient=gradient / self.items if gradient is not None else None,
             )
         return found
 

@@ -160,9 +160,9 @@ def prune(
     with torch_threads(threads):
         allowed = 0.0 if wish.allowed is None else wish.allowed
         job = bring(model, data, metric, allowed, eval_data, 1, threads, seed, tuple(exclude), None, progress)
-        ground = Calibrated(job, fold_norms(job.model))
+        ground = Calibrated(job, fold_norms(job.model), needs=wish.needs)
         if wish.pattern is not None and rewind is None:  # early values stand in the order they were learned in
-            ground = Calibrated(job, arranged(ground.model, ground.profile, wish.pattern))
+            ground = Calibrated(job, arranged(ground.model, ground.profile, wish.pattern), needs=wish.needs)
         early = None if rewind is None else _early(rewind, job)
         states = _states(job, ground, wish) if training is None else _rounds(job, ground, wish, training, early)
         taken, walked = _walk(job, states, wish)
@@ -218,7 +218,7 @@ def _rounds(job: Job, ground: Calibrated, wish: Wish, recover: Recovery, early: 
         if wish.moved:
             model, sums = Recovering(job, ground, recover).moved(ground.model)
             by_matrix = {m.name: to_matrix(sums[m.name], m.groups, m.transposed) for m in matrices(model)}
-            ground = Calibrated(job, model, by_matrix)
+            ground = Calibrated(job, model, by_matrix, wish.needs)
         found = list(_decided(job, ground, one))
         if not found:
             return
@@ -231,7 +231,7 @@ def _rounds(job: Job, ground: Calibrated, wish: Wish, recover: Recovery, early: 
         small = remake()
         dropped, trained = (*dropped, *found[0].drop), (*trained, recovering.history)
         yield _State(remake, tuple(found[0].techniques), dropped, trained)
-        ground = Calibrated(job, small)
+        ground = Calibrated(job, small, needs=wish.needs)
 
 
 def rewound(fitted: Compressed, early: Model) -> Compressed:

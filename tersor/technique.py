@@ -21,7 +21,7 @@ class Technique(ABC):
     """Chooses new values for one matrix."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What `Profile` must hold: any of "gram", "fisher"."""
+    """What `Profile` must hold: any of "gram", "fisher", "gradient"."""
 
     @abstractmethod
     def fit(self, matrix: Matrix, w: Tensor, facts: Facts, keep: Sequence[int] | None = None) -> Weight:

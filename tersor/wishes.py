@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from tersor import widths
+from tersor.calibrated import MEASURED, NEEDS
 from tersor.criteria import criterion_called
 from tersor.errors import InputError
 from tersor.graph.kinds import KINDS
@@ -19,6 +20,7 @@ from tersor.techniques.sparse import Sparse
 from tersor.techniques.sparsegpt import SparseGPT
 
 AUTO = "auto"
+MOVEMENT = "movement"
 SMALLEST, STEPS = 0.1, 22  # where `max_drop` alone ends, and in how many steps: a tenth of what is left each
 
 
@@ -36,6 +38,7 @@ class Wish:
     rank: Rank
     multiple: int  # 0: to be measured
     allowed: float | None
+    needs: frozenset[str]  # of what is measured on calibration data
     moved: bool  # whether what training does to weights decides
 
     def only_step(self, step: int, grown: float, gone: int) -> Wish:
@@ -106,5 +109,6 @@ def wish_of(
         rank=widths.curves if scored is None else partial(widths.ranked, criterion=scored),
         multiple=step,
         allowed=allowed,
-        moved=scored is not None and "movement" in scored.needs,
+        needs=NEEDS if scored is None else NEEDS | scored.needs & MEASURED,
+        moved=scored is not None and MOVEMENT in scored.needs,
     )

@@ -82,7 +82,10 @@ def make(layout: str, seed: int, biased: bool = True, samples: int = 200) -> Cas
     x = torch.cat([x, torch.ones(groups, samples, 1, dtype=torch.float64)], 2)
     fisher = torch.rand(groups * rows, generator=random, dtype=torch.float64) + 0.01
     activity = torch.stack([x.abs().mean(1), (x != 0).double().mean(1)], 1)[:, :, :-1]
-    return Case(matrix, w, Facts(x.mT @ x / samples, fisher, activity))
+    gram = x.mT @ x / samples
+    alike = fisher.reshape(groups, rows, 1) * gram.diagonal(dim1=1, dim2=2)[:, None, :-1]
+    gradient = alike * (0.5 + torch.rand(alike.shape, generator=random, dtype=torch.float64))
+    return Case(matrix, w, Facts(gram, fisher, activity, gradient=gradient))
 
 
 layouts, seeds = st.sampled_from(LAYOUTS), st.integers(0, 10_000)
@@ -151,7 +154,8 @@ class TechniqueLaws(ABC):
         silent = torch.zeros_like(case.facts.fisher)
         for gram, fisher in ((repeated, case.facts.fisher), (dead, silent), (torch.zeros_like(dead), silent)):
             for t in self.instances:
-                v = t.fit(case.matrix, case.w, Facts(gram, fisher, case.facts.activity)).dense()
+                facts = dataclasses.replace(case.facts, gram=gram, fisher=fisher)
+                v = t.fit(case.matrix, case.w, facts).dense()
                 assert torch.isfinite(v).all(), t
                 assert (v - case.w).abs().max() <= 4 * case.w.abs().max(), t
 

@@ -159,3 +159,17 @@ def test_the_histogram_does_not_sample_one_column_only() -> None:
     histogram.update(image)
     share = histogram.counts[0] / histogram.counts.sum()
     assert 0.05 < share < 0.08  # truly 1 / 16
+
+
+def test_gradients_of_weights_are_those_of_every_item_alone():
+    """A softmax over z = W x + b has dL/dW = (p - onehot) x^T; its square's mean over sampled labels is p (1 - p) x^2."""
+    torch.manual_seed(0)
+    module = nn.Linear(5, 3)
+    x = torch.randn(40, 5)
+    model = capture(module, (x[:2],))
+    needs = frozenset({"gram", "fisher", "gradient"})
+    found = [measure(model, [(x[:30],), (x[30:],)], needs, seed=s, temperature=1.0).facts for s in range(60)]
+    seen = torch.stack([next(iter(facts.values())).gradient for facts in found]).mean(0)
+    p = module(x).softmax(1).detach().double()
+    wanted = torch.einsum("ni,nj->ij", p * (1 - p), x.double().square()) / len(x)
+    torch.testing.assert_close(seen[0], wanted, rtol=0.15, atol=0.01)

@@ -1,4 +1,4 @@
-"""What removing a weight does to the loss, to first order and squared, as far as the output's Fisher can tell."""
+"""What removing a weight does to the loss, to first order, squared."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from typing import ClassVar
 from torch import Tensor
 
 from tersor.criterion import Criterion
+from tersor.errors import InputError
 from tersor.profile import Facts
 from tersor.site import Matrix
 
 
 @dataclass(frozen=True)
 class Taylor(Criterion):
-    """`g_i w_ij^2`, in place of `E[(w_ij dL/dw_ij)^2]`.
+    """`w_ij^2 E[(dL/dw_ij)^2]`, over items, each with a label that the model draws from its own prediction.
 
-    A profile holds no gradient of a single weight. With `dL/dw_ij = dL/dy_i x_j` and both independent, the exact score
-    is `g_i H_jj w_ij^2`, which is twice `OBD`; here inputs count as of unit power. It is thus no full Taylor criterion:
-    it tells outputs apart, not inputs. Source: Molchanov et al. 2019, arXiv:1906.10771.
+    Where inputs and output gradients are independent it is `g_i H_jj w_ij^2`, twice `OBD`. Costs a pass and its backward for
+    every item alone. Source: Molchanov et al. 2019, arXiv:1906.10771.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"fisher"})
+    needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
 
     def scores(self, matrix: Matrix, w: Tensor, facts: Facts) -> Tensor:
-        return facts.fisher.double().reshape(*w.shape[:2], 1) * w.double().square()
+        if facts.gradient is None:
+            raise InputError(
+                'The criterion taylor needs the gradients of weights; measure with needs that hold "gradient".'
+            )
+        return facts.gradient.double().reshape(w.shape) * w.double().square()

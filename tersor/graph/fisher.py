@@ -34,6 +34,38 @@ def squared_gradients(
     }
 
 
+def squared_weight_gradients(
+    model: Model, flat: Sequence[Tensor], names: Collection[str], generator: torch.Generator, temperature: float
+) -> dict[str, Tensor]:
+    """For each named parameter, the sum over items of the squared gradient of the item's sampled loss; float64.
+
+    Cost: a pass and its backward for every item alone, since weights see the sum over a batch.
+    """
+    shared = _deepcopied(model, names)
+    sums = {name: torch.zeros(model.tensor(name).shape, dtype=torch.float64) for name in names}
+    for item in range(len(flat[0])):
+        one = tuple(x[item : item + 1] for x in flat)
+        args, kwargs = shared.arguments(one)
+        with torch.enable_grad():
+            outputs = pytree.tree_leaves(shared.module(*args, **kwargs))
+            loss = sampled_loss([o for o in outputs if isinstance(o, Tensor)], one, generator, temperature)
+        if loss is None:
+            continue
+        found = torch.autograd.grad(loss, [shared.tensor(name) for name in names], allow_unused=True)
+        for name, gradient in zip(names, found, strict=True):
+            if gradient is not None:
+                sums[name] += gradient.double().square()
+    return sums
+
+
+def _deepcopied(model: Model, names: Collection[str]) -> Model:
+    """A copy whose parameters `names` ask for gradients."""
+    model = model.copy()
+    for name in names:
+        model.tensor(name).requires_grad_(True)
+    return model
+
+
 class _Tracking(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, nodes: Collection[str]):
         super().__init__(module)

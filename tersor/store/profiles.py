@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from tersor.profile import Facts, Profile, Range
 from tersor.store.cache import Cache, Entry
 
 _FACTS = ("gram", "fisher", "activity")
+_MORE = "gradient"  # where it was asked for
 
 
 def remembered(cache: Cache, key: str, measure: Callable[[], Profile]) -> Profile:
@@ -26,6 +27,7 @@ def _packed(profile: Profile) -> tuple[dict[str, Tensor], dict]:
     tensors: dict[str, Tensor] = {}
     for name, facts in profile.facts.items():
         tensors |= {f"{part}/{name}": getattr(facts, part) for part in _FACTS}
+        tensors |= {} if facts.gradient is None else {f"{_MORE}/{name}": facts.gradient}
     for name, seen in profile.ranges.items():
         tensors[f"counts/{name}"], tensors[f"edges/{name}"] = seen.counts, seen.edges
     ranges = {name: [seen.low, seen.high] for name, seen in profile.ranges.items()}
@@ -36,10 +38,15 @@ def _packed(profile: Profile) -> tuple[dict[str, Tensor], dict]:
 def _unpacked(entry: Entry) -> Profile | None:
     t, v = entry.tensors, entry.values
     try:
-        facts = {name: Facts(*(t[f"{part}/{name}"] for part in _FACTS)) for name in v["facts"]}
+        facts = {name: Facts(**_parts(t, name)) for name in v["facts"]}
         ranges = {
             name: Range(low, high, t[f"counts/{name}"], t[f"edges/{name}"]) for name, (low, high) in v["ranges"].items()
         }
         return Profile(facts, ranges, v["items"])
     except (KeyError, TypeError, ValueError):
         return None  # of another version: measure again
+
+
+def _parts(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    found = {part: tensors[f"{part}/{name}"] for part in _FACTS}
+    return found | ({_MORE: tensors[f"{_MORE}/{name}"]} if f"{_MORE}/{name}" in tensors else {})

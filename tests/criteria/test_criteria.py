@@ -43,7 +43,10 @@ def test_scores_are_finite_repeatable_and_not_negative(criterion: Criterion, lay
     case = make(layout, 1)
     w = to_matrix(case.w, case.matrix.groups, case.matrix.transposed).double()
     dead = Facts(*(torch.zeros_like(fact) for fact in (case.facts.gram, case.facts.fisher, case.facts.activity)))
-    for facts in (replace(case.facts, movement=w.sin()), replace(dead, movement=torch.zeros_like(w))):
+    for facts in (
+        replace(case.facts, movement=w.sin()),
+        replace(dead, movement=torch.zeros_like(w), gradient=torch.zeros_like(w)),
+    ):
         scores = criterion.scores(case.matrix, w, facts)
         assert scores.shape == w.shape
         assert scores.dtype == torch.float64
@@ -78,9 +81,7 @@ def test_wanda_and_taylor_by_hand():
     w = case.w[None].double()
     power = case.facts.gram[0].diagonal()[:-1]
     torch.testing.assert_close(Wanda().scores(case.matrix, w, case.facts), w.abs() * power.sqrt())
-    torch.testing.assert_close(
-        Taylor().scores(case.matrix, w, case.facts), case.facts.fisher[None, :, None] * w.square()
-    )
+    torch.testing.assert_close(Taylor().scores(case.matrix, w, case.facts), case.facts.gradient * w.square())
 
 
 def test_the_mean_absolute_input_and_the_share_of_inputs_that_are_not_zero():
@@ -129,3 +130,9 @@ def test_what_grew_is_worth_more_than_what_shrank_whatever_its_size():
     assert int(scores.argmax()) == int(w.abs().argmin())
     with pytest.raises(InputError, match="scores what training does to weights; give recover, for example 1epochs"):
         Movement().scores(case.matrix, w, case.facts)
+
+
+def test_taylor_needs_gradients_of_weights():
+    case = make("linear", 1)
+    with pytest.raises(InputError, match='measure with needs that hold "gradient"'):
+        Taylor().scores(case.matrix, case.w[None].double(), replace(case.facts, gradient=None))

@@ -73,7 +73,7 @@ def test_a_recipe_finds_patterns_and_criteria(text: str):
 
 def test_needs_are_those_of_the_criterion():
     assert Sparse(Anywhere(), Magnitude()).needs == {"gram"}
-    assert Sparse(Anywhere(), Taylor()).needs == {"gram", "fisher"}
+    assert Sparse(Anywhere(), Taylor()).needs == {"gram", "gradient"}
 
 
 def test_impossible_densities_are_refused():
