@@ -5,6 +5,7 @@
     table   = price(model, profile, techniques, ...)  damage exact per layer, bytes exact, seconds measured
     plan    = knapsack(table, budget)                 arithmetic
     small   = fit(model, data, profile, decisions)    in execution order, inputs drifted, target original outputs
+    small   = recover(small, teacher=model, data)     only where it is asked for, and where the fit lost too much
     report  = deliver(...)                            export aside, run, compare, measure, back off, exchange into place
 
 Search and calibration see the calibration part of the data only. The evaluation part is read when an exported artifact is
@@ -22,6 +23,7 @@ from typing import Any
 from tersor.delivery import deliver
 from tersor.inputs.job import Progress, bring, quiet, torch_threads
 from tersor.recipe import read_recipe
+from tersor.recovering import Recovery
 from tersor.report import Report
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.search import Search
@@ -45,6 +47,7 @@ def compress(
     exclude: Sequence[str] = (),
     time_limit: float | str | None = None,
     recipe: str | Path | None = None,
+    recover: Recovery | str | None = None,
     dry_run: bool = False,
     progress: Progress = quiet,
 ) -> Report:
@@ -54,6 +57,7 @@ def compress(
     data, eval_data: batches of (inputs, labels), or their spec; without `eval_data` a seeded part of `data` is kept aside.
     metric: a built-in name, a `Metric`, or a spec; `max_drop`: what may be lost of it (0.005 or "0.5%").
     target: target names separated by commas, or "auto" for every installed one; `batch` is the size that is timed.
+    recover: how long a plan that loses too much is trained, the original teaching it ("2epochs", "10m", or a `Recovery`).
     out: where the artifact goes (None: nowhere, only the report). Raises a `TersorError` whose message is one sentence.
     """
     begin = time.monotonic()
@@ -68,6 +72,7 @@ def compress(
         if saved is not None:
             search.follow(saved)
         else:
+            search.recover = recover if isinstance(recover, Recovery) else Recovery.of(recover)
             search.lossless_and_int8()
             search.ladder()
         chosen, race = search.choose()

@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, get_args
@@ -42,6 +42,7 @@ class Recipe:
     seed: int
     items: int  # calibration items
     threads: int
+    recover: Mapping[str, Any] | None = None  # how it was trained afterwards: the words of a `Recovery`
 
     def to_yaml(self) -> str:
         """The file's text; the same recipe gives the same text."""
@@ -56,7 +57,8 @@ class Recipe:
             "calibration_items": self.items,
             "threads": self.threads,
         }
-        return found if self.decisions is None else found | plain(self.decisions)
+        found |= {} if self.decisions is None else plain(self.decisions)
+        return found if self.recover is None else found | {"recover": dict(self.recover)}
 
 
 def plain(decisions: Decisions) -> dict[str, Any]:
@@ -115,9 +117,18 @@ def read_recipe(text: str) -> Recipe:
             int(written["seed"]),
             int(written["calibration_items"]),
             int(written["threads"]),
+            _recover(written.get("recover")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as cause:
         raise RecipeError(f"The recipe lacks or misstates {cause}; bring a plan.yaml that Tersor wrote.") from cause
+
+
+def _recover(given: Any) -> dict[str, Any] | None:
+    if given is None:
+        return None
+    if not isinstance(given, dict) or not all(isinstance(v, str | int | float) for v in given.values()):
+        raise RecipeError(f"The recipe says recover: {given!r}; wanted the settings of a training: correct that line.")
+    return {str(k): v for k, v in given.items()}
 
 
 def _feeds(given: Any) -> Feeds:

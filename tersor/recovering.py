@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from tersor.recovery.loop import History, Observe, Training, train
 from tersor.recovery.many import group
 from tersor.recovery.network import Network, Teacher
 from tersor.recovery.stream import Stream
-from tersor.rewrites.fold_norms import foldable
+from tersor.rewrites.fold_norms import fold_norms, foldable
 from tersor.rewrites.insert_norms import insert_norms
 from tersor.site import matrices
 from tersor.store import fits
@@ -60,7 +60,7 @@ class Recovery:
     batch: int = 128
     augment: Augment | None = None
     workers: int = 1
-    words: tuple[Any, ...] = ()  # what tells one from another
+    written: Mapping[str, Any] = field(default_factory=dict)  # what `of` made it from
 
     @staticmethod
     def of(
@@ -99,15 +99,27 @@ class Recovery:
             average=average,
             precision=precision,
         )
-        words = (epochs, seconds, loss, optimiser, rate, schedule, batch, augment, average, precision)
-        return Recovery(how, seconds, batch, augments.bring(augment), words=words)
+        written = {
+            "length": str(length),
+            "loss": loss,
+            "rate": rate,
+            "optimiser": optimiser,
+            "schedule": schedule,
+            "batch": batch,
+            "augment": augment,
+            "average": average,
+            "precision": precision,
+        }
+        return Recovery(how, seconds, batch, augments.bring(augment), written=written)
 
 
 class Recovering:
     """Trains compressed models of one job, with the original as the teacher."""
 
-    def __init__(self, job: Job, ground: Calibrated, wish: Recovery):
+    def __init__(self, job: Job, ground: Calibrated, wish: Recovery, like: Model | None = None):
+        """like: a network that has its batch norms still, to say where they belong; the original where there is none."""
         self._job, self._ground, self._wish = job, ground, wish
+        self._like = job.model if like is None else like
         self.history = History()
 
     def __call__(self, compressed: Compressed) -> Compressed:
@@ -120,7 +132,7 @@ class Recovering:
             self._ground.cache.put(f"{key}h", {}, self.history.values())
             return student.compressed()
 
-        found = fits.remembered(self._ground.cache, key, lambda: compressed.model.copy(), trained)
+        found = fits.remembered(self._ground.cache, key, lambda: fold_norms(self._normed(compressed).model), trained)
         kept = self._ground.cache.get(f"{key}h")
         self.history = self.history if kept is None else History.of(kept.values)
         return found
@@ -177,7 +189,7 @@ class Recovering:
         return Stream(job.training, min(wish.batch, len(job.training)), job.seed, wish.augment, wish.workers)
 
     def _key(self, compressed: Compressed, what: str) -> str:
-        words = [*self._wish.words, sorted(compressed.weights), sorted(map(str, compressed.feeds.items()))]
+        words = [dict(self._wish.written), sorted(compressed.weights), sorted(map(str, compressed.feeds.items()))]
         return self._ground.key(compressed.model, what, words, self._job.model.digest(), self._job.training.digest())
 
     def _judge(self) -> Callable[[Network], float]:
@@ -192,7 +204,7 @@ class Recovering:
         return judge
 
     def _normed(self, compressed: Compressed) -> Compressed:
-        names = [m.name for m in matrices(compressed.model) if m.name in normed(self._job.model)]
+        names = normed(self._like)
         free = [
             m.name
             for m in matrices(compressed.model)

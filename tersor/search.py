@@ -27,6 +27,7 @@ from tersor.plan import Budget, Plan, Table
 from tersor.planners.knapsack import knapsack
 from tersor.pricing import FLOAT, Speeds, Widths, limited, price, widths
 from tersor.recipe import Recipe, refuse_strangers, technique_called
+from tersor.recovering import Recovering, Recovery
 from tersor.rewrites.shrink import shrink
 from tersor.site import matrices
 from tersor.target import Compressed, Target
@@ -63,6 +64,8 @@ class Search:
     targets: Sequence[Target]
     decided: dict[str, Decisions | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    recover: Recovery | None = None  # how what loses too much may be trained
+    trained: set[str] = field(default_factory=set)
     cuts: tuple[Widths, ...] = ()  # the widths on offer
     damage: dict[tuple[str, str], float] = field(default_factory=dict)  # predicted, by matrix and technique
 
@@ -107,6 +110,9 @@ class Search:
         if int8 is None:
             return
         bold = self.bench.promising(int8.name)
+        if not bold and self.recover is not None:
+            int8 = self._trained(int8) or int8
+            bold = self.bench.promising(int8.name)
         table = self._table(int8, bold)
         for seconds in self._rungs(int8, bold):
             best = self.bench.fastest_promising()
@@ -128,7 +134,9 @@ class Search:
             self._try_whole(self.targets)
         else:
             refuse_strangers(recipe.decisions, self.model)
-            self._try_decisions(recipe.decisions, "")
+            self.recover = None if recipe.recover is None else Recovery.of(**recipe.recover)
+            train = self.recover is not None
+            self._try_decisions(recipe.decisions, " trained" if train else "", train=train)
         self._time_all()
 
     def choose(self) -> tuple[Trial, Race]:
@@ -157,7 +165,8 @@ class Search:
         """What gives this trial again."""
         target = target_name(trial.candidate.target)
         items = len(self.job.calibration)
-        return Recipe(target, self.decided[trial.name], self.job.seed, items, self.job.threads)
+        trained = self.recover.written if self.recover is not None and trial.name in self.trained else None
+        return Recipe(target, self.decided[trial.name], self.job.seed, items, self.job.threads, trained)
 
     def predicted(self, trial: Trial) -> float | None:
         """The damage that the quadratic predicts for a trial, nats an item at the profile's temperature; None: unpriced."""
@@ -181,13 +190,22 @@ class Search:
     def _try_whole(self, targets: Sequence[Target]) -> None:
         self._try([Candidate(_label(t), t, Compressed(self.model)) for t in targets], None)
 
-    def _try_decisions(self, decisions: Decisions, suffix: str, plan: Plan | None = None) -> list[Trial]:
+    def _try_decisions(
+        self, decisions: Decisions, suffix: str, plan: Plan | None = None, train: bool = False
+    ) -> list[Trial]:
         compressed = self.ground.fit(decisions)
+        if train and self.recover is not None:
+            recovering = Recovering(self.job, self.ground, self.recover)
+            compressed = recovering(compressed)
+            course = recovering.history
+            self.notes.append(f"The plan{suffix} took {course.steps} steps of training, {course.seconds:.0f} s.")
         fitting = [t for t in self.targets if _runs(t, decisions)]
         if plan is not None:  # planned with the seconds of the runtimes that know int8
             planned = {type(t) for t in self.targets if t.precision == "int8"}
             fitting = [t for t in fitting if type(t) in planned]
-        return self._try([Candidate(_label(t) + suffix, t, compressed, plan) for t in fitting], decisions)
+        candidates = [Candidate(_label(t) + suffix, t, compressed, plan) for t in fitting]
+        self.trained |= {c.name for c in candidates if train}
+        return self._try(candidates, decisions)
 
     def _try(self, candidates: Sequence[Candidate], decisions: Decisions | None) -> list[Trial]:
         self.decided |= {candidate.name: decisions for candidate in candidates}
@@ -236,6 +254,15 @@ class Search:
         whole = self._in_float(int8)
         return max(whole.seconds or 0.0 if whole is not None else 0.0, int8.seconds or 0.0)
 
+    def _trained(self, int8: Trial) -> Trial | None:
+        """All-int8 after a training, where that keeps the promise."""
+        decisions = self.decided[int8.name]
+        assert decisions is not None  # what is in int8 was decided
+        trials = self._try_decisions(decisions, " trained", train=True)
+        self.bench.time([int8.name, *(t.name for t in trials)], ROUNDS)
+        good = [self.bench.trials[t.name] for t in trials if self.bench.promising(t.name)]
+        return min(good, key=lambda t: t.seconds or 0.0, default=None)
+
     def _rungs(self, int8: Trial, bold: bool) -> list[float]:
         fast, slow = int8.seconds or 0.0, self._seconds_in_float(int8)
         return [fast * share for share in BOLDER] if bold else [fast + share * (slow - fast) for share in GENTLER]
@@ -250,6 +277,9 @@ class Search:
             return False
         trials = self._try_decisions(self._decisions(plan), f" {shown}", plan)
         good = [t for t in trials if self.bench.promising(t.name)]
+        if not good and self.recover is not None and not self.job.late:
+            trials = self._try_decisions(self._decisions(plan), f" {shown}, trained", plan, train=True)
+            good = [t for t in trials if self.bench.promising(t.name)]
         if not good:
             self.notes.append(f"The plan {shown} lost too much on data held out of calibration.")
             return False

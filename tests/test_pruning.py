@@ -298,3 +298,21 @@ def test_what_a_training_needs_is_said(module, data, wish, said):
     with pytest.raises(InputError) as caught:
         tersor.prune(module, data, weights="50%", threads=1, **wish)
     assert said in str(caught.value)
+
+
+def test_a_network_without_norms_gets_biases_and_they_are_kept(data):
+    torch.manual_seed(0)
+    bare = nn.Sequential(
+        nn.Conv2d(1, 12, 3, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(12, 12, 3, bias=False),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(192, 4),
+    )
+    wish = {"macs": "2x", "recover": "1epochs", "threads": 1, "metric": "agreement"}
+    found, again = (tersor.prune(bare.eval(), data, **wish) for _ in range(2))  # trained, and out of the cache
+    assert again.model.digest() == found.model.digest()
+    assert any(name.endswith("bias") for name, _ in found.model.tensors())
+    x = data[0][0]
+    torch.testing.assert_close(again.module(x), found.module(x))

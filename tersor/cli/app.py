@@ -76,6 +76,13 @@ def compress(
     recipe: Annotated[
         Path | None, typer.Option(metavar="PLAN", help="Re-apply a plan.yaml instead of searching.", show_default=False)
     ] = None,
+    recover: Annotated[
+        str | None,
+        typer.Option(metavar="LENGTH", help="Train what loses too much: 2epochs, 10m.", show_default=False),
+    ] = None,
+    loss: Loss = "kl(temperature=4)",
+    rate: Rate = None,
+    augment: Augment = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Search and measure, but write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -89,6 +96,7 @@ def compress(
         raise InputError("No folder was given to write to; add --out FOLDER, or --dry-run to write nothing.")
     with results(as_json) as stream, Stages() as progress:
         from tersor.pipeline import compress as run_pipeline
+        from tersor.recovering import Recovery
 
         report = run_pipeline(
             model,
@@ -104,6 +112,7 @@ def compress(
             exclude=exclude or (),
             time_limit=time_limit,
             recipe=recipe,
+            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment),
             dry_run=dry_run,
             progress=progress,
         )
