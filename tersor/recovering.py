@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -60,6 +61,7 @@ class Recovery:
     batch: int = 128
     augment: Augment | None = None
     workers: int = 1
+    rank: int = 0  # of what is added to the weights of linear layers; 0: they move themselves
     written: Mapping[str, Any] = field(default_factory=dict)  # what `of` made it from
 
     @staticmethod
@@ -73,6 +75,7 @@ class Recovery:
         augment: str = "",
         average: float = 0.0,
         precision: str = "fp32",
+        rank: int = 0,
     ) -> Recovery | None:
         """A recovery from words; None where `length` is None or "none". Raises `InputError` for what cannot be meant."""
         if length is None or str(length).strip() == "none":
@@ -109,8 +112,9 @@ class Recovery:
             "augment": augment,
             "average": average,
             "precision": precision,
+            "rank": rank,
         }
-        return Recovery(how, seconds, batch, augments.bring(augment), written=written)
+        return Recovery(how, seconds, batch, augments.bring(augment), rank=rank, written=written)
 
 
 class Recovering:
@@ -127,12 +131,12 @@ class Recovering:
         key = self._key(compressed, "recovery")
 
         def trained() -> Compressed:
-            student = Network(self._normed(compressed))
+            student = self._network(compressed)
             self._train(student, self._how(compressed, key), Path(default_folder()) / f"{key}.training")
             self._ground.cache.put(f"{key}h", {}, self.history.values())
             return student.compressed()
 
-        found = fits.remembered(self._ground.cache, key, lambda: fold_norms(self._normed(compressed).model), trained)
+        found = fits.remembered(self._ground.cache, key, lambda: fold_norms(self._ready(compressed).model), trained)
         kept = self._ground.cache.get(f"{key}h")
         self.history = self.history if kept is None else History.of(kept.values)
         return found
@@ -169,18 +173,19 @@ class Recovering:
     def _train(
         self, student: Network, how: Training, checkpoint: Path | None = None, observe: Observe | None = None
     ) -> None:
-        job = self._job
-        self.history = train(
-            student,
-            Teacher(job.model),
-            self._stream(),
-            how,
-            judge=self._judge(),
-            checkpoint=checkpoint,
-            progress=lambda done, total: job.progress("training", done, total),
-            observe=observe,
-            group=group(),
-        )
+        job, stream = self._job, self._stream()
+        with TemporaryDirectory(prefix="tersor-") as folder:  # what the teacher said, for the epochs after the first
+            self.history = train(
+                student,
+                Teacher(job.model, Path(folder), len(job.training)),
+                stream,
+                how,
+                judge=self._judge(),
+                checkpoint=checkpoint,
+                progress=lambda done, total: job.progress("training", done, total),
+                observe=observe,
+                group=group(),
+            )
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
 
@@ -202,6 +207,12 @@ class Recovering:
                 ).amount
 
         return judge
+
+    def _network(self, compressed: Compressed) -> Network:
+        return Network(self._ready(compressed), rank=self._wish.rank, seed=self._job.seed)
+
+    def _ready(self, compressed: Compressed) -> Compressed:
+        return compressed if self._wish.rank else self._normed(compressed)
 
     def _normed(self, compressed: Compressed) -> Compressed:
         names = normed(self._like)
@@ -226,7 +237,7 @@ class Recovering:
         stream = self._stream()
         begin = time.monotonic()
         trial = replace(how, epochs=_TRIED / stream.steps)
-        train(Network(self._normed(compressed)), Teacher(self._job.model), stream, trial)
+        train(self._network(compressed), Teacher(self._job.model), stream, trial)
         spent = time.monotonic() - begin
         steps = max(1.0, (seconds - spent) * _TRIED / spent)
         together = group()

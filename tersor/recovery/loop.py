@@ -135,21 +135,21 @@ class _Run:
         self._sum, self._count = 0.0, 0
         self._every = max(1, last // 200)  # points of the curve
 
-    def batches(self) -> Iterator[tuple[int, list[Batch]]]:
-        """(step, its batches) from where the run stands."""
+    def batches(self) -> Iterator[tuple[int, list[tuple[Batch, Tensor]]]]:
+        """(step, its batches and which items they are) from where the run stands."""
         n = self.how.accumulate
-        waiting: list[Batch] = []
-        for number, batch, _ in self.stream.run(self.history.steps * n, self.last * n):
-            waiting.append(batch)
+        waiting: list[tuple[Batch, Tensor]] = []
+        for number, batch, items in self.stream.run(self.history.steps * n, self.last * n):
+            waiting.append((batch, items))
             if (number + 1) % n == 0:
                 yield number // n, waiting
                 waiting = []
 
-    def step(self, step: int, batches: list[Batch], observe: Observe | None) -> None:
+    def step(self, step: int, batches: list[tuple[Batch, Tensor]], observe: Observe | None) -> None:
         total = 0.0
-        for batch in batches:
-            mine, share = self.group.part(batch)
-            loss = self._loss(mine)
+        for batch, items in batches:
+            mine, which, share = self.group.part(batch, items)
+            loss = self._loss(mine, which if self.stream.augment is None else None)
             if not torch.isfinite(loss):
                 raise DataError(
                     f"The loss is {float(loss.detach())} at step {step}; lower the learning rate (it is {self.how.rate:g}) "
@@ -243,10 +243,10 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------------- the loss
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Batch, items: Tensor | None) -> Tensor:
         ours, theirs = self._nodes()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.how.precision == "bf16"):
-            told = self.teacher(batch.inputs, theirs)
+            told = self.teacher(batch.inputs, theirs, items)
             said = self.student(batch.inputs, ours)
         floats = [replace(seen, outputs={n: _float(t) for n, t in seen.outputs.items()}) for seen in (said, told)]
         return self.how.loss(floats[0], floats[1], batch.labels, self.learned)

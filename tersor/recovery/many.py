@@ -23,9 +23,9 @@ class Alone:
 
     rank, count = 0, 1
 
-    def part(self, batch: Batch) -> tuple[Batch, float]:
-        """This process' items of a batch, and their share of it. Raises `InputError` for fewer items than processes."""
-        return batch, 1.0
+    def part(self, batch: Batch, items: Tensor) -> tuple[Batch, Tensor, float]:
+        """This process' part of a batch, its items, and their share. Raises `InputError` for fewer items than processes."""
+        return batch, items, 1.0
 
     def add(self, gradients: Sequence[Tensor]) -> None:
         """Add up over all processes, in place."""
@@ -44,13 +44,13 @@ class Shared(Alone):
     def __init__(self) -> None:
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
 
-    def part(self, batch: Batch) -> tuple[Batch, float]:
+    def part(self, batch: Batch, items: Tensor) -> tuple[Batch, Tensor, float]:
         if len(batch) < self.count:
             raise InputError(
                 f"A batch has {len(batch)} items and there are {self.count} processes; take larger batches."
             )
-        items = torch.arange(len(batch)).tensor_split(self.count)[self.rank]
-        return batch.pick(items), len(items) / len(batch)
+        mine = torch.arange(len(batch)).tensor_split(self.count)[self.rank]
+        return batch.pick(mine), items[mine], len(mine) / len(batch)
 
     def add(self, gradients: Sequence[Tensor]) -> None:
         if not gradients:

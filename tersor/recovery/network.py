@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -21,28 +23,39 @@ from tersor.graph.model import Model
 from tersor.graph.operators import aten
 from tersor.loss import Seen
 from tersor.rewrites.fold_norms import fold_norms
+from tersor.site import matrices
 from tersor.target import Compressed, Grid
 from tersor.weight import Weight
 
-STEP = "step of "
-"""Begins the name of a parameter that is the step of a grid."""
+STEP, UP, DOWN = "step of ", "up of ", "down of "
+"""What the names of parameters begin with that are the step of a grid, or the halves of what is added to a weight."""
+REMEMBERED = 4 << 30
+"""Bytes of outputs that are kept at most."""
 _NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 
 
 class Network:
     """What `compressed` is, to be trained. The compressed model itself is left alone."""
 
-    def __init__(self, compressed: Compressed, moving_norms: bool = True):
-        """moving_norms: batch norms use each batch's own statistics and follow them; else they stay as they are."""
+    def __init__(self, compressed: Compressed, moving_norms: bool = True, rank: int = 0, seed: int = 0):
+        """moving_norms: batch norms use each batch's own statistics and follow them; else they stay as they are.
+
+        rank: where it is not 0, weights of linear layers stay and learn a sum `W + U D` with U (rows, rank) and D (rank,
+        columns), nothing else moves but steps of grids, and the sum is what comes out (Hu et al. 2021, arXiv:2106.09685).
+        """
         self.model = compressed.model.copy()
-        self.kept: dict[str, Weight] = dict(compressed.weights)
+        self._names = _first_names(self.model)
+        self.kept: dict[str, Weight] = {self._names[name]: weight for name, weight in compressed.weights.items()}
         self.feeds = dict(compressed.feeds)
-        self._moving = moving_norms
+        self._moving = moving_norms and not rank
+        self._given = dict(compressed.weights)
         self.parameters: dict[str, nn.Parameter] = {}
         for name, parameter in self.model.module.named_parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and not rank:
                 parameter.requires_grad_(True)
                 self.parameters[name] = parameter
+        if rank:
+            self._add_adapters(rank, torch.Generator().manual_seed(seed))
         for name, feed in self.feeds.items():
             if isinstance(feed, Grid):
                 self.parameters[f"{STEP}{name}"] = nn.Parameter(torch.tensor(feed.scale))
@@ -57,7 +70,8 @@ class Network:
 
     def __call__(self, flat: Sequence[Tensor], nodes: Collection[str] = (), training: bool = True) -> Seen:
         """Outputs by name, and the activations of `nodes`, with gradients where torch has them switched on."""
-        values = {name: self._value(name, weight) for name, weight in self.kept.items()}
+        values = {name: self._value(name) for name in self._changed}
+        values |= {name: values[first] for name, first in self._names.items() if first in values}
         run = _Run(self.model.module, values, self._rounding(), set(nodes), training and self._moving)
         args, kwargs = self.model.arguments(flat)
         outputs = pytree.tree_leaves(run.run(*pytree.tree_leaves((args, kwargs))))
@@ -67,12 +81,14 @@ class Network:
     def compressed(self) -> Compressed:
         """What it has become: norms folded, weights the nearest of their sets, nothing free."""
         model = self.model.copy()
-        for name, weight in self.kept.items():
-            model.assign(name, self._settled(name, weight).dense())
+        for name in self._changed:
+            model.assign(
+                name, self._settled(name, self._latent(name)).dense() if name in self.kept else self._latent(name)
+            )
         for parameter in model.module.parameters():
             parameter.requires_grad_(False)
         model = fold_norms(model)
-        weights = {name: self._settled(name, weight, model.tensor(name)) for name, weight in self.kept.items()}
+        weights = {name: self._settled(self._names[name], model.tensor(name)) for name in self._given}
         feeds = {
             name: replace(feed, scale=float(_positive(self.parameters[f"{STEP}{name}"])))
             if isinstance(feed, Grid)
@@ -81,35 +97,88 @@ class Network:
         }
         return Compressed(model, weights, feeds)
 
-    def _value(self, name: str, weight: Weight) -> Tensor:
-        latent = self.parameters[name]
+    @property
+    def _changed(self) -> list[str]:
+        """The parameters that are not used as they are."""
+        added = [name for name in self._names.values() if f"{UP}{name}" in self.parameters]
+        return list(dict.fromkeys([*self.kept, *added]))
+
+    def _add_adapters(self, rank: int, drawn: torch.Generator) -> None:
+        for matrix in matrices(self.model):
+            if matrix.convolution is None and len(matrix.shape) == 2:
+                name, (rows, columns) = self._names[matrix.weight], matrix.shape
+                down = torch.randn(rank, columns, generator=drawn) / columns**0.5
+                self.parameters[f"{UP}{name}"] = nn.Parameter(torch.zeros(rows, rank))
+                self.parameters[f"{DOWN}{name}"] = nn.Parameter(down)
+
+    def _latent(self, name: str) -> Tensor:
+        own = self.model.tensor(name)
+        if f"{UP}{name}" not in self.parameters:
+            return own
+        return own.detach() + self.parameters[f"{UP}{name}"] @ self.parameters[f"{DOWN}{name}"]
+
+    def _value(self, name: str) -> Tensor:
+        latent, weight = self._latent(name), self.kept.get(name)
+        if weight is None:
+            return latent
         if isinstance(weight, Affine):
             return weight.through(latent, _positive(self.parameters[f"{STEP}{name}"]))
         value = weight.nearest(latent.detach()).dense()
         return latent + (value - latent).detach()
 
-    def _settled(self, name: str, weight: Weight, latent: Tensor | None = None) -> Weight:
+    def _settled(self, name: str, latent: Tensor) -> Weight:
+        weight = self.kept[name]
         if isinstance(weight, Affine):
             weight = replace(weight, scale=_positive(self.parameters[f"{STEP}{name}"].detach()))
-        return weight.nearest(self.parameters[name] if latent is None else latent)
+        return weight.nearest(latent)
 
     def _rounding(self) -> dict[str, tuple[Tensor, Grid]]:
         return {n: (_positive(self.parameters[f"{STEP}{n}"]), f) for n, f in self.feeds.items() if isinstance(f, Grid)}
 
 
-class Teacher:
-    """A model that is only asked."""
+def _first_names(model: Model) -> dict[str, str]:
+    """Every parameter name, and the name under which the same parameter is found first."""
+    first = {id(parameter): name for name, parameter in model.module.named_parameters()}
+    return {name: first[id(p)] for name, p in model.module.named_parameters(remove_duplicate=False)}
 
-    def __init__(self, model: Model):
+
+class Teacher:
+    """A model that is only asked. Under `folder`, what it said about each item is kept on disk and not computed again."""
+
+    def __init__(self, model: Model, folder: Path | None = None, items: int = 0):
+        """folder, items: where to keep outputs, and for how many items there may be; else nothing is kept."""
         self.model = model
+        self._folder, self._items = folder, items
+        self._known = torch.zeros(items, dtype=torch.bool)
+        self._said: dict[str, np.memmap] = {}
 
     @torch.no_grad()
-    def __call__(self, flat: Sequence[Tensor], nodes: Collection[str] = ()) -> Seen:
-        """Outputs by name, and the activations of `nodes`."""
+    def __call__(self, flat: Sequence[Tensor], nodes: Collection[str] = (), items: Tensor | None = None) -> Seen:
+        """Outputs by name, and the activations of `nodes`. items: which of the data these are, where it is worth keeping."""
+        keeping = self._folder is not None and items is not None and not nodes
+        if keeping and items is not None and bool(self._known[items].all()):
+            return Seen({name: torch.from_numpy(np.array(said[items.numpy()])) for name, said in self._said.items()})
         run = _Run(self.model.module, {}, {}, set(nodes), False)
         args, kwargs = self.model.arguments(flat)
         outputs = pytree.tree_leaves(run.run(*pytree.tree_leaves((args, kwargs))))
-        return Seen(dict(zip(self.model.outputs, outputs, strict=True)), run.seen)
+        seen = Seen(dict(zip(self.model.outputs, outputs, strict=True)), run.seen)
+        if keeping and items is not None:
+            self._keep(seen, items)
+        return seen
+
+    def _keep(self, seen: Seen, items: Tensor) -> None:
+        assert self._folder is not None
+        whole = sum(t[0].numel() for t in seen.outputs.values()) * 4 * self._items
+        if whole > REMEMBERED or any(not t.is_floating_point() or len(t) != len(items) for t in seen.outputs.values()):
+            return
+        for number, (name, output) in enumerate(seen.outputs.items()):
+            if name not in self._said:
+                shape = (self._items, *output.shape[1:])
+                self._said[name] = np.memmap(self._folder / f"{number}.f32", np.float32, "w+", shape=shape)
+            if self._said[name].shape[1:] != output.shape[1:]:
+                return  # items of several shapes
+            self._said[name][items.numpy()] = output.float().numpy()
+        self._known[items] = True
 
 
 class _Run(fx.Interpreter):

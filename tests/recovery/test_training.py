@@ -225,3 +225,59 @@ def test_every_item_comes_once_an_epoch_whoever_makes_the_batch():
     assert not torch.equal(items, later)
     small = Stream(data().take(30), 64)
     assert [len(batch) for _, batch, _ in small.run(0, 2)] == [30, 30]
+
+
+def test_adapters_are_added_up_in_the_end_and_nothing_else_moves():
+    model = damaged("narrow").model
+    student = Network(Compressed(fold_norms(model)), rank=2)
+    assert {name.split()[0] for name in student.parameters} == {"up", "down"}
+    x, _ = images(50, 9)
+    for name, parameter in student.parameters.items():
+        if name.startswith("up"):
+            parameter.data += 0.1
+    seen, after = student((x,)), student.compressed().model
+    torch.testing.assert_close(after.run(x)[0], seen.outputs["output"].detach(), rtol=1e-4, atol=1e-5)
+    before = dict(fold_norms(model).tensors())
+    moved = [name for name, t in after.tensors() if not torch.equal(t, before[name])]
+    assert moved == ["head.weight"]
+    difference = after.tensor("head.weight") - before["head.weight"]
+    assert int(torch.linalg.matrix_rank(difference, atol=1e-5)) <= 2
+    student = Network(damaged("sparse"), rank=2)
+    train(student, Teacher(original()), stream(), SHORT)
+    for name, weight in student.compressed().weights.items():
+        assert torch.equal(weight.dense() != 0, damaged("sparse").weights[name].dense() != 0)
+
+
+def test_tied_weights_stay_tied():
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x).relu())
+
+    torch.manual_seed(0)
+    x = torch.randn(64, 6)
+    model = capture(Tied(), (x[:2],))
+    profile = measure(model, [(x,)])
+    fitted = fit(model, [(x,)], profile, Decisions(techniques={"first": GPTQ(3), "second": GPTQ(3)}))
+    student = Network(fitted)
+    seen = student((x,)).outputs["output"]
+    after = student.compressed()
+    torch.testing.assert_close(after.model.run(x)[0], seen.detach())
+    assert torch.equal(after.model.tensor("first.weight"), after.model.tensor("second.weight"))
+
+
+def test_what_the_teacher_said_is_kept_and_the_same(tmp_path: Path):
+    teacher, plain = Teacher(original(), tmp_path, 640), Teacher(original())
+    x, items = data().parts[0].inputs[0], torch.arange(64)
+    first = teacher((x,), items=items).outputs["output"]
+    again = teacher((torch.zeros_like(x),), items=items).outputs["output"]  # not computed again
+    assert torch.equal(first, again)
+    assert torch.equal(first, plain((x,)).outputs["output"])
+    one = train(a := Network(damaged("narrow")), teacher, stream(), Training(epochs=2.0, rate=0.02))
+    two = train(b := Network(damaged("narrow")), plain, stream(), Training(epochs=2.0, rate=0.02))
+    assert same(a, b)
+    assert one.losses == two.losses
