@@ -95,6 +95,16 @@ def part(key: str, name: str) -> Arrays:
     return np.load(folder / f"inputs-{name}.npy", mmap_mode="r"), np.load(folder / f"labels-{name}.npy")
 
 
+def training(key: str) -> Arrays:
+    """All that may be trained on: CIFAR-10's training images without `held`; elsewhere `search`."""
+    if CASES[key].data != "cifar10":
+        return part(key, "search")
+    shared = loaders()
+    images, labels = shared.cifar10("train")
+    kept = np.r_[0:4096, 6096 : len(labels)]
+    return shared.cifar_norm(images[kept]).numpy(), np.asarray(labels)[kept]
+
+
 def sample(key: str, batch: int) -> np.ndarray:
     """A writable batch of real inputs for the clock."""
     return np.array(part(key, "calibration")[0][:batch])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tersor.benchmarking import benchmark
     from tersor.delivery import load, verify
+    from tersor.distilling import Distilled, distil
     from tersor.errors import (
         ArtifactError,
         BudgetError,
@@ -44,6 +45,7 @@ __all__ = [
     "ArtifactError",
     "BudgetError",
     "DataError",
+    "Distilled",
     "ExportError",
     "InputError",
     "MetricError",
@@ -62,6 +64,7 @@ __all__ = [
     "TersorError",
     "benchmark",
     "compress",
+    "distil",
     "inspect",
     "load",
     "prune",
@@ -70,6 +73,7 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
+    "Distilled": "distilling",
     "Pruned": "pruning",
     "Recovery": "recovering",
     "Report": "report",
@@ -79,6 +83,7 @@ _ELSEWHERE = {
     "Technique": "technique",
     "benchmark": "benchmarking",
     "compress": "pipeline",
+    "distil": "distilling",
     "inspect": "inspection",
     "load": "delivery",
     "prune": "pruning",

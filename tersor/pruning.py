@@ -23,7 +23,6 @@ from tersor.errors import BudgetError, InputError
 from tersor.fitting import Decisions
 from tersor.graph.branches import branches as branches_of
 from tersor.graph.model import Model
-from tersor.hub.archive import save_program
 from tersor.inputs import models
 from tersor.inputs.job import Job, Progress, bring, predict_with, quiet, torch_threads
 from tersor.maths.unfold import to_matrix
@@ -38,7 +37,7 @@ from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.permute import arranged
 from tersor.site import groups, matrices
 from tersor.staircase import rewarded
-from tersor.store.files import atomic_write
+from tersor.store.programs import write_program
 from tersor.target import Compressed
 from tersor.targets import target_called
 from tersor.technique import Technique
@@ -168,7 +167,7 @@ def prune(
         taken, walked = _walk(job, states, wish)
         pruned = _last_inside(job, ground.model, taken, walked, wish)
     if out is not None and group().rank == 0:
-        _write(pruned.model, Path(out))
+        write_program(Path(out), pruned.model)
     return pruned
 
 
@@ -390,10 +389,3 @@ def size(model: Model) -> Size:
     """Of the matrices of a model; a weight that is read twice counts once."""
     weights = {m.weight: model.tensor(m.weight) for m in matrices(model)}.values()
     return Size(total(model), sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights))
-
-
-def _write(model: Model, out: Path) -> None:
-    with TemporaryDirectory(prefix="tersor-") as scratch:
-        archive = Path(scratch) / "model.pt2"
-        save_program(model.program(), archive)
-        atomic_write(out, archive.read_bytes())

@@ -220,6 +220,50 @@ def prune(
 
 
 @app.command()
+def distil(
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help=MODEL, show_default=False)],
+    teacher: Annotated[str, typer.Option(metavar="MODEL", help=MODEL, show_default=False)],
+    data: Annotated[str, typer.Option(metavar="DATA", help=DATA, show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="The .pt2 archive to write.", show_default=False)] = None,
+    recover: Annotated[str, typer.Option(metavar="LENGTH", help="How long: 2epochs, 10m.")] = "2epochs",
+    loss: Loss = "kl(temperature=4)",
+    rate: Rate = None,
+    augment: Augment = "",
+    metric: Annotated[str, typer.Option(help="accuracy, top5, mse, ..., agreement, or file.py:function.")] = "accuracy",
+    eval_data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Judge on this data; else on a part of --data.", show_default=False),
+    ] = None,
+    threads: Threads = 0,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train one model to answer as another does."""
+    with results(as_json) as stream, Stages() as progress:
+        from tersor.distilling import distil as run_distilling
+        from tersor.recovering import Recovery
+
+        found = run_distilling(
+            student,
+            data,
+            teacher=teacher,
+            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment) or "none",
+            metric=metric,
+            eval_data=eval_data,
+            threads=threads,
+            seed=seed,
+            out=out,
+            progress=progress,
+        )
+        if as_json:
+            write_json(stream, {"out": out, **found.to_json()})
+    if not as_json:
+        from tersor.cli.distil import show
+
+        show(found, out)
+
+
+@app.command()
 def sensitivity(
     model: Model,
     data: Annotated[str, typer.Option(metavar="DATA", help=DATA, show_default=False)],

@@ -96,7 +96,18 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_every_command_has_help_and_json(here: Here) -> None:
-    for command in ("compress", "prune", "sensitivity", "inspect", "benchmark", "verify", "report", "doctor", "demo"):
+    for command in (
+        "compress",
+        "prune",
+        "distil",
+        "sensitivity",
+        "inspect",
+        "benchmark",
+        "verify",
+        "report",
+        "doctor",
+        "demo",
+    ):
         shown = here(command, "--help")
         assert shown.returncode == 0
         assert "--json" in shown.stdout

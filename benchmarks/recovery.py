@@ -1,0 +1,108 @@
+"""What training gives back after pruning: `tersor.prune` with and without `recover`, label-free, on the whole training part.
+
+    python -m benchmarks.recovery                                     # ResNet-56 at 2.1 and 2.6 times fewer multiply-adds
+    python -m benchmarks.recovery --models resnet20 --ratios 2.1 --recover 1epochs
+
+The original is the only teacher; no labels are read but by the scores. The state that did best on held-out training images
+comes out, and is judged once on the test part, paired with the original.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import tersor
+from benchmarks import environment, figures, zoo
+from benchmarks.pruning import right
+
+RESULTS = environment.ROOT / "benchmarks" / "results" / "recovery.jsonl"
+WANTED = {("resnet56", 2.1): 92.6, ("resnet56", 2.6): 92.0}  # percent, after at most two epochs
+
+
+def run(key: str, given: argparse.Namespace) -> dict[str, Any]:
+    """The line of one model."""
+    settings = {k: v for k, v in vars(given).items() if k not in ("out", "models")}
+    line = environment.record(benchmark="recovery", model=key, **settings)
+    module, (images, labels), held, test = (
+        zoo.module(key),
+        zoo.training(key),
+        zoo.part(key, "held"),
+        zoo.part(key, "test"),
+    )
+    data = _batches(images[: given.images], labels[: given.images])
+    before = right(module, *test)
+    line |= {"original": _percent(before), "items": len(test[1]), "seen": len(labels[: given.images]), "rows": []}
+    for ratio in map(float, given.ratios.split(",")):
+        for how in (None, tersor.Recovery.of(given.recover, loss=given.loss, rate=given.rate, augment=given.augment)):
+            start = time.perf_counter()
+            found = tersor.prune(
+                module,
+                data,
+                macs=1 / ratio,
+                only=("channels",) if key.startswith("resnet") else (),
+                steps=given.steps,
+                recover=how,
+                eval_data=_batches(*held),
+                threads=given.threads,
+                seed=given.seed,
+            )
+            seconds = time.perf_counter() - start
+            hits = right(found.module, *test)
+            line["rows"].append(
+                {
+                    "asked": ratio,
+                    "macs_ratio": round(found.original.macs / found.size.macs, 4),
+                    "recover": "none" if how is None else given.recover,
+                    "accuracy": _percent(hits),
+                    "held": round(100 * float(found.after), 2),  # type: ignore[arg-type]
+                    "to_original": figures.paired(hits, before),
+                    "wanted": None if how is None else WANTED.get((key, ratio)),
+                    "seconds": round(seconds, 1),
+                    "trained": [course.values() for course in found.trained],
+                }
+            )
+            print({k: v for k, v in line["rows"][-1].items() if k != "trained"}, flush=True)
+    return line | {"load_after": list(os.getloadavg())}
+
+
+def _batches(inputs: np.ndarray, labels: np.ndarray, size: int = 256) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    x, y = torch.from_numpy(np.array(inputs)), torch.from_numpy(np.array(labels))
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def _percent(hits: np.ndarray) -> float:
+    return round(100 * float(hits.mean()), 2)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure, print the rows, append one JSON line a model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="resnet56", help="of " + ", ".join(zoo.CASES))
+    parser.add_argument("--ratios", default="2.1,2.6", help="times fewer multiply-accumulates")
+    parser.add_argument("--recover", default="2epochs")
+    parser.add_argument("--loss", default="kl(temperature=4)")
+    parser.add_argument("--rate", type=float, default=0.01)
+    parser.add_argument("--augment", default="")
+    parser.add_argument("--steps", type=int, default=1, help="cuts that lead to the ratio")
+    parser.add_argument("--images", type=int, default=100_000, help="training images, at most")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args(words)
+    torch.set_num_threads(given.threads)
+    warnings.simplefilter("ignore")
+    for key in given.models.split(","):
+        environment.append(given.out, run(key, given))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""What `distil` made, as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tersor.cli.console import table
+from tersor.distilling import Distilled
+from tersor.measuring.metrics import Score
+from tersor.units import count, number
+
+
+def show(found: Distilled, out: Path | None) -> None:
+    """Teacher, student as it came, and student as it is now."""
+    rows = [
+        (found.metric, *(_score(score) for score in (found.before, found.untrained, found.after))),
+        ("multiply-adds", count(found.macs[0]), count(found.macs[1]), count(found.macs[1])),
+        ("parameters", count(found.parameters[0]), count(found.parameters[1]), count(found.parameters[1])),
+    ]
+    table(found.name, ("", f"teacher {found.teacher}", "student before", "student"), rows, numbers=(1, 2, 3))
+    course = found.trained
+    if course.losses:
+        (_, first), (_, last) = course.losses[0], course.losses[-1]
+        print(f"{course.steps} steps in {course.seconds:.0f} s: loss {first:.4g} -> {last:.4g}")
+    print(f"teacher to student: {found.drop.text}")
+    if out is not None:
+        print(f"\narchive   {out}\nfaster?   tersor compress {out} --data ...   measures it in every runtime")
+
+
+def _score(score: Score) -> str:
+    parts = score if isinstance(score, dict) else {"": score}
+    return ", ".join(f"{name} {number(value)}".strip() for name, value in parts.items())
