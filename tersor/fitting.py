@@ -16,9 +16,10 @@ from operator import add
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from tersor.errors import InputError
 from tersor.feeds import Feed, Feeds, feeds_of
 from tersor.graph.branches import branches, without
 from tersor.graph.checked import checked
@@ -27,13 +28,14 @@ from tersor.graph.lockstep import Here, Lockstep
 from tersor.graph.memory import peak_bytes
 from tersor.graph.model import Model
 from tersor.maths.damage import best_bias
-from tersor.maths.ranges import robust
+from tersor.maths.histogram import Histogram
+from tersor.maths.ranges import mse, robust
 from tersor.maths.regression import Moments, best_ridge, matched, moments, optimum
 from tersor.maths.unfold import from_matrix, to_matrix
 from tersor.profile import SLICE, Facts, Profile, measure, outputs_of, rows_of, sampled
 from tersor.rewrites.shrink import mask, shrink
 from tersor.site import Matrix, matrices
-from tersor.target import Compressed
+from tersor.target import Compressed, Dynamic, Grid
 from tersor.technique import Technique
 from tersor.weight import Weight
 from tersor.windows import Window, repaired, smaller, windows, with_bias
@@ -44,13 +46,25 @@ HELD_OUT = 8  # one item in so many judges, and is fitted to by nobody
 
 @dataclass(frozen=True)
 class Decisions:
-    """What to do: the blocks that stay, by group name; the technique, by matrix name; how activations are fed; the
-    residual branches that are left out, by name."""
+    """What to do: the blocks that stay, by group name; the technique, by matrix name; how activations are fed, and in how many
+    bits; the residual branches that are left out, by name.
+
+    Below 8 bits what matrices read is rounded (the model's inputs to 8 bits), by static grids that are made on the way, and
+    weights are fitted to what they then see. Everything else stays float: no runtime here has such activations.
+    """
 
     keep: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     techniques: Mapping[str, Technique] = field(default_factory=dict)
     feeds: Feeds = "none"
     drop: tuple[str, ...] = ()
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8 or (self.bits < 8 and self.feeds != "static"):
+            raise InputError(
+                f"Activations in {self.bits} bits with {self.feeds} feeds were asked for; 2 to 8 bits are possible, below 8 "
+                "with static feeds."
+            )
 
     @property
     def cuts(self) -> bool:
@@ -95,6 +109,8 @@ def fit(
         small.assign(name, weight.dense())
     if decisions.feeds == "none":
         return Compressed(small, best.weights)
+    if decisions.bits < 8:
+        return Compressed(small, best.weights, best.feeds)
     ranges = measure(small, whole, frozenset(), seed=seed).ranges
     return Compressed(small, best.weights, feeds_of(small, ranges, decisions.feeds, feed))
 
@@ -106,6 +122,7 @@ class Fitted:
     model: Model
     weights: Mapping[str, Weight]
     divergence: float  # from the original's outputs, nats an item
+    feeds: Mapping[str, Grid | Dynamic] = field(default_factory=dict)
 
 
 class _Walk:
@@ -128,6 +145,7 @@ class _Walk:
         self._shared = _read_elsewhere(model)
         self._now = mask(model, decisions.keep) if decisions.keep else model.copy()
         self._weights: dict[str, Weight] = {}
+        self._feeds: dict[str, Grid] = {}
         left_out = [branch for branch in branches(model) if branch.name in decisions.drop]
         self._gone = frozenset(name for branch in left_out for name in branch.matrices)
         for branch in left_out:
@@ -137,13 +155,27 @@ class _Walk:
         for matrix in self._by_node.values():
             if matrix.weight in self._shared:
                 self._store(matrix, with_bias(self._model, matrix), self._profile.facts[matrix.name].gram, None)
-        steps = Lockstep(self._model, self._now, self._pieces, frozenset(self._by_node))
+        reading = self._read if self._decisions.bits < 8 else None
+        steps = Lockstep(self._model, self._now, self._pieces, frozenset(self._by_node), reading)
         for here in steps:
             matrix = self._by_node[here.node.name]
             if matrix.weight not in self._shared and matrix.name not in self._gone:
                 self._fit(matrix, here)
             progress()
-        return Fitted(self._now, self._weights, self._judge(*steps.outputs))
+        return Fitted(self._now, self._weights, self._judge(*steps.outputs), self._feeds)
+
+    def _read(self, source: fx.Node, values: list[Tensor]) -> list[Tensor]:
+        """The values as a matrix reads them, through a grid that is made here where it is the first to read."""
+        if source.name not in self._feeds:
+            seen, bits = Histogram(), 8 if source.op == "placeholder" else self._decisions.bits
+            for x in values:
+                seen.update(x)
+            found = mse(seen.counts, seen.edges, seen.low, seen.high, bits)
+            self._feeds[source.name] = Grid(*found, 0, 2**bits - 1)
+        grid = self._feeds[source.name]
+        return [
+            grid.scale * ((x / grid.scale + grid.zero).round().clamp(grid.low, grid.high) - grid.zero) for x in values
+        ]
 
     def _fit(self, matrix: Matrix, here: Here) -> None:
         aimed = here.drifted or here.absorbs

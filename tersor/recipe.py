@@ -65,6 +65,7 @@ def plain(decisions: Decisions) -> dict[str, Any]:
     """Decisions as plain values, in a fixed order."""
     return {
         "feeds": decisions.feeds,
+        **({"bits": decisions.bits} if decisions.bits < 8 else {}),
         "techniques": {name: repr(technique) for name, technique in sorted(decisions.techniques.items())},
         "keep": {name: list(kept) for name, kept in sorted(decisions.keep.items())},
         **({"drop": sorted(decisions.drop)} if decisions.drop else {}),
@@ -108,6 +109,7 @@ def read_recipe(text: str) -> Recipe:
                 keep={str(g): tuple(int(i) for i in kept) for g, kept in written["keep"].items()},
                 techniques={str(m): technique_called(t) for m, t in written["techniques"].items()},
                 feeds=_feeds(written["feeds"]),
+                bits=int(written.get("bits", 8)),
                 drop=tuple(str(name) for name in written.get("drop", ())),
             )
         target = written["target"]

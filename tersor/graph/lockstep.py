@@ -6,7 +6,7 @@ freed after their last reader; where nothing before a node has changed, both mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from tersor.graph.model import Model
 from tersor.graph.operators import aten
 
 _PASSING = (aten.dropout.default, aten.alias.default, aten.contiguous.default, aten.clone.default)
+
+Reading = Callable[[fx.Node, list[Any]], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,17 @@ class Here:
 class Lockstep:
     """Iterate over it once: it stops before every node in `stops`, where the caller may assign parameters of `current`."""
 
-    def __init__(self, original: Model, current: Model, batches: Sequence[Sequence[Tensor]], stops: frozenset[str]):
+    def __init__(
+        self,
+        original: Model,
+        current: Model,
+        batches: Sequence[Sequence[Tensor]],
+        stops: frozenset[str],
+        reading: Reading | None = None,
+    ):
+        """reading: what the nodes in `stops` see of their first input in the changed model; others see it as it is."""
         self._original, self._current, self._stops = original, current, stops
-        self._batches = batches
+        self._batches, self._reading = batches, reading
         self._left: dict[fx.Node, list[Any]] = {}
         self._right: dict[fx.Node, list[Any]] = {}
         self._runners = (fx.Interpreter(original.module), fx.Interpreter(current.module))
@@ -60,11 +70,15 @@ class Lockstep:
                 placed += 1
                 continue
             self._left[node] = self._run(node, self._left, self._runners[0], self._original)
+            read: dict[fx.Node, list[Any]] = {}
             if node.name in self._stops:
-                yield self._here(node)
+                if self._reading is not None:
+                    source = node.all_input_nodes[0]
+                    read = {source: self._reading(source, self._right[source])}
+                yield self._here(node, read)
             self._right[node] = self._left[node]
-            if self._changed(node):
-                self._right[node] = self._run(node, self._right, self._runners[1], self._current)
+            if self._changed(node) or read:
+                self._right[node] = self._run(node, {**self._right, **read}, self._runners[1], self._current)
             if node.op == "output":
                 self.outputs = (self._left[node], self._right[node])
             for source in node.all_input_nodes:
@@ -98,16 +112,17 @@ class Lockstep:
             return False
         return not (ours.shape == theirs.shape and torch.equal(ours, theirs))
 
-    def _here(self, node: fx.Node) -> Here:
+    def _here(self, node: fx.Node, read: Mapping[fx.Node, list[Any]]) -> Here:
         source = node.all_input_nodes[0]
+        current = read.get(source, self._right[source])
         other = _other_side(node)
         wanted: Sequence[Tensor] = self._left[node]
         if other is not None and other in self._right and self._right[other] is not self._left[other]:
             triples = zip(wanted, self._left[other], self._right[other], strict=True)
             wanted = [_absorbing(y, a, b) for y, a, b in triples]
-        drifted = self._right[source] is not self._left[source]
+        drifted = current is not self._left[source]
         absorbs = wanted is not self._left[node]
-        return Here(node, self._left[source], self._right[source], wanted, drifted, absorbs, other is not None)
+        return Here(node, self._left[source], current, wanted, drifted, absorbs, other is not None)
 
 
 def _attribute(model: Model, target: str) -> Any:

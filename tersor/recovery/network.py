@@ -49,6 +49,7 @@ class Network:
         self.feeds = dict(compressed.feeds)
         self._moving = moving_norms and not rank
         self._given = dict(compressed.weights)
+        self._readers = frozenset(m.node for m in matrices(self.model))
         self.parameters: dict[str, nn.Parameter] = {}
         for name, parameter in self.model.module.named_parameters():
             if parameter.is_floating_point() and not rank:
@@ -72,7 +73,7 @@ class Network:
         """Outputs by name, and the activations of `nodes`, with gradients where torch has them switched on."""
         values = {name: self._value(name) for name in self._changed}
         values |= {name: values[first] for name, first in self._names.items() if first in values}
-        run = _Run(self.model.module, values, self._rounding(), set(nodes), training and self._moving)
+        run = _Run(self.model.module, values, self._rounding(), set(nodes), training and self._moving, self._readers)
         args, kwargs = self.model.arguments(flat)
         outputs = pytree.tree_leaves(run.run(*pytree.tree_leaves((args, kwargs))))
         return Seen(dict(zip(self.model.outputs, outputs, strict=True)), run.seen)
@@ -191,17 +192,25 @@ class _Run(fx.Interpreter):
         rounding: Mapping[str, tuple[Tensor, Grid]],
         nodes: Collection[str],
         moving: bool,
+        readers: Collection[str] = (),
     ):
         super().__init__(module)
-        self._values, self._rounding, self._nodes, self._moving = values, rounding, nodes, moving
+        self._values, self._nodes, self._moving, self._readers = values, nodes, moving, readers
+        self._stored = {name: pair for name, pair in rounding.items() if pair[1].high - pair[1].low == 255}
+        self._read = {name: pair for name, pair in rounding.items() if name not in self._stored}
         self.seen: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = self._norm(n) if self._moving and n.target in _NORMS else super().run_node(n)
         if n.name in self._nodes:
             self.seen[n.name] = value
-        rounding = self._rounding.get(n.name)
-        return value if rounding is None else _rounded(value, *rounding)
+        stored = self._stored.get(n.name)
+        return value if stored is None else _rounded(value, *stored)
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        read = self._read.get(n.all_input_nodes[0].name) if n.name in self._readers else None
+        return (args, kwargs) if read is None else ((_rounded(args[0], *read), *args[1:]), kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = self._values.get(str(target))
