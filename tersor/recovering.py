@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,12 +22,12 @@ from tersor.errors import InputError
 from tersor.graph.model import Model
 from tersor.graph.operators import aten
 from tersor.inputs import amounts, augments
-from tersor.inputs.job import Job, predict_with
+from tersor.inputs.job import Job
 from tersor.losses import loss_called
 from tersor.losses.hard_distillation import HardDistillation
 from tersor.maths.augment import Augment
 from tersor.maths.rates import RATES
-from tersor.measuring.metrics import drop
+from tersor.measuring.metrics import drop, predictor
 from tersor.recovery.loop import History, Observe, Training, train
 from tersor.recovery.many import group
 from tersor.recovery.network import Network, Teacher
@@ -155,7 +156,7 @@ class Recovering:
 
             def observe(step: int, parameters: Mapping[str, nn.Parameter]) -> None:
                 for m in matrices(model):
-                    weight = parameters[m.weight]
+                    weight = parameters[student.names[m.weight]]
                     if weight.grad is not None:
                         sums[m.name] -= weight.detach() * weight.grad
 
@@ -165,7 +166,7 @@ class Recovering:
             self._ground.cache.put(key, values | {f"moved/{name}": total for name, total in sums.items()})
         else:
             values, sums = dict(kept.tensors), {m.name: kept.tensors[f"moved/{m.name}"] for m in matrices(model)}
-        model = model.copy()
+        model = fold_norms(self._normed(whole).model)  # which may have added biases
         for name, _ in list(model.tensors()):
             model.assign(name, values[f"value/{name}"])
         return model, sums
@@ -201,10 +202,13 @@ class Recovering:
         job = self._job
 
         def judge(student: Network) -> float:
-            with torch.no_grad():
-                return drop(
-                    job.before_held, job.metric(predict_with(student.compressed().model), job.held), job.metric
-                ).amount
+            @torch.no_grad()
+            def run(*inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+                flat = [torch.from_numpy(np.ascontiguousarray(x)) for x in inputs]
+                return tuple(t.numpy() for t in student(flat, training=False).outputs.values())
+
+            score = job.metric(predictor(run, job.model.outputs), job.held)
+            return drop(job.before_held, score, job.metric).amount
 
         return judge
 

@@ -146,6 +146,26 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Spot:
+    """A value after so many steps."""
+
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a training went: mean loss of each stretch of steps, and what was lost of the metric after each epoch, on held-out
+    data, as the drop of the promise."""
+
+    plan: str
+    steps: int
+    seconds: float
+    losses: tuple[Spot, ...]
+    judged: tuple[Spot, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that is claimed of an artifact.
 
@@ -174,6 +194,7 @@ class Report:
     layers: tuple[Layer, ...] = ()
     time: tuple[Share, ...] = ()
     regression: Regression | None = None
+    training: tuple[Course, ...] = ()
     audit: tuple[Executed, ...] = ()
     compared: tuple[Compared, ...] = ()
     machine: Mapping[str, Any] = field(default_factory=dict)
@@ -247,7 +268,8 @@ class Report:
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         environment.filters.update(ms=ms, size=size, count=count, points=points, number=number, quantity=quantity)
         template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-        return template.render(r=self, scatter=_scatter(self), classes=_class_bars(self))
+        curves = [(course, _line(course.losses), _line(course.judged)) for course in self.training]
+        return template.render(r=self, scatter=_scatter(self), classes=_class_bars(self), curves=curves)
 
     def _score_rows(self) -> list[tuple[str, str, str, str]]:
         found = []
@@ -322,6 +344,17 @@ def _scatter(report: Report) -> _Scatter | None:
     ys = tuple(((y - low) / (top - low), f"{100 * y:.2g}") for y in _ticks(low, top))
     limit = None if report.limit is None else (reach - low) / (top - low)
     return _Scatter(shown, xs, ys, limit)
+
+
+def _line(spots: tuple[Spot, ...]) -> str:
+    """The points of a polyline, 300 wide and 80 high, from the least to the largest value."""
+    if len(spots) < 2:
+        return ""
+    low, high = min(s.value for s in spots), max(s.value for s in spots)
+    first, last = spots[0].step, spots[-1].step
+    across = [300 * (s.step - first) / max(1, last - first) for s in spots]
+    up = [80 - 80 * (s.value - low) / ((high - low) or 1.0) for s in spots]
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, up, strict=True))
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -28,6 +28,7 @@ from tersor.planners.knapsack import knapsack
 from tersor.pricing import FLOAT, Speeds, Widths, limited, price, widths
 from tersor.recipe import Recipe, refuse_strangers, technique_called
 from tersor.recovering import Recovering, Recovery
+from tersor.recovery.loop import History
 from tersor.rewrites.shrink import shrink
 from tersor.site import matrices
 from tersor.target import Compressed, Target
@@ -66,6 +67,7 @@ class Search:
     notes: list[str] = field(default_factory=list)
     recover: Recovery | None = None  # how what loses too much may be trained
     trained: set[str] = field(default_factory=set)
+    courses: dict[str, History] = field(default_factory=dict)  # of trainings, by plan
     cuts: tuple[Widths, ...] = ()  # the widths on offer
     damage: dict[tuple[str, str], float] = field(default_factory=dict)  # predicted, by matrix and technique
 
@@ -197,8 +199,7 @@ class Search:
         if train and self.recover is not None:
             recovering = Recovering(self.job, self.ground, self.recover)
             compressed = recovering(compressed)
-            course = recovering.history
-            self.notes.append(f"The plan{suffix} took {course.steps} steps of training, {course.seconds:.0f} s.")
+            self.courses[suffix.strip()] = recovering.history
         fitting = [t for t in self.targets if _runs(t, decisions)]
         if plan is not None:  # planned with the seconds of the runtimes that know int8
             planned = {type(t) for t in self.targets if t.precision == "int8"}

@@ -19,7 +19,8 @@ from tersor.measuring.machine import folder_bytes, machine, versions
 from tersor.measuring.metrics import Score, drop
 from tersor.measuring.regression import compare
 from tersor.profile import TEMPERATURE
-from tersor.report import Compared, Executed, Figures, Layer, Report, Share, Tried
+from tersor.recovery.loop import History
+from tersor.report import Compared, Course, Executed, Figures, Layer, Report, Share, Spot, Tried
 from tersor.search import ORIGINAL, Search
 from tersor.site import Matrix, matrices, sites
 from tersor.target import Compressed, Dynamic, Runner
@@ -59,6 +60,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         layers=_layers(search, chosen),
         time=_time(job.model, small, race.median(ORIGINAL), race.median(chosen.name)),
         regression=compare(predict_with(job.model), after, job.evaluation, seed=job.seed),
+        training=tuple(_course(plan, history) for plan, history in search.courses.items()),
         audit=tuple(Executed(**asdict(o)) for o in chosen.audit.operators) if chosen.audit else (),
         compared=_compared(search, chosen, runner),
         machine=machine(),
@@ -73,6 +75,11 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         cost={"seconds": seconds, "bytes": 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss},
         notes=(*search.notes, *_faithful(job, chosen), *(() if job.apart else (OWN_DATA,))),
     )
+
+
+def _course(plan: str, history: History) -> Course:
+    losses, judged = (tuple(Spot(*pair) for pair in pairs) for pairs in (history.losses, history.judged))
+    return Course(plan, history.steps, history.seconds, losses, judged)
 
 
 def _figures(name: str, score: Score, model: Model, trial: Trial, race: Race) -> Figures:

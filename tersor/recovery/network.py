@@ -44,8 +44,8 @@ class Network:
         columns), nothing else moves but steps of grids, and the sum is what comes out (Hu et al. 2021, arXiv:2106.09685).
         """
         self.model = compressed.model.copy()
-        self._names = _first_names(self.model)
-        self.kept: dict[str, Weight] = {self._names[name]: weight for name, weight in compressed.weights.items()}
+        self.names = _first_names(self.model)  # every name of a parameter, and the one it has in `parameters`
+        self.kept: dict[str, Weight] = {self.names[name]: weight for name, weight in compressed.weights.items()}
         self.feeds = dict(compressed.feeds)
         self._moving = moving_norms and not rank
         self._given = dict(compressed.weights)
@@ -72,7 +72,7 @@ class Network:
     def __call__(self, flat: Sequence[Tensor], nodes: Collection[str] = (), training: bool = True) -> Seen:
         """Outputs by name, and the activations of `nodes`, with gradients where torch has them switched on."""
         values = {name: self._value(name) for name in self._changed}
-        values |= {name: values[first] for name, first in self._names.items() if first in values}
+        values |= {name: values[first] for name, first in self.names.items() if first in values}
         run = _Run(self.model.module, values, self._rounding(), set(nodes), training and self._moving, self._readers)
         args, kwargs = self.model.arguments(flat)
         outputs = pytree.tree_leaves(run.run(*pytree.tree_leaves((args, kwargs))))
@@ -89,7 +89,7 @@ class Network:
         for parameter in model.module.parameters():
             parameter.requires_grad_(False)
         model = fold_norms(model)
-        weights = {name: self._settled(self._names[name], model.tensor(name)) for name in self._given}
+        weights = {name: self._settled(self.names[name], model.tensor(name)) for name in self._given}
         feeds = {
             name: replace(feed, scale=float(_positive(self.parameters[f"{STEP}{name}"])))
             if isinstance(feed, Grid)
@@ -101,13 +101,13 @@ class Network:
     @property
     def _changed(self) -> list[str]:
         """The parameters that are not used as they are."""
-        added = [name for name in self._names.values() if f"{UP}{name}" in self.parameters]
+        added = [name for name in self.names.values() if f"{UP}{name}" in self.parameters]
         return list(dict.fromkeys([*self.kept, *added]))
 
     def _add_adapters(self, rank: int, drawn: torch.Generator) -> None:
         for matrix in matrices(self.model):
             if matrix.convolution is None and len(matrix.shape) == 2:
-                name, (rows, columns) = self._names[matrix.weight], matrix.shape
+                name, (rows, columns) = self.names[matrix.weight], matrix.shape
                 down = torch.randn(rank, columns, generator=drawn) / columns**0.5
                 self.parameters[f"{UP}{name}"] = nn.Parameter(torch.zeros(rows, rank))
                 self.parameters[f"{DOWN}{name}"] = nn.Parameter(down)
