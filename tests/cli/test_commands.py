@@ -113,6 +113,18 @@ def test_every_command_has_help_and_json(here: Here) -> None:
         assert "--json" in shown.stdout
 
 
+def test_python_m_is_the_same_command() -> None:
+    root = str(Path(__file__).resolve().parents[2])
+    run = subprocess.run(
+        [sys.executable, "-m", "tersor", "--version"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+        check=False,
+    )
+    assert run.stdout.startswith("tersor ")
+
+
 def test_importing_the_package_loads_no_torch() -> None:
     code = "import sys, tersor; print('torch' in sys.modules, sorted(tersor.__all__) == tersor.__all__)"
     root = str(Path(__file__).resolve().parents[2])
