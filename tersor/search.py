@@ -42,10 +42,8 @@ LIMITS = (0.25, 0.375, 0.5, 0.625, 0.75)  # of its width that a group keeps at l
 GENTLER = (0.1, 0.25, 0.5, 0.75)  # of the way back from int8 to float
 ORIGINAL = "original (torch eager)"
 ROUNDS = 20
-FINAL_ROUNDS, STARTS = (
-    90,
-    3,
-)  # of the last race, with processes that are started anew: one that was unlucky may be a tenth slower
+FINAL_ROUNDS = 60
+STARTS = 3  # of the last race, each with new processes: one that was unlucky may be a tenth slower all its life
 NEAR = 1.2  # times the fastest: what may turn out to be the fastest in the last race
 EVEN = 1.05  # times the fastest, and no race can tell: as fast
 _NARROW = (
