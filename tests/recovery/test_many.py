@@ -31,7 +31,7 @@ def trained(folder: Path, count: int, kind: str = "narrow", kill: int = -1) -> l
     return [torch.load(folder / f"states{rank}.pt", weights_only=True) for rank in range(count)]
 
 
-@pytest.mark.parametrize("kind", ["narrow", "sparse"])
+@pytest.mark.parametrize("kind", ["narrow", pytest.param("sparse", marks=pytest.mark.slow)])
 def test_two_processes_take_the_steps_of_one(tmp_path: Path, kind: str):
     (alone,) = trained(tmp_path / "one", 1, kind)
     both = trained(tmp_path / "two", 2, kind)
@@ -40,6 +40,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, kind: str):
     assert float((alone - both[0]).abs().max()) < 1e-4 * float(alone.abs().max())
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_started_again_and_all_go_on(tmp_path: Path):
     (alone,) = trained(tmp_path / "one", 1)
     both = trained(tmp_path / "two", 2, kill=5)
