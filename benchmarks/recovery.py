@@ -57,13 +57,14 @@ def run(key: str, given: argparse.Namespace) -> dict[str, Any]:
             )
             seconds = time.perf_counter() - start
             hits = right(found.module, *test)
+            assert isinstance(found.after, float)  # accuracy is one number
             line["rows"].append(
                 {
                     "asked": ratio,
                     "macs_ratio": round(found.original.macs / found.size.macs, 4),
                     "recover": "none" if how is None else given.recover,
                     "accuracy": _percent(hits),
-                    "held": round(100 * float(found.after), 2),  # type: ignore[arg-type]
+                    "held": round(100 * found.after, 2),
                     "to_original": figures.paired(hits, before),
                     "wanted": None if how is None else WANTED.get((key, ratio)),
                     "seconds": round(seconds, 1),

@@ -53,7 +53,9 @@ class Calibrated:
     @cached_property
     def profile(self) -> Profile:
         """H, g and ranges of `model`."""
-        seen = self.measured(self.model)
+        return self._with_movement(self.measured(self.model))
+
+    def _with_movement(self, seen: Profile) -> Profile:
         moved = {n: replace(seen.facts[n], movement=each) for n, each in self._movement.items()}
         return replace(seen, facts={**seen.facts, **moved})
 
@@ -80,7 +82,8 @@ class Calibrated:
         asked = frozenset().union(*(t.needs for t in decisions.techniques.values())) & MEASURED
         if asked <= self.needs:
             return self.profile
-        return Calibrated(self._job, self._folded, self._movement, self.needs | asked).profile
+        wider = Calibrated(self._job, self._folded, needs=self.needs | asked)
+        return self._with_movement(wider.measured(self.model))
 
     def measured(self, model: Model) -> Profile:
         """H, g and ranges of any model that takes the same inputs."""

@@ -193,11 +193,10 @@ class _Pass:
             self._fisher[matrix.name] = self._fisher.get(matrix.name, torch.zeros_like(total)) + total
 
     def _add_gradient(self, flat: Sequence[Tensor]) -> None:
-        by_weight = {matrix.weight: matrix for matrix in self._by_node.values()}
-        found = squared_weight_gradients(self._model, flat, by_weight.keys(), self._labels, self._temperature)
-        for weight, square in found.items():
-            matrix = by_weight[weight]
-            total = to_matrix(square, matrix.groups, matrix.transposed)
+        names = {matrix.weight for matrix in self._by_node.values()}
+        found = squared_weight_gradients(self._model, flat, sorted(names), self._labels, self._temperature)
+        for matrix in self._by_node.values():  # several may read one weight
+            total = to_matrix(found[matrix.weight], matrix.groups, matrix.transposed)
             self._gradient[matrix.name] = self._gradient.get(matrix.name, torch.zeros_like(total)) + total
 
     def facts(self) -> dict[str, Facts]:

@@ -17,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from tersor.calibrated import Calibrated
 from tersor.densities import allocate, curves
 from tersor.errors import BudgetError, InputError
@@ -238,10 +240,12 @@ def rewound(fitted: Compressed, early: Model) -> Compressed:
 
     Source: Frankle et al. 2020, "Linear mode connectivity and the lottery ticket hypothesis", arXiv:1912.05671.
     """
-    weights = {name: weight.nearest(early.tensor(name)) for name, weight in fitted.weights.items()}
+    values = dict(early.tensors())
+    weights = {name: weight.nearest(values[name]) for name, weight in fitted.weights.items()}
     model = fitted.model.copy()
-    for name, _ in list(model.tensors()):
-        model.assign(name, weights[name].dense() if name in weights else early.tensor(name))
+    for name, now in list(model.tensors()):  # a bias that a training added was nothing early on
+        value = weights[name].dense() if name in weights else values.get(name, torch.zeros_like(now))
+        model.assign(name, value)
     return Compressed(model, weights, fitted.feeds)
 
 

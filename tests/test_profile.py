@@ -173,3 +173,20 @@ def test_gradients_of_weights_are_those_of_every_item_alone():
     p = module(x).softmax(1).detach().double()
     wanted = torch.einsum("ni,nj->ij", p * (1 - p), x.double().square()) / len(x)
     torch.testing.assert_close(seen[0], wanted, rtol=0.15, atol=0.01)
+
+
+def test_every_matrix_that_reads_a_shared_weight_knows_its_gradients():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.both(self.both(x).relu())
+
+    torch.manual_seed(0)
+    x = torch.randn(16, 4)
+    model = capture(Twice(), (x[:2],))
+    facts = measure(model, [(x,)], frozenset({"gram", "gradient"})).facts
+    assert facts
+    assert all(each.gradient is not None for each in facts.values())

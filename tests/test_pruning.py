@@ -283,6 +283,17 @@ def test_rewinding_puts_early_values_where_weights_are_left(module, data):
     assert torch.equal(back.model.tensor("body.0.bias"), early.tensor("body.0.bias"))
 
 
+def test_a_ticket_of_a_network_without_biases_trains_in_several_rounds(data):
+    def bare() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)).eval()
+
+    torch.manual_seed(0)
+    module, early = bare(), bare()
+    wish = {"weights": "40%", "steps": 2, "criterion": "magnitude", "recover": "1epochs", "metric": "agreement"}
+    found = tersor.prune(module, data, rewind=early, threads=1, **wish)
+    assert len(found.trained) == 2
+
+
 @pytest.mark.parametrize(
     ("wish", "said"),
     [
