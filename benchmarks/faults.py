@@ -182,7 +182,7 @@ def corruptions(count: int, seed: int) -> dict:
         ended = run([*subject(folder), "--out", str(folder / "out")], folder / "cache")
         if ended.code:
             raise SystemExit(f"the command failed: {ended.stages[-1]}")
-        refused = collections.Counter()
+        refused: collections.Counter[str] = collections.Counter()
         kinds: collections.Counter[str] = collections.Counter()
         for k in range(count):
             copy = folder / "copy"

@@ -15,6 +15,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,12 @@ def asked(ground: Ground) -> Iterator[tuple[str, float, Make, Make]]:
     def fitted(decisions: Decisions) -> Model:
         return fit(model, batches, profile, decisions).model
 
+    def without_some(count: int) -> Model:
+        return fitted(Decisions(drop=dispensable(model, batches, count)))
+
+    def refitted(other: Model, decisions: Decisions) -> Model:
+        return fit(other, batches, measure(other, batches), decisions).model
+
     for kind, some in kinds(model).items():
         if not some:
             continue
@@ -97,7 +104,7 @@ def asked(ground: Ground) -> Iterator[tuple[str, float, Make, Make]]:
             left = {g.name: g.blocks - min(g.blocks - 1, math.ceil(gone * g.blocks)) for g in some if g.name in ours}
             keeps = [{name: order[name].kept(width) for name, width in left.items()} for order in (ours, theirs)]
             share = 1 - sum(left.values()) / sum(g.blocks for g in some if g.name in ours)
-            yield kind, share, lambda k=keeps[0]: fitted(Decisions(keep=k)), lambda k=keeps[1]: shrink(model, k)
+            yield kind, share, partial(fitted, Decisions(keep=keeps[0])), partial(shrink, model, keeps[1])
     every = branches(model)
     weights = {m.name: model.tensor(m.weight) for m in matrices(model)}
     smallest = sorted((b.name for b in every), key=lambda name: float(weights[name].norm()))
@@ -105,18 +112,18 @@ def asked(ground: Ground) -> Iterator[tuple[str, float, Make, Make]]:
         yield (
             "layers",
             count / len(every),
-            lambda n=count: fitted(Decisions(drop=dispensable(model, batches, n))),
-            lambda n=count: without(model, smallest[:n]),
+            partial(without_some, count),
+            partial(without, model, smallest[:count]),
         )
     for pattern in PATTERNS:
-        ours = Decisions(techniques={name: SparseGPT(pattern) for name in weights})
+        sparse = Decisions(techniques={name: SparseGPT(pattern) for name in weights})
         moved = arranged(model, profile, pattern)
         plain = {m.name: Sparse(pattern, Magnitude(), repair=False) for m in matrices(model)}
         yield (
             f"{pattern.n}:{pattern.m}",
             1 - pattern.n / pattern.m,
-            lambda m=moved, d=ours: fit(m, batches, measure(m, batches), d).model,
-            lambda p=plain: replaced(model, profile, p),
+            partial(refitted, moved, sparse),
+            partial(replaced, model, profile, plain),
         )
 
 
@@ -142,7 +149,7 @@ def run(part: str, threads: int, seed: int) -> dict[str, Any]:
     first = tokens.encode("Once")[0]
     text = written(module, first, seed)
     judged = stories(tokens) if part == "test" else written(module, first, seed + 1)
-    batches = [(chunk[:, :-1].contiguous(),) for chunk in text.split(32)]
+    batches: list[tuple[torch.Tensor, ...]] = [(chunk[:, :-1].contiguous(),) for chunk in text.split(32)]
     model = capture(module, (batches[0][0][:2],))
     ground = model, batches, measure(model, batches, seed=seed)
     whole = losses(model, judged)

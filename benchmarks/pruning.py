@@ -134,7 +134,7 @@ class Peer:
         return list(pruner.step(interactive=True))
 
     def _ignored(self) -> list[nn.Module]:
-        layers = [m for m in self._scored.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        layers: list[nn.Module] = [m for m in self._scored.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         if not self._inner:
             return layers[-1:]  # the classes
         inner = {id(m.conv1) for m in self._scored.modules() if hasattr(m, "conv1") and hasattr(m, "conv2")}

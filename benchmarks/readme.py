@@ -76,10 +76,9 @@ def main() -> None:
         rule = "|" + "---|" * (head.count("|") - 1)
         table = "\n".join([above.format(**known), "", head, rule, *body, "", below.format(**known)])
         path = ROOT / name
-        text = MARKED.sub(
-            lambda _, t=table: f"<!-- figures: begin -->\n{t}\n<!-- figures: end -->", path.read_text("utf-8")
-        )
-        path.write_text(text, encoding="utf-8")
+        before, after = MARKED.split(path.read_text("utf-8"), maxsplit=1)
+        marked = f"<!-- figures: begin -->\n{table}\n<!-- figures: end -->"
+        path.write_text(before + marked + after, encoding="utf-8")
 
 
 if __name__ == "__main__":
