@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tersor.pipeline import compress
     from tersor.probing import Sensitivity, sensitivity
     from tersor.pruning import Pruned, prune
+    from tersor.quantising import Quantized, quantize
     from tersor.recovering import Recovery
     from tersor.report import Report
     from tersor.target import Runner, Target
@@ -52,6 +53,7 @@ __all__ = [
     "MissingRuntime",
     "ModelError",
     "Pruned",
+    "Quantized",
     "RecipeError",
     "Recovery",
     "Report",
@@ -68,6 +70,7 @@ __all__ = [
     "inspect",
     "load",
     "prune",
+    "quantize",
     "sensitivity",
     "verify",
 ]
@@ -75,6 +78,7 @@ __all__ = [
 _ELSEWHERE = {
     "Distilled": "distilling",
     "Pruned": "pruning",
+    "Quantized": "quantising",
     "Recovery": "recovering",
     "Report": "report",
     "Runner": "target",
@@ -87,6 +91,7 @@ _ELSEWHERE = {
     "inspect": "inspection",
     "load": "delivery",
     "prune": "pruning",
+    "quantize": "quantising",
     "sensitivity": "probing",
     "verify": "delivery",
 }

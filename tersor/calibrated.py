@@ -59,9 +59,9 @@ class Calibrated:
         moved = {n: replace(seen.facts[n], movement=each) for n, each in self._movement.items()}
         return replace(seen, facts={**seen.facts, **moved})
 
-    def fit(self, decisions: Decisions) -> Compressed:
-        """Carry out decisions on `model`."""
-        items = len(self._job.calibration) if decisions.cuts else QUANTISING_ITEMS
+    def fit(self, decisions: Decisions, items: int | None = None) -> Compressed:
+        """Carry out decisions on `model`. items: of the calibration part; else as many as the decisions are worth."""
+        items = items or (len(self._job.calibration) if decisions.cuts else QUANTISING_ITEMS)
 
         def fitted() -> Compressed:
             batches, seed = self._inputs(items), self._job.seed

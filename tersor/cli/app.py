@@ -11,7 +11,23 @@ from typing import Annotated
 import typer
 
 from tersor import __version__
+from tersor.cli.archives import distil, prune, quantize
 from tersor.cli.console import Stages, hush, results, write_json
+from tersor.cli.options import (
+    Augment,
+    Batch,
+    Data,
+    EvalData,
+    Exclude,
+    Folder,
+    Json,
+    Loss,
+    Metric,
+    Model,
+    Rate,
+    Seed,
+    Threads,
+)
 from tersor.errors import InputError, TersorError
 
 app = typer.Typer(
@@ -22,20 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-MODEL = (
-    "path/to/file.py:function or package.module:function returning a module or (module, example), or a .pt2 archive."
-)
-DATA = "path/to/file.py:function returning an iterable of (inputs, labels) batches, or an .npz with x and y."
-
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)]
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that compress wrote.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout, progress to stderr.")]
-Threads = Annotated[int, typer.Option(min=0, help="Threads of the runtime; 0 leaves it to torch.")]
-Loss = Annotated[str, typer.Option(help="Of the training: 0.9*kl(temperature=4) + 0.1*cross_entropy, ...")]
-Rate = Annotated[float | None, typer.Option(help="The highest learning rate of the training.", show_default=False)]
-Augment = Annotated[str, typer.Option(help="Of images while training: flip, crop, or file.py:function; by commas.")]
-Batch = Annotated[int, typer.Option(min=1, help="Items a call, for which the speed counts.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -51,25 +53,20 @@ def _options(
 @app.command()
 def compress(
     model: Model,
-    data: Annotated[str, typer.Option(metavar="DATA", help=DATA, show_default=False)],
+    data: Data,
     out: Annotated[
         Path | None, typer.Option(help="The folder to write; replaced as a whole.", show_default=False)
     ] = None,
-    eval_data: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="Judge on this data; else on a part of --data.", show_default=False),
-    ] = None,
-    metric: Annotated[str, typer.Option(help="accuracy, top5, mse, ..., agreement, or file.py:function.")] = "accuracy",
+    eval_data: EvalData = None,
+    metric: Metric = "accuracy",
     max_drop: Annotated[str, typer.Option(help="What may be lost of the metric: 0.5% or 0.005.")] = "0.5%",
     target: Annotated[
         str, typer.Option(help="eager, inductor, onnxruntime, openvino, several by commas, or auto.")
     ] = "auto",
     batch: Batch = 1,
     threads: Threads = 0,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    exclude: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Leave this layer alone; repeatable.")
-    ] = None,
+    seed: Seed = 0,
+    exclude: Exclude = None,
     time_limit: Annotated[
         str | None, typer.Option(help="Stop searching after 90s, 10m, 1.5h.", show_default=False)
     ] = None,
@@ -125,149 +122,15 @@ def compress(
         show_report(report, written)
 
 
-@app.command()
-def prune(
-    model: Model,
-    data: Annotated[str, typer.Option(metavar="DATA", help=DATA, show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="The .pt2 archive to write.", show_default=False)] = None,
-    macs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SHARE", help="Multiply-adds to be left by removing channels: 2x, 50%.", show_default=False
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="Single weights that stay: 5x, 20%.", show_default=False)
-    ] = None,
-    only: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KINDS",
-            help="With --macs: of channels, neurons, heads, head_width, residual.",
-            show_default=False,
-        ),
-    ] = None,
-    branches: Annotated[
-        str, typer.Option(help="Residual branches (blocks, layers) to leave out, or, with --macs, auto.")
-    ] = "0",
-    pattern: Annotated[
-        str, typer.Option(help="Of the zeros: anywhere, rows, n:m, or a tile such as 16x1.")
-    ] = "anywhere",
-    criterion: Annotated[str, typer.Option(help="What stays: best, or magnitude, wanda, obs, ...")] = "best",
-    schedule: Annotated[str, typer.Option(help="geometric, linear, cosine or cubic.")] = "geometric",
-    steps: Annotated[int, typer.Option(min=1, help="Each measures anew what the last one left.")] = 1,
-    multiple: Annotated[str, typer.Option(help="Of channels: 8, or auto: what runtimes here reward.")] = "1",
-    max_drop: Annotated[
-        str | None, typer.Option(help="Go only as far as this holds: 0.5%.", show_default=False)
-    ] = None,
-    recover: Annotated[
-        str | None,
-        typer.Option(metavar="LENGTH", help="Train after each step: 2epochs, 10m.", show_default=False),
-    ] = None,
-    loss: Loss = "kl(temperature=4)",
-    rate: Rate = None,
-    augment: Augment = "",
-    rewind: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="With --recover: train from these early values.", show_default=False),
-    ] = None,
-    metric: Annotated[str, typer.Option(help="accuracy, top5, mse, ..., agreement, or file.py:function.")] = "accuracy",
-    eval_data: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="Judge on this data; else on a part of --data.", show_default=False),
-    ] = None,
-    threads: Threads = 0,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    exclude: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Leave this layer alone; repeatable.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Remove channels, zero weights, or both, and repair what stays: no labels, and no training unless asked for."""
-    with results(as_json) as stream, Stages() as progress:
-        from tersor.pruning import prune as run_pruning
-        from tersor.recovering import Recovery
-
-        found = run_pruning(
-            model,
-            data,
-            macs=macs,
-            weights=weights,
-            only=[kind.strip() for kind in only.split(",")] if only else (),
-            branches=branches,
-            pattern=pattern,
-            criterion=criterion,
-            schedule=schedule,
-            steps=steps,
-            multiple=multiple,
-            max_drop=max_drop,
-            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment),
-            rewind=rewind,
-            metric=metric,
-            eval_data=eval_data,
-            threads=threads,
-            seed=seed,
-            exclude=exclude or (),
-            out=out,
-            progress=progress,
-        )
-        if as_json:
-            write_json(stream, {"out": out, **found.to_json()})
-    if not as_json:
-        from tersor.cli.prune import show
-
-        show(found, out)
-
-
-@app.command()
-def distil(
-    student: Annotated[str, typer.Argument(metavar="STUDENT", help=MODEL, show_default=False)],
-    teacher: Annotated[str, typer.Option(metavar="MODEL", help=MODEL, show_default=False)],
-    data: Annotated[str, typer.Option(metavar="DATA", help=DATA, show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="The .pt2 archive to write.", show_default=False)] = None,
-    recover: Annotated[str, typer.Option(metavar="LENGTH", help="How long: 2epochs, 10m.")] = "2epochs",
-    loss: Loss = "kl(temperature=4)",
-    rate: Rate = None,
-    augment: Augment = "",
-    metric: Annotated[str, typer.Option(help="accuracy, top5, mse, ..., agreement, or file.py:function.")] = "accuracy",
-    eval_data: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="Judge on this data; else on a part of --data.", show_default=False),
-    ] = None,
-    threads: Threads = 0,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Train one model to answer as another does."""
-    with results(as_json) as stream, Stages() as progress:
-        from tersor.distilling import distil as run_distilling
-        from tersor.recovering import Recovery
-
-        found = run_distilling(
-            student,
-            data,
-            teacher=teacher,
-            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment) or "none",
-            metric=metric,
-            eval_data=eval_data,
-            threads=threads,
-            seed=seed,
-            out=out,
-            progress=progress,
-        )
-        if as_json:
-            write_json(stream, {"out": out, **found.to_json()})
-    if not as_json:
-        from tersor.cli.distil import show
-
-        show(found, out)
+for _makes_an_archive in (prune, quantize, distil):
+    app.command()(_makes_an_archive)
 
 
 @app.command()
 def sensitivity(
     model: Model,
-    data: Annotated[str, typer.Option(metavar="DATA", help=DATA, show_default=False)],
-    metric: Annotated[str, typer.Option(help="accuracy, top5, mse, ..., agreement, or file.py:function.")] = "accuracy",
+    data: Data,
+    metric: Metric = "accuracy",
     granularity: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="channels, bits or weights; repeatable; all.", show_default=False),
@@ -275,10 +138,8 @@ def sensitivity(
     out: Annotated[Path | None, typer.Option(help="Write an HTML page with plots.", show_default=False)] = None,
     items: Annotated[int, typer.Option(min=1, help="Held-out items that are judged on.")] = 256,
     threads: Threads = 0,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    exclude: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Leave this layer alone; repeatable.")
-    ] = None,
+    seed: Seed = 0,
+    exclude: Exclude = None,
     as_json: Json = False,
 ) -> None:
     """Show how much the metric loses when one layer alone is made smaller."""

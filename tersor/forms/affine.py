@@ -40,14 +40,19 @@ class Affine(Weight):
         return 1 if self.transposed else 0
 
     @property
+    def rows(self) -> int:
+        """Of the matrix."""
+        return self.shape[1] * self.groups if self.transposed else self.shape[0]
+
+    @property
     def codes(self) -> Tensor:
         """int8, in the parameter's shape."""
-        return self._shaped(self._codes()).to(torch.int8)
+        return self.shaped(self._codes()).to(torch.int8)
 
     def dense(self) -> Tensor:
         codes = self._codes().float()
         zero = self.zero.float().expand(self.scale.shape)
-        return self._shaped(self._wide(self.scale, codes) * (codes - self._wide(zero, codes)))
+        return self.shaped(self.wide(self.scale, codes) * (codes - self.wide(zero, codes)))
 
     @property
     def nbytes(self) -> int:
@@ -68,21 +73,22 @@ class Affine(Weight):
         matrix = to_matrix(latent, self.groups, self.transposed).flatten(0, 1)
         high = 2 ** (self.bits - 1) - 1
         mild = (matrix.numel() / scale.numel() * max(1, high)) ** -0.5
-        wide = self._wide(scale * mild + (scale - scale * mild).detach(), matrix)
-        zero = self._wide(self.zero.float().expand(self.scale.shape), matrix)
+        wide = self.wide(scale * mild + (scale - scale * mild).detach(), matrix)
+        zero = self.wide(self.zero.float().expand(self.scale.shape), matrix)
         code = matrix / wide + zero
         code = (code + (code.round() - code).detach()).clamp(self.low, high)
-        return self._shaped(wide * (code - zero))
+        return self.shaped(wide * (code - zero))
 
     def _codes(self) -> Tensor:
         flat = unpack(self.packed, self.bits, prod(self.shape)).to(torch.int16) - 2 ** (self.bits - 1)
-        rows = self.shape[1] * self.groups if self.transposed else self.shape[0]
-        return flat.reshape(rows, -1)
+        return flat.reshape(self.rows, -1)
 
-    def _wide(self, t: Tensor, like: Tensor) -> Tensor:
+    def wide(self, t: Tensor, like: Tensor) -> Tensor:
+        """(rows or 1, runs) -> (rows, c)."""
         return t.repeat_interleave(self.run, 1)[:, : like.shape[1]].expand(like.shape)
 
-    def _shaped(self, rows: Tensor) -> Tensor:
+    def shaped(self, rows: Tensor) -> Tensor:
+        """The parameter whose matrix is `rows` (rows, c)."""
         return from_matrix(rows.reshape(self.groups, -1, rows.shape[1]), self.shape, self.groups, self.transposed)
 
 

@@ -187,3 +187,20 @@ def test_prune_writes_an_archive_and_says_what_went(net: Path, tmp_path: Path, c
     code, shown, err = call("prune", f"{net}:make", "--data", f"{net}:data", "--macs", "2")
     assert (code, shown) == (2, "")
     assert "did you mean 2x?" in err
+
+
+def test_quantize_writes_an_archive_and_says_how_small(net: Path, tmp_path: Path, call: Call) -> None:
+    out = tmp_path / "small.pt2"
+    words = ("--metric", "agreement", "--weights", "4", "--activations", "6", "--threads", "1", "--out", str(out))
+    code, shown, err = call("quantize", f"{net}:make", "--data", f"{net}:data", *words)
+    assert code == 0, err
+    assert "agreement 1 ->" in shown
+    assert "6 bits" in shown
+    assert torch.export.load(out).module(check_guards=False)
+    code, shown, _ = call("quantize", f"{net}:make", "--data", f"{net}:data", *words, "--json")
+    record = json.loads(shown)
+    assert (code, record["out"], record["activations"]) == (0, str(out), 6)
+    assert record["bytes"][1] < record["bytes"][0]
+    code, shown, err = call("quantize", f"{net}:make", "--data", f"{net}:data", "--weights", "9")
+    assert (code, shown) == (2, "")
+    assert "write 1 to 8, ternary or binary" in err

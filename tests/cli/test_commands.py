@@ -99,6 +99,7 @@ def test_every_command_has_help_and_json(here: Here) -> None:
     for command in (
         "compress",
         "prune",
+        "quantize",
         "distil",
         "sensitivity",
         "inspect",

@@ -1,0 +1,204 @@
+"""The commands that take a model one step further and write it as an archive, which `compress` takes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tersor.cli.console import Stages, results, write_json
+from tersor.cli.options import (
+    MODEL,
+    Archive,
+    Augment,
+    Data,
+    EvalData,
+    Exclude,
+    Json,
+    Loss,
+    Metric,
+    Model,
+    Rate,
+    Seed,
+    Threads,
+)
+
+
+def prune(
+    model: Model,
+    data: Data,
+    out: Archive = None,
+    macs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE", help="Multiply-adds to be left by removing channels: 2x, 50%.", show_default=False
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Single weights that stay: 5x, 20%.", show_default=False)
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KINDS",
+            help="With --macs: of channels, neurons, heads, head_width, residual.",
+            show_default=False,
+        ),
+    ] = None,
+    branches: Annotated[
+        str, typer.Option(help="Residual branches (blocks, layers) to leave out, or, with --macs, auto.")
+    ] = "0",
+    pattern: Annotated[
+        str, typer.Option(help="Of the zeros: anywhere, rows, n:m, or a tile such as 16x1.")
+    ] = "anywhere",
+    criterion: Annotated[str, typer.Option(help="What stays: best, or magnitude, wanda, obs, ...")] = "best",
+    schedule: Annotated[str, typer.Option(help="geometric, linear, cosine or cubic.")] = "geometric",
+    steps: Annotated[int, typer.Option(min=1, help="Each measures anew what the last one left.")] = 1,
+    multiple: Annotated[str, typer.Option(help="Of channels: 8, or auto: what runtimes here reward.")] = "1",
+    max_drop: Annotated[
+        str | None, typer.Option(help="Go only as far as this holds: 0.5%.", show_default=False)
+    ] = None,
+    recover: Annotated[
+        str | None,
+        typer.Option(metavar="LENGTH", help="Train after each step: 2epochs, 10m.", show_default=False),
+    ] = None,
+    loss: Loss = "kl(temperature=4)",
+    rate: Rate = None,
+    augment: Augment = "",
+    rewind: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="With --recover: train from these early values.", show_default=False),
+    ] = None,
+    metric: Metric = "accuracy",
+    eval_data: EvalData = None,
+    threads: Threads = 0,
+    seed: Seed = 0,
+    exclude: Exclude = None,
+    as_json: Json = False,
+) -> None:
+    """Remove channels, zero weights, or both, and repair what stays: no labels, and no training unless asked for."""
+    with results(as_json) as stream, Stages() as progress:
+        from tersor.pruning import prune as run_pruning
+        from tersor.recovering import Recovery
+
+        found = run_pruning(
+            model,
+            data,
+            macs=macs,
+            weights=weights,
+            only=[kind.strip() for kind in only.split(",")] if only else (),
+            branches=branches,
+            pattern=pattern,
+            criterion=criterion,
+            schedule=schedule,
+            steps=steps,
+            multiple=multiple,
+            max_drop=max_drop,
+            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment),
+            rewind=rewind,
+            metric=metric,
+            eval_data=eval_data,
+            threads=threads,
+            seed=seed,
+            exclude=exclude or (),
+            out=out,
+            progress=progress,
+        )
+        if as_json:
+            write_json(stream, {"out": out, **found.to_json()})
+    if not as_json:
+        from tersor.cli.prune import show
+
+        show(found, out)
+
+
+def quantize(
+    model: Model,
+    data: Data,
+    out: Archive = None,
+    weights: Annotated[str, typer.Option(metavar="BITS", help="1 to 8, ternary or binary.")] = "4",
+    activations: Annotated[str, typer.Option(metavar="BITS", help="2 to 8, or none: float.")] = "none",
+    edges: Annotated[str, typer.Option(metavar="BITS", help="Of the first and last matrix.")] = "8",
+    groups: Annotated[int, typer.Option(min=0, help="Columns that share a scale; 0: one scale an output.")] = 0,
+    method: Annotated[str, typer.Option(help="gptq, or rounding to nearest.")] = "gptq",
+    recover: Annotated[
+        str | None, typer.Option(metavar="LENGTH", help="Train afterwards: 2epochs, 10m.", show_default=False)
+    ] = None,
+    loss: Loss = "kl(temperature=4)",
+    rate: Rate = None,
+    augment: Augment = "",
+    metric: Metric = "accuracy",
+    eval_data: EvalData = None,
+    threads: Threads = 0,
+    seed: Seed = 0,
+    exclude: Exclude = None,
+    as_json: Json = False,
+) -> None:
+    """Put weights and activations on grids of few bits: no labels, and no training unless asked for."""
+    with results(as_json) as stream, Stages() as progress:
+        from tersor.quantising import quantize as run_quantising
+        from tersor.recovering import Recovery
+
+        found = run_quantising(
+            model,
+            data,
+            weights=weights,
+            activations=activations,
+            edges=edges,
+            groups=groups,
+            method=method,
+            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment),
+            metric=metric,
+            eval_data=eval_data,
+            threads=threads,
+            seed=seed,
+            exclude=exclude or (),
+            out=out,
+            progress=progress,
+        )
+        if as_json:
+            write_json(stream, {"out": out, **found.to_json()})
+    if not as_json:
+        from tersor.cli.quantize import show
+
+        show(found, out)
+
+
+def distil(
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help=MODEL, show_default=False)],
+    teacher: Annotated[str, typer.Option(metavar="MODEL", help=MODEL, show_default=False)],
+    data: Data,
+    out: Archive = None,
+    recover: Annotated[str, typer.Option(metavar="LENGTH", help="How long: 2epochs, 10m.")] = "2epochs",
+    loss: Loss = "kl(temperature=4)",
+    rate: Rate = None,
+    augment: Augment = "",
+    metric: Metric = "accuracy",
+    eval_data: EvalData = None,
+    threads: Threads = 0,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train one model to answer as another does."""
+    with results(as_json) as stream, Stages() as progress:
+        from tersor.distilling import distil as run_distilling
+        from tersor.recovering import Recovery
+
+        found = run_distilling(
+            student,
+            data,
+            teacher=teacher,
+            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment) or "none",
+            metric=metric,
+            eval_data=eval_data,
+            threads=threads,
+            seed=seed,
+            out=out,
+            progress=progress,
+        )
+        if as_json:
+            write_json(stream, {"out": out, **found.to_json()})
+    if not as_json:
+        from tersor.cli.distil import show
+
+        show(found, out)

@@ -1,0 +1,121 @@
+"""Put what a fit decided into the graph itself: weights as packed codes, activations through their grids.
+
+The module that comes out computes each stored weight from its codes in every call, and rounds activations where they are
+read; torch exports, saves and loads it without Tersor, in as few bytes as the codes take. Values: exactly `Weight.dense()`,
+and `scale * (clamp(round(x / scale + zero)) - zero)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from math import prod
+
+import torch
+from torch import Tensor, fx, nn
+
+from tersor.forms.affine import Affine
+from tersor.graph.model import Model
+from tersor.maths.bits import unpack
+from tersor.site import matrices
+from tersor.target import Compressed, Grid
+
+WIDE = 255  # codes of a grid on which an activation is stored for all its readers, not only for matrices
+
+
+def store_quantised(compressed: Compressed) -> Model:
+    """The model with its affine weights packed and its static feeds in the graph; other weights stay dense."""
+    model = compressed.model.copy()
+    grids = {name: feed for name, feed in compressed.feeds.items() if isinstance(feed, Grid)}
+    _round(model, grids, {matrix.node for matrix in matrices(model)})
+    _pack(model, {name: weight for name, weight in compressed.weights.items() if isinstance(weight, Affine)})
+    model.graph.lint()
+    model.module.recompile()
+    return model
+
+
+def _round(model: Model, grids: Mapping[str, Grid], readers: Collection[str]) -> None:
+    for node in list(model.graph.nodes):
+        grid = grids.get(node.name)
+        if grid is None:
+            continue
+        wide = grid.high - grid.low == WIDE
+        users = [user for user in node.users if wide or (user.name in readers and user.args[0] is node)]
+        if not users:
+            continue
+        owner = f"grid_{node.name}"
+        model.module.add_submodule(owner, _Rounded(grid))
+        with model.graph.inserting_after(node):
+            rounded = model.graph.call_module(owner, (node,))
+        rounded.meta = dict(node.meta)
+        for user in users:
+            user.replace_input_with(node, rounded)
+
+
+def _pack(model: Model, weights: Mapping[str, Affine]) -> None:
+    names = {(model.tensor(name).data_ptr(), model.tensor(name).shape): name for name in weights}
+    made: dict[str, fx.Node] = {}
+    gone: set[str] = set()
+    for node in list(model.graph.nodes):
+        if node.op != "get_attr" or not isinstance(held := model.tensor(str(node.target)), Tensor):
+            continue
+        name = names.get((held.data_ptr(), held.shape))
+        if name is None:
+            continue
+        if name not in made:
+            with model.graph.inserting_before(node):
+                made[name] = _unpacking(model, name, weights[name])
+        gone.add(str(node.target))
+        node.replace_all_uses_with(made[name])
+        model.graph.erase_node(node)
+    for name in gone:
+        owner, leaf = _owner(model, name)
+        delattr(owner, leaf)
+
+
+def _unpacking(model: Model, name: str, weight: Affine) -> fx.Node:
+    """The node that gives a weight, from tensors beside the one it had."""
+    (owner, leaf), place = _owner(model, name), name.rpartition(".")[0]
+    offset = weight.zero.float() + 2 ** (weight.bits - 1)
+    parts = []
+    for part, value in (("codes", weight.packed), ("scale", weight.scale), ("offset", offset)):
+        owner.register_buffer(f"{leaf}_{part}", value.clone())
+        parts.append(model.graph.get_attr(f"{place}.{leaf}_{part}".lstrip(".")))
+        parts[-1].meta["val"] = value
+    unpack_it = f"{name.replace('.', '_')}_unpack"
+    model.module.add_submodule(unpack_it, _Unpack(weight))
+    made = model.graph.call_module(unpack_it, tuple(parts))
+    made.meta["val"] = model.tensor(name)
+    return made
+
+
+def _owner(model: Model, name: str) -> tuple[nn.Module, str]:
+    place, _, leaf = name.rpartition(".")
+    return model.module.get_submodule(place), leaf
+
+
+class _Rounded(nn.Module):
+    """An activation through its grid."""
+
+    def __init__(self, grid: Grid):
+        super().__init__()
+        self._grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self._grid
+        return grid.scale * ((x / grid.scale + grid.zero).round().clamp(grid.low, grid.high) - grid.zero)
+
+
+class _Unpack(nn.Module):
+    """The weight from its packed unsigned codes, its scales, and what its zeros are among the codes."""
+
+    def __init__(self, form: Affine):
+        super().__init__()
+        self._form = replace(form, **dict.fromkeys(("packed", "scale", "zero"), torch.empty(0)))
+
+    def forward(self, packed: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+        form = self._form
+        codes = unpack(packed, form.bits, prod(form.shape)).reshape(form.rows, -1)
+        if scale.shape[1] > 1:  # one for each run of columns
+            scale, offset = form.wide(scale, codes), form.wide(offset.expand_as(scale), codes)
+        return form.shaped(scale * (codes - offset))

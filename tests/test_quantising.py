@@ -1,0 +1,167 @@
+"""`tersor.quantize`: few bits, repaired, in an archive that torch loads without Tersor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stripes
+import torch
+from torch import Tensor, nn
+
+import tersor
+from tersor.errors import InputError
+from tersor.fitting import Decisions, fit
+from tersor.graph.model import capture
+from tersor.profile import measure
+from tersor.recovery.network import Network
+from tersor.rewrites.store_quantised import store_quantised
+from tersor.site import matrices
+from tersor.techniques.gptq import GPTQ
+
+
+STEM, BODY = "stem_0_weight_unpack", "body_0_weight_unpack"
+
+
+def quantized(**wishes: Any) -> tersor.Quantized:
+    held = [stripes.images(600, 7)]
+    return tersor.quantize(stripes.trained(), stripes.batches(), eval_data=held, threads=1, **wishes)
+
+
+def apart(found: tersor.Quantized) -> float:
+    """How far the decisions are from the original's: the mean squared difference of log-probabilities."""
+    x = stripes.images(600, 7)[0]
+    with torch.no_grad():
+        ours, theirs = (module(x).log_softmax(1) for module in (found.module, stripes.trained()))
+    return float((ours - theirs).square().mean())
+
+
+def rows(found: tersor.Quantized, name: str) -> Tensor:
+    """The values of a weight, output by output, as the archive's own graph gives them to its layer."""
+    seen: dict[str, Tensor] = {}
+
+    def look(node: Any, value: Any) -> Any:
+        if node.op == "call_module" and str(node.target).endswith("_unpack"):
+            seen[str(node.target)] = value
+        return value
+
+    found.model.interpret(found.model.example, look)
+    return seen[name].flatten(1)
+
+
+def test_the_archive_is_what_was_judged_and_holds_packed_codes(tmp_path: Path):
+    out = tmp_path / "small.pt2"
+    found = quantized(weights=4, activations=4, out=out)
+    again = torch.export.load(out).module(check_guards=False)  # without Tersor
+    x = stripes.images(50, 3)[0]
+    assert torch.equal(again(x), found.module(x))
+    body = 16 * 16 * 9
+    assert found.bytes[1] < found.bytes[0] - 4 * body + body // 2 + 3000
+    codes = [t for t in again.state_dict().values() if t.dtype == torch.uint8]
+    assert body // 2 in [t.numel() for t in codes]
+    assert set(found.weights.values()) == {8, 4}
+    assert json.loads(json.dumps(found.to_json()))["activations"] == 4
+
+
+@pytest.mark.parametrize(("bits", "values"), [("binary", 2), ("ternary", 3), ("2", 4), ("3", 7)])
+def test_each_output_has_so_many_values(bits: str, values: int):
+    found = quantized(weights=bits)
+    assert max(len(row.unique()) for row in rows(found, BODY)) <= values
+    assert max(len(row.unique()) for row in rows(found, STEM)) > 4  # the first matrix has 8 bits
+    assert found.after > 0.6
+
+
+def test_runs_of_columns_have_scales_of_their_own():
+    coarse, fine = quantized(weights=2, edges=2), quantized(weights=2, edges=2, groups=12)
+    assert max(len(row.unique()) for row in rows(coarse, BODY)) <= 4
+    assert max(len(row.unique()) for row in rows(fine, BODY)) > 4
+    assert fine.bytes[1] > coarse.bytes[1]
+
+
+def test_error_feedback_loses_less_than_rounding():
+    assert apart(quantized(weights="ternary")) < apart(quantized(weights="ternary", method="rounding"))
+
+
+def test_training_gives_back_what_two_bits_lost():
+    plain = quantized(weights=2, activations=2)
+    how = tersor.Recovery.of("4epochs", rate=0.02, batch=64)
+    trained = quantized(weights=2, activations=2, recover=how)
+    assert apart(trained) < apart(plain)
+    assert trained.trained is not None
+    assert trained.trained.steps > 30
+    assert max(len(row.unique()) for row in rows(trained, BODY)) <= 4
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_the_graph_computes_what_training_sees(bits: int):
+    x, _ = stripes.images(256, 5)
+    model = capture(stripes.trained(), (x[:2],))
+    batches = [(part,) for part in x.split(128)]
+    techniques = {m.name: GPTQ(4) for m in matrices(model)}
+    decisions = Decisions(techniques=techniques, feeds="static", bits=bits)
+    compressed = fit(model, batches, measure(model, batches), decisions)
+    seen = Network(compressed)((x,), training=False).outputs["output"].detach()
+    torch.testing.assert_close(store_quantised(compressed).run(x)[0], seen, rtol=1e-5, atol=1e-5)
+
+
+class Tied(nn.Module):
+    """An embedding whose weight gives the scores, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 16)
+        self.inner = nn.Linear(16, 16)
+        self.out = nn.Linear(16, 20, bias=False)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(torch.relu(self.inner(self.embedding(tokens))))
+
+
+def test_a_weight_that_is_read_twice_is_stored_once(tmp_path: Path):
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 20, (64, 6))
+    found = tersor.quantize(
+        Tied().eval(), [(tokens,)], weights=4, edges=4, metric="cosine", threads=1, out=tmp_path / "tied.pt2"
+    )
+    again = torch.export.load(tmp_path / "tied.pt2").module(check_guards=False)
+    assert torch.equal(again(tokens), found.module(tokens))
+    held = found.module.state_dict()
+    assert sum(t.numel() for t in held.values() if t.dtype == torch.uint8) == (20 * 16 + 16 * 16) // 2
+    assert not [n for n, t in held.items() if t.is_floating_point() and t.numel() >= 16 * 16]
+
+
+def test_compress_and_inspect_take_the_archive(tmp_path: Path):
+    out = tmp_path / "small.pt2"
+    quantized(weights=4, out=out)
+    layers = {layer.name: layer.parameters for layer in tersor.inspect(str(out)).layers}
+    assert layers == {"stem.0": 16 * 9 + 16, "body.0": 16 * 16 * 9 + 16, "head": 16 * 4 + 4}
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"weights": 9}, "Weights of '9' bits were asked for; write 1 to 8, ternary or binary"),
+        ({"activations": 1}, "Activations of '1' bits were asked for; write 2 to 8, or none"),
+        ({"method": "awq"}, "no method 'awq'; choose of gptq, rounding"),
+        ({"groups": -1}, "groups is -1; write how many columns share a scale"),
+        ({"exclude": ["stem.0", "body.0", "head"]}, "no matrix that may be quantised"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(wish: dict, said: str):
+    with pytest.raises(InputError, match=said):
+        quantized(**wish)
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_resnet20_keeps_what_it_knows_at_four_bits(loaders: Any) -> None:
+    images, labels = loaders.cifar10("train")
+    x, y = loaders.cifar_norm(images[:512]), torch.from_numpy(labels[:512])
+    held = [(loaders.cifar_norm(images[40000:40500]), torch.from_numpy(labels[40000:40500]))]
+    data = list(zip(x.split(128), y.split(128), strict=True))
+    found = tersor.quantize(loaders.resnet_cifar(20), data, weights=4, activations=8, eval_data=held, threads=2)
+    assert found.drop.amount < 0.015
+    assert found.bytes[1] < found.bytes[0] / 6
