@@ -5,9 +5,8 @@
 
 Everybody sees the same calibration images: `--images` of the search part, drawn anew for each seed. No training, no labels.
 The first and the last matrix, and the images, have 8 bits. W8A8 is judged on the exported file in ONNX Runtime and in
-OpenVINO, as are the peers'. Fewer bits are judged by simulating the grids of weights and of what matrices read (no runtime
-here computes in them), as is plain rounding: weights to the grid that reaches the largest value of each row, activations to
-their extremes.
+OpenVINO, as are the peers'. Fewer bits are what `tersor.quantize` makes, grids simulated in float (no runtime here computes in
+them), as is plain rounding: weights to the grid that reaches the largest value of each row, activations to their extremes.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import tersor
 from benchmarks import environment, figures, zoo
 from benchmarks.ours import predict
 from benchmarks.peers import PEERS
@@ -37,9 +36,9 @@ from tersor.maths.ranges import minmax
 from tersor.maths.unfold import from_matrix, to_matrix
 from tersor.measuring.machine import weight_bits
 from tersor.profile import Profile, measure
-from tersor.recovery.network import Network
 from tersor.rewrites.equalise import equalise
 from tersor.rewrites.fold_norms import fold_norms
+from tersor.rewrites.store_quantised import store_quantised
 from tersor.site import matrices, sites
 from tersor.target import Compressed, Grid
 from tersor.targets import target_called
@@ -54,7 +53,8 @@ WANTED = {
 INT8_PEERS = ("ort_int8", "nncf_int8")
 RUNTIMES = ("onnxruntime", "openvino")
 Hits = np.ndarray
-Judge = Callable[[Callable[[np.ndarray], np.ndarray]], Hits]
+Predict = Callable[[np.ndarray], np.ndarray]
+Judge = Callable[[Predict], Hits]
 
 
 def prepared(key: str, images: Tensor, seed: int) -> tuple[Model, Profile]:
@@ -66,18 +66,28 @@ def prepared(key: str, images: Tensor, seed: int) -> tuple[Model, Profile]:
     return model, profile if model is folded else measure(model, batches, NEEDS, seed=seed)
 
 
-def ours(model: Model, profile: Profile, images: Tensor, weights: int, activations: int, seed: int) -> Compressed:
-    """GPTQ in execution order, on the inputs that each matrix then sees, towards the original's outputs."""
-    names = [m.name for m in matrices(model)]
-    edge = min(8, weight_bits() if weights == 8 else 8)
-    techniques = {n: GPTQ(edge if n in (names[0], names[-1]) or weights == 8 else weights) for n in names}
-    items = QUANTISING_ITEMS if weights == 8 else len(images)
-    batches = [(x,) for x in images[:items].split(64)]
-    return fit(model, batches, profile, Decisions(techniques=techniques, feeds="static", bits=activations), seed=seed)
+def int8(model: Model, profile: Profile, images: Tensor, seed: int) -> Compressed:
+    """What `compress` makes of a plan of int8 everywhere, in the bits of weights that this processor wants."""
+    techniques = {m.name: GPTQ(weight_bits()) for m in matrices(model)}
+    batches = [(x,) for x in images[:QUANTISING_ITEMS].split(64)]
+    return fit(model, batches, profile, Decisions(techniques=techniques, feeds="static"), seed=seed)
+
+
+def quantized(key: str, images: Tensor, weights: int, activations: int, threads: int, seed: int) -> Any:
+    """What the command makes, all images being its data."""
+    return tersor.quantize(
+        zoo.module(key),
+        [(x,) for x in images.split(64)],
+        weights=weights,
+        activations=activations,
+        metric="agreement",
+        threads=threads,
+        seed=seed,
+    ).module
 
 
 def plain(model: Model, profile: Profile, weights: int, activations: int) -> Compressed:
-    """Rounding to nearest, without a search for anything."""
+    """Rounding to nearest, without a search for anything; what is not read by a matrix stays float."""
     found = matrices(model)
     rounded = model.copy()
     for matrix in found:
@@ -93,20 +103,18 @@ def plain(model: Model, profile: Profile, weights: int, activations: int) -> Com
     return Compressed(rounded, {}, feeds)
 
 
-def simulated(compressed: Compressed) -> Callable[[np.ndarray], np.ndarray]:
-    """Logits through the grids of the weights, and of what matrices read."""
-    read = {site.activation for site in sites(compressed.model)}
-    network = Network(replace(compressed, feeds={n: feed for n, feed in compressed.feeds.items() if n in read}))
+def in_parts(module: Callable[[Tensor], Tensor]) -> Predict:
+    """Logits, a hundred items at a time."""
 
     @torch.no_grad()
     def logits(inputs: np.ndarray) -> np.ndarray:
         parts = [torch.from_numpy(np.array(inputs[i : i + 100])) for i in range(0, len(inputs), 100)]
-        return np.concatenate([next(iter(network((x,), training=False).outputs.values())).numpy() for x in parts])
+        return np.concatenate([module(x).numpy() for x in parts])
 
     return logits
 
 
-def exported(compressed: Compressed, runtime: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+def exported(compressed: Compressed, runtime: str, threads: int) -> Predict:
     """Logits of the file, in its runtime."""
 
     def logits(inputs: np.ndarray) -> np.ndarray:
@@ -118,7 +126,7 @@ def exported(compressed: Compressed, runtime: str, threads: int) -> Callable[[np
     return logits
 
 
-def peer(key: str, name: str) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
+def peer(key: str, name: str) -> tuple[Predict, float]:
     """Logits of a peer's int8 file in its runtime, and the seconds it took to make."""
     folder = zoo.cache_folder() / "quantization" / key / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,19 +144,15 @@ def our_rows(key: str, judge: Judge, images: Tensor, given: argparse.Namespace, 
     for setting in given.settings.split(","):
         weights, activations = SETTINGS[setting]
         begin = time.perf_counter()
-        made = ours(model, profile, images, weights, activations, seed)
-        seconds = measuring + time.perf_counter() - begin
-        ways = [("Tersor", f"simulated {setting}", simulated(made), seconds)]
         if setting == "W8A8":
+            made = int8(model, profile, images, seed)
+            seconds = measuring + time.perf_counter() - begin
             ways = [("Tersor", r, exported(made, r, given.threads), seconds) for r in RUNTIMES]
-        ways.append(
-            (
-                "plain rounding",
-                f"simulated {setting}",
-                simulated(plain(model, profile, weights, activations)),
-                measuring,
-            )
-        )
+        else:
+            module = quantized(key, images, weights, activations, given.threads, seed)
+            ways = [("Tersor", f"simulated {setting}", in_parts(module), time.perf_counter() - begin)]
+        rounded = store_quantised(plain(model, profile, weights, activations)).module
+        ways.append(("plain rounding", f"simulated {setting}", in_parts(rounded), measuring))
         for tool, where, logits, spent in ways:
             hits = judge(logits)
             row = {"setting": setting, "tool": tool, "where": where, "seed": seed, "accuracy": _percent(hits)}
@@ -164,11 +168,10 @@ def run(key: str, given: argparse.Namespace) -> dict[str, Any]:
     everything, _ = zoo.part(key, "search")
     inputs, labels = zoo.part(key, given.part)
 
-    def judge(logits: Callable[[np.ndarray], np.ndarray]) -> Hits:
+    def judge(logits: Predict) -> Hits:
         return logits(inputs).argmax(1) == labels
 
-    whole = capture(zoo.module(key), (torch.from_numpy(np.array(everything[:2])),))
-    before = judge(simulated(Compressed(fold_norms(whole))))
+    before = judge(in_parts(zoo.module(key)))
     rows: list[tuple[dict, Hits]] = []
     for seed in map(int, given.seeds.split(",")):
         order = np.random.default_rng(seed).permutation(len(everything))[: given.images]
