@@ -21,7 +21,6 @@ from tersor.rewrites.store_quantised import store_quantised
 from tersor.site import matrices
 from tersor.techniques.gptq import GPTQ
 
-
 STEM, BODY = "stem_0_weight_unpack", "body_0_weight_unpack"
 
 
