@@ -32,6 +32,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks.cnn_cpu
 	$(BIN)/python -m benchmarks.pruning
+	$(BIN)/python -m benchmarks.quantization
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.sparsity
 	$(BIN)/python -m benchmarks.language
