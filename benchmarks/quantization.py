@@ -87,7 +87,7 @@ def quantized(key: str, images: Tensor, weights: int, activations: int, threads:
 
 
 def plain(model: Model, profile: Profile, weights: int, activations: int) -> Compressed:
-    """Rounding to nearest, without a search for anything; what is not read by a matrix stays float."""
+    """Rounding to nearest, without a search for anything, of weights and of what matrices read."""
     found = matrices(model)
     rounded = model.copy()
     for matrix in found:

@@ -173,9 +173,7 @@ class _Walk:
             found = mse(seen.counts, seen.edges, seen.low, seen.high, bits)
             self._feeds[source.name] = Grid(*found, 0, 2**bits - 1)
         grid = self._feeds[source.name]
-        return [
-            grid.scale * ((x / grid.scale + grid.zero).round().clamp(grid.low, grid.high) - grid.zero) for x in values
-        ]
+        return [grid.round(x) for x in values]
 
     def _fit(self, matrix: Matrix, here: Here) -> None:
         aimed = here.drifted or here.absorbs

@@ -1,7 +1,7 @@
 """Put weights, and activations if asked, on grids of few bits, and make what stays free make up for it.
 
 No labels, and no training unless it is asked for. Weights are fitted in execution order, each matrix on what it then reads,
-towards what the original gave there. The archive holds packed codes, so it is as small as they are; it computes in float,
+towards what the original gave there. The archive holds packed codes beside the text of its graph; it computes in float,
 and says what a machine with such integers would. `compress` is for speed: int8 in the runtimes of this machine.
 """
 

@@ -15,18 +15,32 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 if TYPE_CHECKING:  # a delivered model is loaded and timed without torch
+    from torch import Tensor
+
     from tersor.graph.model import Model
     from tersor.weight import Weight
 
 
 @dataclass(frozen=True)
 class Grid:
-    """An affine 8-bit grid for an activation: `real = scale * (code - zero)`, codes in [low, high]."""
+    """An affine grid for an activation: `real = scale * (code - zero)`, codes in [low, high].
+
+    Runtimes have 8 bits; fewer are simulated.
+    """
 
     scale: float
     zero: int
     low: int = 0
     high: int = 255
+
+    @property
+    def stored(self) -> bool:
+        """Whether the activation is kept in its codes, for all that read it; else only matrices read it rounded."""
+        return self.high - self.low == 255
+
+    def round(self, x: Tensor) -> Tensor:
+        """The nearest grid values."""
+        return self.scale * ((x / self.scale + self.zero).round().clamp(self.low, self.high) - self.zero)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,8 @@ from tersor.graph.operators import aten, weight_of
 def settle(module: fx.GraphModule) -> None:
     """Compute, in place, every weight of a linear or convolution that depends on nothing but parameters of its own."""
     for node in list(module.graph.nodes):
-        if (
-            node.target is aten._assert_tensor_metadata.default
-        ):  # says what is seen anyway, and would be one more reader
-            module.graph.erase_node(node)
+        if node.target is aten._assert_tensor_metadata.default:
+            module.graph.erase_node(node)  # it computes nothing, and would be one more reader
     for node in list(module.graph.nodes):
         weight = weight_of(node)
         if weight is not None and weight.op == "call_function":

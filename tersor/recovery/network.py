@@ -196,7 +196,7 @@ class _Run(fx.Interpreter):
     ):
         super().__init__(module)
         self._values, self._nodes, self._moving, self._readers = values, nodes, moving, readers
-        self._stored = {name: pair for name, pair in rounding.items() if pair[1].high - pair[1].low == 255}
+        self._stored = {name: pair for name, pair in rounding.items() if pair[1].stored}
         self._read = {name: pair for name, pair in rounding.items() if name not in self._stored}
         self.seen: dict[str, Tensor] = {}
 

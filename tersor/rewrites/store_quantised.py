@@ -20,8 +20,6 @@ from tersor.maths.bits import unpack
 from tersor.site import matrices
 from tersor.target import Compressed, Grid
 
-WIDE = 255  # codes of a grid on which an activation is stored for all its readers, not only for matrices
-
 
 def store_quantised(compressed: Compressed) -> Model:
     """The model with its affine weights packed and its static feeds in the graph; other weights stay dense."""
@@ -39,8 +37,7 @@ def _round(model: Model, grids: Mapping[str, Grid], readers: Collection[str]) ->
         grid = grids.get(node.name)
         if grid is None:
             continue
-        wide = grid.high - grid.low == WIDE
-        users = [user for user in node.users if wide or (user.name in readers and user.args[0] is node)]
+        users = [user for user in node.users if grid.stored or (user.name in readers and user.args[0] is node)]
         if not users:
             continue
         owner = f"grid_{node.name}"
@@ -102,8 +99,7 @@ class _Rounded(nn.Module):
         self._grid = grid
 
     def forward(self, x: Tensor) -> Tensor:
-        grid = self._grid
-        return grid.scale * ((x / grid.scale + grid.zero).round().clamp(grid.low, grid.high) - grid.zero)
+        return self._grid.round(x)
 
 
 class _Unpack(nn.Module):
