@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     )
     from tersor.inspection import inspect
     from tersor.pipeline import compress
-    from tersor.probing import Sensitivity, sensitivity
-    from tersor.pruning import Pruned, prune
+    from tersor.probing import sensitivity
+    from tersor.pruned import Pruned
+    from tersor.pruning import prune
     from tersor.quantising import Quantized, quantize
     from tersor.recovering import Recovery
     from tersor.report import Report
@@ -77,12 +78,12 @@ __all__ = [
 
 _ELSEWHERE = {
     "Distilled": "distilling",
-    "Pruned": "pruning",
+    "Pruned": "pruned",
     "Quantized": "quantising",
     "Recovery": "recovering",
     "Report": "report",
     "Runner": "target",
-    "Sensitivity": "probing",
+    "Sensitivity": "sensed",
     "Target": "target",
     "Technique": "technique",
     "benchmark": "benchmarking",

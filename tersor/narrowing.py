@@ -26,7 +26,7 @@ from tersor.maths.unfold import from_matrix
 from tersor.profile import Profile, measure
 from tersor.rewrites.shrink import shrink
 from tersor.site import Group, groups, matrices
-from tersor.widths import allocate, curves
+from tersor.widths import allocate, curves, scaled
 from tersor.windows import repaired, smaller, windows, with_bias
 
 LEAST = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)  # of a group's blocks, in one step
@@ -80,21 +80,24 @@ def narrow(
     rank: Rank = curves,
     step: int = 1,
     start: tuple[Model, Profile] | None = None,
+    factors: Mapping[str, float] | None = None,
 ) -> Iterator[Keep]:
     """The blocks to keep of the groups `names`, at no more than each of `budgets` multiply-accumulates an item, in turn.
 
     profile: of `model` on the calibration `batches`. budgets: descending; each goes on from the widths before, on the
     network that `refit` makes of them and what it measures there. rank: orders and prices the blocks. Widths are
     multiples of `step`. start: what the first widths are cut from, and what was measured of it, where that is no longer
-    `model`. Raises `BudgetError` where a budget cannot be reached.
-    Cost a budget: a sweep a group, and for each of up to `len(LEAST)` proposals a copy and a pass over `JUDGED` items.
+    `model`. factors: by group, how many times more was lost than predicted (`Sensitivity.factors`): curves scaled by them
+    make proposals as well. Raises `BudgetError` where a budget cannot be reached.
+    Cost a budget: a sweep a group, and for each of up to `len(LEAST)` proposals a copy and a pass over `JUDGED` items, twice
+    with factors.
     """
     small, seen = start or (model, profile)
     keep: Keep = {}
     for budget in budgets:
         if keep:
             small, seen = refit(keep)
-        keep = _composed(keep, _proposed(narrowing(small, seen), rank, model, batches, names, budget, step))
+        keep = _composed(keep, _proposed(narrowing(small, seen), rank, model, batches, names, budget, step, factors))
         yield keep
 
 
@@ -138,6 +141,7 @@ def thinned(
     rank: Rank = curves,
     step: int = 1,
     spare: Sequence[str] = (),
+    factors: Mapping[str, float] | None = None,
 ) -> tuple[str, ...]:
     """The residual branches to leave out, perhaps none, so that with the groups `names` narrowed to `budget` the outputs
     stay nearest to what they were.
@@ -156,7 +160,7 @@ def thinned(
         small = without(model, gone) if gone else model
         narrower = narrowing(small, measured(small) if gone else profile)
         try:
-            now = lost(narrower(_proposed(narrower, rank, model, batches, names, budget, step)))
+            now = lost(narrower(_proposed(narrower, rank, model, batches, names, budget, step, factors)))
         except BudgetError:
             continue
         if now >= least:
@@ -178,19 +182,21 @@ def _proposed(
     names: Sequence[str],
     budget: float,
     step: int,
+    factors: Mapping[str, float] | None,
 ) -> Keep:
     """Of the proposals within `budget`, the one whose model is nearest to the original on some of the items."""
     model = narrower.model
     open_groups = [g for g in groups(model, narrower.dependency) if g.refused is None and g.name in names]
     swept = rank(model, narrower.profile, open_groups)
     proposals: list[Keep] = []
-    for least in LEAST:
-        try:
-            proposals.append(allocate(model, swept, open_groups, budget, least, step))
-        except BudgetError:
-            if not proposals:
-                raise
-            break
+    for damage in (swept, scaled(swept, factors)) if factors else (swept,):
+        for least in LEAST:
+            try:
+                proposals.append(allocate(model, damage, open_groups, budget, least, step))
+            except BudgetError:
+                if not proposals:
+                    raise
+                break
     distinct = [keep for i, keep in enumerate(proposals) if keep not in proposals[:i]]
     if len(distinct) == 1:
         return distinct[0]

@@ -27,6 +27,8 @@ from tersor.recovering import Recovery
 from tersor.report import Report
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.search import Search
+from tersor.sensed import Sensitivity
+from tersor.site import groups
 from tersor.summary import summarise
 from tersor.targets import targets_called
 from tersor.trials import Workbench
@@ -48,6 +50,7 @@ def compress(
     time_limit: float | str | None = None,
     recipe: str | Path | None = None,
     recover: Recovery | str | None = None,
+    sensitivity: Sensitivity | str | Path | None = None,
     dry_run: bool = False,
     progress: Progress = quiet,
 ) -> Report:
@@ -58,6 +61,7 @@ def compress(
     metric: a built-in name, a `Metric`, or a spec; `max_drop`: what may be lost of it (0.005 or "0.5%").
     target: target names separated by commas, or "auto" for every installed one; `batch` is the size that is timed.
     recover: how long a plan that loses too much is trained, the original teaching it ("2epochs", "10m", or a `Recovery`).
+    sensitivity: what `sensitivity` found of the channels of this model, or the file with it; plans are made by it as well.
     out: where the artifact goes (None: nowhere, only the report). Raises a `TersorError` whose message is one sentence.
     """
     begin = time.monotonic()
@@ -72,6 +76,8 @@ def compress(
         if saved is not None:
             search.follow(saved)
         else:
+            if sensitivity is not None:
+                search.factors = Sensitivity.of(sensitivity).factors([g.name for g in groups(search.model)])
             search.recover = recover if isinstance(recover, Recovery) else Recovery.of(recover)
             search.lossless_and_int8()
             search.ladder()

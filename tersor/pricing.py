@@ -7,8 +7,9 @@ does not). The arithmetic part is shared out by multiply-accumulates, the dispat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 from torch import Tensor
 
@@ -106,6 +107,17 @@ def limited(table: Table, widths: Sequence[Widths], least: float) -> Table:
         for both in [(left[pair.first], left[pair.second])]
     ]
     return replace(table, rows=rows, pairs=pairs)
+
+
+def weighed(table: Table, widths: Sequence[Widths], factors: Mapping[str, float]) -> Table:
+    """The table with the damage of narrowing each group times its factor (`Sensitivity.factors`), or the median."""
+    usual = median(factors.values())
+    times = {each.row: factors.get(each.group.name, usual) for each in widths}
+    rows = {
+        name: [replace(option, damage=option.damage * times.get(name, 1.0)) for option in row]
+        for name, row in table.rows.items()
+    }
+    return replace(table, rows=rows)
 
 
 def _picked(

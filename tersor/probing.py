@@ -12,22 +12,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tersor.calibrated import Calibrated
 from tersor.errors import InputError
+from tersor.graph.likelihood import divergence
 from tersor.graph.model import Model
-from tersor.inputs.job import Job, Progress, bring, predict_with, quiet, torch_threads
+from tersor.inputs.job import Job, Progress, bring, quiet, torch_threads
 from tersor.maths.damage import best_bias, damage
 from tersor.maths.pattern import Anywhere
 from tersor.maths.unfold import from_matrix, to_matrix
+from tersor.measuring.batches import Batches
+from tersor.measuring.metrics import Score, predictor
 from tersor.narrowing import narrowing
-from tersor.records import plain
 from tersor.rewrites.fold_norms import fold_norms
+from tersor.sensed import GRANULARITIES, Point, Sensitivity
 from tersor.site import Matrix, groups, matrices
 from tersor.technique import Technique
 from tersor.techniques.gptq import GPTQ
@@ -35,72 +38,10 @@ from tersor.techniques.sparse import Sparse
 from tersor.widths import curves
 from tersor.windows import with_bias
 
-GRANULARITIES = ("channels", "bits", "weights")
 SHARES = (0.125, 0.25, 0.5, 0.75)  # of the blocks of a group that go
 BITS = (8.0, 6.0, 4.0, 3.0, 2.0)
 ZEROS = (0.5, 0.7, 0.8, 0.9)  # of the weights of a matrix
 ITEMS = 256
-
-
-@dataclass(frozen=True)
-class Point:
-    """One place made smaller: `amount` is the share of channels or weights removed, or the bits a weight.
-
-    score: by entry ("" for a single number). damage: predicted, nats an item.
-    """
-
-    place: str
-    granularity: str
-    amount: float
-    score: Mapping[str, float]
-    damage: float
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """All points, and the score of the untouched model on the same items."""
-
-    model: str
-    metric: str
-    lower: bool
-    items: int
-    before: Mapping[str, float]
-    points: tuple[Point, ...]
-
-    def loss(self, point: Point) -> float:
-        """By how much the metric got worse, the worst entry counting."""
-        sign = 1 if self.lower else -1
-        return max(sign * (point.score[entry] - before) for entry, before in self.before.items())
-
-    def places(self, granularity: str) -> list[tuple[str, list[Point]]]:
-        """The points of each place, the most sensitive place first."""
-        found: dict[str, list[Point]] = {}
-        for point in self.points:
-            if point.granularity == granularity:
-                found.setdefault(point.place, []).append(point)
-        return sorted(found.items(), key=lambda place: -sum(map(self.loss, place[1])))
-
-    def to_json(self) -> dict[str, Any]:
-        return plain(self)
-
-    def to_html(self) -> str:
-        """One self-contained page: no network, no script."""
-        from jinja2 import Environment, StrictUndefined
-
-        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        page = Path(__file__).with_name("probing.html").read_text(encoding="utf-8")
-        return environment.from_string(page).render(s=self, plots=[self._plot(g) for g in GRANULARITIES])
-
-    def _plot(self, granularity: str) -> dict[str, Any]:
-        """Curves of loss over amount, in a box of 100 x 40 for each place, the same scale for all."""
-        places = self.places(granularity)
-        worst = max((max(0.0, self.loss(p)) for _, points in places for p in points), default=0.0) or 1.0
-        curves = []
-        for name, points in places:
-            steps = 100 / max(1, len(points) - 1)
-            at = [(i * steps, 40 - 40 * max(0.0, self.loss(p)) / worst) for i, p in enumerate(points)]
-            curves.append({"place": name, "line": " ".join(f"{x:.1f},{y:.1f}" for x, y in at), "points": points})
-        return {"granularity": granularity, "worst": worst, "curves": curves}
 
 
 def sensitivity(
@@ -130,14 +71,35 @@ def sensitivity(
         job = bring(model, data, metric, 0.0, None, 1, threads, seed, tuple(exclude), None, progress)
         ground = Calibrated(job, fold_norms(job.model))
         held = job.held.take(items)
+        score, outputs = _judged(job, job.model, held)
+        before = _entries(score)
         changes = [change for granularity in granularities for change in CHANGES[granularity](ground, job)]
         points = []
         for done, (place, granularity, amount, changed, lost) in enumerate(changes):
             progress("judging one place at a time", done, len(changes))
-            score = job.metric(predict_with(changed()), held)
-            points.append(Point(place, granularity, amount, _entries(score), lost))
-        before = _entries(job.metric(predict_with(job.model), held))
+            score, now = _judged(job, changed(), held)
+            points.append(Point(place, granularity, amount, _entries(score), lost, _apart(outputs, now) / len(held)))
     return Sensitivity(job.name, job.metric.name, job.metric.lower, len(held), before, tuple(points))
+
+
+Seen = list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]  # inputs and outputs of each call
+
+
+def _judged(job: Job, model: Model, items: Batches) -> tuple[Score, Seen]:
+    """The metric, and what the model was seen to give meanwhile."""
+    seen: Seen = []
+
+    def run(*inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        given = tuple(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs)
+        seen.append((given, tuple(model.run(*given))))
+        return tuple(t.numpy() for t in seen[-1][1])
+
+    return job.metric(predictor(run, model.outputs), items), seen
+
+
+def _apart(before: Seen, now: Seen) -> float:
+    """Nats between the outputs, of all items."""
+    return sum(divergence(a, b, inputs) for (inputs, a), (_, b) in zip(before, now, strict=True))
 
 
 def _entries(score: Any) -> dict[str, float]:

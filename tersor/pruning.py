@@ -9,7 +9,7 @@ cache: the same command goes on after a kill.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -31,12 +31,13 @@ from tersor.maths.unfold import to_matrix
 from tersor.measuring.metrics import Drop, Score, drop
 from tersor.narrowing import Keep, dispensable, narrow, thinned, total
 from tersor.profile import Profile
-from tersor.records import plain
+from tersor.pruned import Pruned, Step, size
 from tersor.recovering import Recovering, Recovery
 from tersor.recovery.loop import History
 from tersor.recovery.many import group
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.permute import arranged
+from tersor.sensed import Sensitivity
 from tersor.site import groups, matrices
 from tersor.staircase import rewarded
 from tersor.store.programs import write_program
@@ -46,70 +47,6 @@ from tersor.technique import Technique
 from tersor.wishes import Wish, wish_of
 
 RUNTIMES = ("onnxruntime", "openvino")
-
-
-@dataclass(frozen=True)
-class Size:
-    """Multiply-accumulates an item; the values of all matrices, and how many of them are not zero."""
-
-    macs: int
-    weights: int
-    nonzero: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """One state on the way: its size, what it lost on held-out data (as `Drop.amount`), whether the promise held."""
-
-    size: Size
-    lost: float
-    kept: bool
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """A pruned model, and its score on evaluation data beside the original's.
-
-    widths: (blocks that stay, blocks before) of every group that was narrowed. densities: by matrix, of those that are sparse.
-    dropped: the residual branches that were left out, by the name of their last matrix. trained: the course of each step's
-    training.
-    """
-
-    name: str
-    model: Model
-    metric: str
-    before: Score
-    after: Score
-    drop: Drop
-    original: Size
-    size: Size
-    widths: Mapping[str, tuple[int, int]]
-    densities: Mapping[str, float]
-    dropped: tuple[str, ...]
-    steps: tuple[Step, ...]
-    trained: tuple[History, ...] = ()
-
-    @property
-    def module(self) -> Any:
-        """A module that takes and gives what the original does."""
-        return self.model.module
-
-    def to_json(self) -> dict[str, Any]:
-        shown = (
-            "name",
-            "metric",
-            "before",
-            "after",
-            "drop",
-            "original",
-            "size",
-            "widths",
-            "densities",
-            "dropped",
-            "steps",
-            "trained",
-        )
-        return {field: plain(getattr(self, field)) for field in shown}
 
 
 def prune(
@@ -128,6 +65,7 @@ def prune(
     max_drop: float | str | None = None,
     recover: Recovery | str | None = None,
     rewind: Any = None,
+    sensitivity: Sensitivity | str | Path | None = None,
     metric: Any = "accuracy",
     eval_data: Any = None,
     threads: int = 0,
@@ -148,13 +86,16 @@ def prune(
     ("auto": what the runtimes of this machine are seen to reward). max_drop: go only as far
     as this promise holds; alone, channels are removed until it does not. recover: how to train after each step
     ("2epochs", "10m", or a `Recovery`); the original is the teacher. rewind: the same network as it was early in its training
-    (a module, or its spec): before each training, what is left takes its values (a lottery ticket). out: a `torch.export`
-    archive (.pt2), which torch loads without Tersor and `compress` takes.
+    (a module, or its spec): before each training, what is left takes its values (a lottery ticket). sensitivity: what
+    `sensitivity` found of the channels of this model, or the file with it: widths are proposed by it as well. out: a
+    `torch.export` archive (.pt2), which torch loads without Tersor and `compress` takes.
     Raises `InputError` for wishes that contradict each other, `BudgetError` where `macs` is out of reach or no step keeps the
     promise, and what `compress` raises for its inputs.
     """
     training = recover if isinstance(recover, Recovery) else Recovery.of(recover)
-    wish = wish_of(macs, weights, tuple(only), branches, pattern, criterion, schedule, steps, multiple, max_drop)
+    wish = wish_of(
+        macs, weights, tuple(only), branches, pattern, criterion, schedule, steps, multiple, max_drop, sensitivity
+    )
     if training is None and (wish.moved or rewind is not None):
         what = "The criterion movement scores a training" if wish.moved else "rewind starts a training"
         raise InputError(f"{what}, and recover says nothing of one; give recover, for example 2epochs.")
@@ -299,6 +240,7 @@ def _dispensed(job: Job, ground: Calibrated, wish: Wish) -> tuple[str, ...]:
         rank=wish.rank,
         step=max(1, wish.multiple),
         spare=job.exclude,
+        factors=wish.sensitivity.factors(names) if wish.sensitivity else None,
     )
 
 
@@ -328,7 +270,18 @@ def _keeps(job: Job, ground: Calibrated, wish: Wish, gone: tuple[str, ...]) -> I
     batches = [batch.inputs for batch in job.calibration]
     step = wish.multiple or _measured_multiple(job)
     budgets = [share * total(model) for share in wish.macs]
-    return narrow(model, batches, ground.profile, names, budgets, refit=refit, rank=wish.rank, step=step, start=start)
+    return narrow(
+        model,
+        batches,
+        ground.profile,
+        names,
+        budgets,
+        refit=refit,
+        rank=wish.rank,
+        step=step,
+        start=start,
+        factors=wish.sensitivity.factors(names) if wish.sensitivity else None,
+    )
 
 
 def _measured_multiple(job: Job) -> int:
@@ -387,9 +340,3 @@ def _early(rewind: Any, job: Job) -> Model:
             f"rewind names another network: it differs at '{other}' from the model; give the same one, trained less."
         )
     return early
-
-
-def size(model: Model) -> Size:
-    """Of the matrices of a model; a weight that is read twice counts once."""
-    weights = {m.weight: model.tensor(m.weight) for m in matrices(model)}.values()
-    return Size(total(model), sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights))

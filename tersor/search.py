@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -25,7 +25,7 @@ from tersor.measuring.machine import weight_bits
 from tersor.narrowing import Keep, Lost, narrowing
 from tersor.plan import Budget, Plan, Table
 from tersor.planners.knapsack import knapsack
-from tersor.pricing import FLOAT, Speeds, Widths, limited, price, widths
+from tersor.pricing import FLOAT, Speeds, Widths, limited, price, weighed, widths
 from tersor.recipe import Recipe, refuse_strangers, technique_called
 from tersor.recovering import Recovering, Recovery
 from tersor.recovery.loop import History
@@ -64,6 +64,7 @@ class Search:
     decided: dict[str, Decisions | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     recover: Recovery | None = None  # how what loses too much may be trained
+    factors: Mapping[str, float] = field(default_factory=dict)  # by group, how many times more is lost than predicted
     trained: set[str] = field(default_factory=set)
     courses: dict[str, History] = field(default_factory=dict)  # of trainings, by plan
     cuts: tuple[Widths, ...] = ()  # the widths on offer
@@ -289,18 +290,20 @@ class Search:
     def _plan(self, table: Table, budget: Budget) -> Plan:
         """The plan of least damage inside the budget. Where it narrows groups, one such plan is made for each limit of how
         narrow any may get, and the one whose widths are seen to change the outputs least is taken: the damage is local.
+        With factors, plans are made from the scaled table as well.
         """
         plans: list[Plan] = []
-        for least in LIMITS if self.cuts else LIMITS[:1]:
-            if plans and self.job.late:
-                break
-            try:
-                plan = knapsack(limited(table, self.cuts, least), budget)
-            except BudgetError:
-                if not plans:
-                    raise
-                break
-            plans += [] if any(self._keep(plan) == self._keep(other) for other in plans) else [plan]
+        for costs in (table, weighed(table, self.cuts, self.factors)) if self.cuts and self.factors else (table,):
+            for least in LIMITS if self.cuts else LIMITS[:1]:
+                if plans and self.job.late:
+                    break
+                try:
+                    plan = knapsack(limited(costs, self.cuts, least), budget)
+                except BudgetError:
+                    if not plans:
+                        raise
+                    break
+                plans += [] if any(self._keep(plan) == self._keep(other) for other in plans) else [plan]
         if len(plans) == 1:
             return plans[0]
         narrower = narrowing(self.ground.model, self.ground.profile)

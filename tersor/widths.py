@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import ceil, prod
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -57,6 +58,15 @@ def ranked(model: Model, profile: Profile, groups: Sequence[Group], criterion: C
                 torch.stack([_worth(member, scores[member.tensor]) for member in members]).sum(0)
             )
     return found
+
+
+def scaled(swept: Mapping[str, Sweep], factors: Mapping[str, float]) -> dict[str, Sweep]:
+    """The curves with the damage of each group times its factor (`Sensitivity.factors`), or the median where it has none."""
+    usual = median(factors.values())
+    return {
+        name: Sweep(each.order, tuple(factors.get(name, usual) * lost for lost in each.damage))
+        for name, each in swept.items()
+    }
 
 
 def _worth(member: Member, scores: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from tersor import widths
 from tersor.calibrated import MEASURED, NEEDS
@@ -15,6 +16,7 @@ from tersor.inputs import amounts
 from tersor.maths.pattern import NofM, pattern_called
 from tersor.maths.schedule import SCHEDULES, geometric
 from tersor.narrowing import Rank
+from tersor.sensed import Sensitivity
 from tersor.technique import Technique
 from tersor.techniques.sparse import Sparse
 from tersor.techniques.sparsegpt import SparseGPT
@@ -40,6 +42,7 @@ class Wish:
     allowed: float | None
     needs: frozenset[str]  # of what is measured on calibration data
     moved: bool  # whether what training does to weights decides
+    sensitivity: Sensitivity | None  # of the same model
 
     def only_step(self, step: int, grown: float, gone: int) -> Wish:
         """One step's wish, where `gone` branches went before and what is left counts `grown` times as much of the whole."""
@@ -59,6 +62,7 @@ def wish_of(
     steps: int,
     multiple: int | str,
     max_drop: float | str | None,
+    sensitivity: Sensitivity | str | Path | None,
 ) -> Wish:
     """What the words mean together. Raises `InputError` for what cannot be meant, or contradicts."""
     allowed = None if max_drop is None else amounts.drop(max_drop)
@@ -93,6 +97,11 @@ def wish_of(
     if only and left is None:
         raise InputError(f"only={', '.join(only)} says which axes lose channels, and nothing says how many; give macs.")
 
+    if sensitivity is not None and (left is None or scored is not None):
+        raise InputError(
+            "sensitivity helps to choose widths by damage; give macs, or max_drop alone, and criterion best."
+        )
+
     def sparse(share: float) -> Technique:
         where = places(share)
         return SparseGPT(where) if scored is None else Sparse(where, scored)
@@ -111,4 +120,5 @@ def wish_of(
         allowed=allowed,
         needs=NEEDS if scored is None else NEEDS | scored.needs & MEASURED,
         moved=scored is not None and MOVEMENT in scored.needs,
+        sensitivity=None if sensitivity is None else Sensitivity.of(sensitivity),
     )

@@ -67,6 +67,21 @@ def test_no_worse_than_what_the_quadratic_alone_chooses(ground):
     assert lost[0] <= lost[1]
 
 
+def test_scaled_curves_make_proposals_too_and_are_not_taken_where_worse(ground):
+    model, batches, profile, names = ground
+    budget = 0.35 * total(model)
+    narrower = narrowing(model, profile)
+
+    def lost(factors: dict[str, float] | None) -> float:
+        refit = refitting(model, batches, profile)
+        (keep,) = narrow(model, batches, profile, names, [budget], refit=refit, factors=factors)
+        return sum(divergence(model.run(*x), narrower(keep).run(*x), x) for x in batches)
+
+    plain = lost(None)
+    for seen in ({names[0]: 100.0, names[1]: 0.01}, dict.fromkeys(names, 3.0)):
+        assert lost(seen) <= plain
+
+
 def test_widths_are_multiples_where_asked(ground):
     model, batches, profile, names = ground
     budget = 0.5 * total(model)

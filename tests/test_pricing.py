@@ -14,7 +14,7 @@ from tersor.graph.model import Model, capture
 from tersor.narrowing import Lost, narrowing
 from tersor.plan import Budget
 from tersor.planners.knapsack import cost, knapsack
-from tersor.pricing import Speeds, limited, price, widths
+from tersor.pricing import Speeds, limited, price, weighed, widths
 from tersor.profile import Profile, measure
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.search import LIMITS, Search
@@ -57,6 +57,11 @@ def test_of_several_plans_the_one_that_is_seen_to_lose_least(ground) -> None:
     lost, narrower = Lost(model, batches), narrowing(model, profile)
     seen = [lost(narrower(search._keep(knapsack(limited(table, search.cuts, least), budget)))) for least in LIMITS[:2]]
     assert lost(narrower(search._keep(taken))) <= min(seen) + 1e-9
+    search.factors = {cut.group.name: 10.0 ** (-1) ** i for i, cut in enumerate(search.cuts)}
+    scaled = weighed(table, search.cuts, search.factors)
+    first = search.cuts[0].row
+    assert [o.damage for o in scaled.rows[first]] == pytest.approx([10 * o.damage for o in table.rows[first]])
+    assert lost(narrower(search._keep(search._plan(table, budget)))) <= lost(narrower(search._keep(taken))) + 1e-9
     search.cuts = ()
     uncut = replace(table, rows={n: row for n, row in table.rows.items() if not n.startswith("width")}, pairs=[])
     assert search._plan(uncut, Budget(seconds=1.5)) == knapsack(uncut, Budget(seconds=1.5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import stripes
@@ -10,7 +11,8 @@ from torch import nn
 
 import tersor
 from tersor.errors import InputError
-from tersor.probing import BITS, Sensitivity
+from tersor.probing import BITS
+from tersor.sensed import Sensitivity
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,37 @@ def test_as_json_and_as_a_page(found: Sensitivity) -> None:
     assert "<polyline" in page
     assert "http" not in page.replace("http-equiv", "")
     assert all(place in page for place, _ in found.places("bits"))
+
+
+def test_outputs_move_about_as_predicted(found: Sensitivity) -> None:
+    small = [p for p in found.points if p.granularity == "bits" and p.amount == 8]
+    assert all(0 < p.seen < 1e-2 for p in small)
+    groups = [place for place, _ in found.places("channels")]
+    factors = found.factors([*groups, "elsewhere"])
+    assert set(factors) == set(groups)
+    assert all(0.05 < factor < 50 for factor in factors.values())
+
+
+def test_what_was_found_is_read_again(found: Sensitivity, tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    file.write_text(json.dumps(found.to_json()))
+    assert Sensitivity.of(file) == Sensitivity.of(found) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(None, "cannot be read"), ("{", "is not JSON"), ('{"points": 3}', "is JSON of something else")]
+)
+def test_another_file_is_refused(text: str | None, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(InputError, match=rf"{said}.*tersor sensitivity MODEL --data DATA --json"):
+        Sensitivity.of(file)
+
+
+def test_of_another_model_it_is_refused(found: Sensitivity) -> None:
+    with pytest.raises(InputError, match=r"sensitivity names .* this model can be narrowed at conv1"):
+        found.factors(["conv1"])
 
 
 def test_an_unknown_granularity_lists_the_known() -> None:

@@ -84,6 +84,25 @@ def test_goes_as_far_as_the_promise_holds_and_goes_on_after_a_kill(module, data,
     assert again.model.digest() == found.model.digest()
 
 
+def test_what_sensitivity_found_proposes_widths(module, data, tmp_path):
+    found = tersor.sensitivity(module, data, granularities=["channels"], items=64, threads=1)
+    file = tmp_path / "found.json"
+    file.write_text(json.dumps(found.to_json()))
+    pruned = tersor.prune(module, data, macs="50%", sensitivity=file, threads=1)
+    assert pruned.size.macs <= 0.5 * pruned.original.macs
+
+
+def test_sensitivity_of_another_model_is_refused(module, data):
+    found = tersor.sensitivity(module, data, granularities=["bits"], items=64, threads=1)
+    with pytest.raises(InputError, match=r"sensitivity has no channels, and this model can be narrowed at"):
+        tersor.prune(module, data, macs="50%", sensitivity=found, threads=1)
+
+
+def test_an_excluded_layer_that_is_none_is_said(module, data):
+    with pytest.raises(InputError, match=r"exclude names 'heads', which is no layer .* near it: head"):
+        tersor.prune(module, data, weights="50%", exclude=["heads"], threads=1)
+
+
 def test_what_is_excluded_stays(module, data):
     found = tersor.prune(module, data, weights="50%", exclude=["head"], threads=1)
     assert set(found.densities) == {"stem.0", "body.0"}
@@ -103,6 +122,8 @@ def test_what_is_excluded_stays(module, data):
         ({"weights": 0.5, "only": ["heads"]}, "only=heads says which axes lose channels, and nothing says how many"),
         ({"macs": 0.5, "steps": 0}, "steps is 0; it must be at least 1"),
         ({"macs": 0.5, "multiple": "even"}, "multiple is 'even'; it is a number from 1 on, or auto"),
+        ({"weights": 0.5, "sensitivity": "found.json"}, "sensitivity helps to choose widths by damage; give macs"),
+        ({"macs": 0.5, "criterion": "wanda", "sensitivity": "found.json"}, "give macs, .* and criterion best"),
         ({"macs": 0.5, "multiple": 0}, "multiple is 0; it is a number from 1 on, or auto"),
     ],
 )

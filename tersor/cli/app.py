@@ -26,6 +26,7 @@ from tersor.cli.options import (
     Model,
     Rate,
     Seed,
+    Sensitivity,
     Threads,
 )
 from tersor.errors import InputError, TersorError
@@ -80,6 +81,7 @@ def compress(
     loss: Loss = "kl(temperature=4)",
     rate: Rate = None,
     augment: Augment = "",
+    sensitivity: Sensitivity = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Search and measure, but write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -110,6 +112,7 @@ def compress(
             time_limit=time_limit,
             recipe=recipe,
             recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment),
+            sensitivity=sensitivity,
             dry_run=dry_run,
             progress=progress,
         )
@@ -144,8 +147,8 @@ def sensitivity(
 ) -> None:
     """Show how much the metric loses when one layer alone is made smaller."""
     with results(as_json) as stream, Stages() as progress:
-        from tersor.probing import GRANULARITIES
         from tersor.probing import sensitivity as measure
+        from tersor.sensed import GRANULARITIES
 
         found = measure(
             model,

@@ -20,6 +20,7 @@ from tersor.cli.options import (
     Model,
     Rate,
     Seed,
+    Sensitivity,
     Threads,
 )
 
@@ -69,6 +70,7 @@ def prune(
         str | None,
         typer.Option(metavar="MODEL", help="With --recover: train from these early values.", show_default=False),
     ] = None,
+    sensitivity: Sensitivity = None,
     metric: Metric = "accuracy",
     eval_data: EvalData = None,
     threads: Threads = 0,
@@ -96,6 +98,7 @@ def prune(
             max_drop=max_drop,
             recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment),
             rewind=rewind,
+            sensitivity=sensitivity,
             metric=metric,
             eval_data=eval_data,
             threads=threads,

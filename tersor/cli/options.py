@@ -27,4 +27,8 @@ Threads = Annotated[int, typer.Option(min=0, help="Threads of the runtime; 0 lea
 Loss = Annotated[str, typer.Option(help="Of the training: 0.9*kl(temperature=4) + 0.1*cross_entropy, ...")]
 Rate = Annotated[float | None, typer.Option(help="The highest learning rate of the training.", show_default=False)]
 Augment = Annotated[str, typer.Option(help="Of images while training: flip, crop, or file.py:function; by commas.")]
+Sensitivity = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="What sensitivity --json wrote: it proposes widths, too.", show_default=False),
+]
 Batch = Annotated[int, typer.Option(min=1, help="Items a call, for which the speed counts.")]

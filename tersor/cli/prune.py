@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tersor.cli.console import table
-from tersor.pruning import Pruned, Size
+from tersor.pruned import Pruned, Size
 from tersor.units import count, points
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tersor.cli.console import table
-from tersor.probing import GRANULARITIES, Sensitivity
+from tersor.sensed import GRANULARITIES, Sensitivity
 from tersor.units import number
 
 

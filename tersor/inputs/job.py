@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,12 @@ import numpy as np
 import torch
 
 from tersor.errors import InputError
+from tersor.graph.branches import branches
 from tersor.graph.model import Model
 from tersor.inputs import amounts, data, metrics, models
 from tersor.measuring.batches import Batches
 from tersor.measuring.metrics import Metric, Predict, Score, predictor, prepared
+from tersor.site import groups, matrices
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, how much of it is done, and of how much (0: unknown)."""
@@ -96,6 +99,7 @@ def bring(
     progress("reading the data", 0, 0)
     source = data.bring(training)
     captured = models.captured(brought, data.example(source, brought))
+    _refuse_strangers(exclude, captured)
     everything = data.batches(source, captured)
     if eval_data is None:
         everything, evaluation = data.split(everything, seed)
@@ -128,6 +132,22 @@ def bring(
         limit,
         progress,
     )
+
+
+def _refuse_strangers(exclude: Sequence[str], model: Model) -> None:
+    """Raises `InputError` where a name to leave alone is not that of a matrix, a group or a branch."""
+    if not exclude:
+        return
+    known = [m.name for m in matrices(model)]
+    known += [g.name for g in groups(model) if g.name not in known]
+    known += [b.name for b in branches(model) if b.name not in known]
+    for name in exclude:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 3, 0.4) or known[:3]
+            raise InputError(
+                f"exclude names {name!r}, which is no layer of this model; near it: {', '.join(near)}. `tersor inspect` lists "
+                "all."
+            )
 
 
 def predict_with(model: Model) -> Predict:
