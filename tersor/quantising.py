@@ -17,7 +17,8 @@ from tersor.errors import InputError
 from tersor.fitting import Decisions
 from tersor.graph.model import Model
 from tersor.inputs.job import Progress, bring, predict_with, quiet, torch_threads
-from tersor.maths.grid import Granularity, PerChannel, PerGroup
+from tersor.maths.grid import PerChannel, PerGroup
+from tersor.maths.levels import FORMATS
 from tersor.measuring.metrics import Drop, Score, drop
 from tersor.records import plain
 from tersor.recovering import Recovering, Recovery
@@ -27,9 +28,13 @@ from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.store_quantised import store_quantised
 from tersor.site import matrices
 from tersor.store.programs import write_program
+from tersor.techniques.cast import DTYPES, Cast
+from tersor.techniques.floats import Floats
 from tersor.techniques.gptq import GPTQ
+from tersor.techniques.kmeans import KMeans
 from tersor.techniques.rounding import Rounding
 
+Stored = GPTQ | Rounding | Floats | KMeans | Cast
 METHODS: dict[str, type[GPTQ] | type[Rounding]] = {"gptq": GPTQ, "rounding": Rounding}
 WORDS = {"ternary": (2, True), "binary": (1, True), "2": (2, False), "1": (1, True)}  # bits, symmetric; else symmetric
 
@@ -68,7 +73,7 @@ def quantize(
     *,
     weights: int | str = 4,
     activations: int | str = "none",
-    edges: int | str = 8,
+    edges: int | str = "auto",
     groups: int = 0,
     method: str = "gptq",
     recover: Recovery | str | None = None,
@@ -80,17 +85,19 @@ def quantize(
     out: str | Path | None = None,
     progress: Progress = quiet,
 ) -> Quantized:
-    """Quantise a trained model to 1 to 8 bits, from unlabelled data.
+    """Quantise a trained model to 1 to 16 bits, from unlabelled data.
 
-    model, data, metric, eval_data: as `compress` takes them. weights: 1 to 8 bits, "ternary" or "binary". activations: 2 to 8
-    bits of what matrices read (at 8 bits, of every activation), or "none". edges: bits of the first and last matrix.
-    groups: columns that share a scale, 0 for one scale an output. method: "gptq", or "rounding" to nearest. recover: how to
+    model, data, metric, eval_data: as `compress` takes them. weights: integers of 1 to 8 bits, "ternary", "binary", a format of
+    `maths.levels.FORMATS` ("nf4", "fp8", "mxfp4", "log4", ...), "codebook16" (16 learned values), "bf16" or "fp16".
+    activations: 2 to 8 bits of what matrices read (at 8 bits, of every activation), or "none". edges: the same for the first
+    and last matrix; "auto": 8 bits where the others have fewer. groups: columns that share a scale, 0 for what is usual (one
+    scale an output, or the format's). method: "gptq", or "rounding" integers to the nearest. recover: how to
     train afterwards ("2epochs", "10m", or a `Recovery`), with the original as the teacher and the steps of the grids learned.
     out: a `torch.export` archive (.pt2) with packed codes, which torch loads without Tersor.
     Raises `InputError` for wishes that cannot be meant, and what `compress` raises for its inputs.
     """
     how = recover if isinstance(recover, Recovery) else Recovery.of(recover)
-    wanted, ends, read = _technique(weights, method, groups), _technique(edges, method, groups), _read(activations)
+    (wanted, ends), read = _techniques(weights, edges, method, groups), _read(activations)
     with torch_threads(threads):
         job = bring(model, data, metric, 0.0, eval_data, 1, threads, seed, tuple(exclude), None, progress)
         ground = Calibrated(job, fold_norms(job.model))
@@ -124,17 +131,35 @@ def quantize(
     )
 
 
-def _technique(bits: int | str, method: str, groups: int) -> GPTQ | Rounding:
-    word = str(bits).strip()
+def _techniques(weights: int | str, edges: int | str, method: str, groups: int) -> tuple[Stored, Stored]:
+    """Of most matrices, and of the first and last one."""
     if method not in METHODS:
         raise InputError(f"There is no method {method!r}; choose of {', '.join(METHODS)}.")
-    if word not in WORDS and not (word.isdecimal() and 1 <= int(word) <= 8):
-        raise InputError(f"Weights of {word!r} bits were asked for; write 1 to 8, ternary or binary.")
     if groups < 0:
-        raise InputError(f"groups is {groups}; write how many columns share a scale, or 0 for one scale an output.")
-    number, symmetric = WORDS.get(word) or (int(word), True)
-    grain: Granularity = PerGroup(groups) if groups else PerChannel()
-    return METHODS[method](number, symmetric, grain)
+        raise InputError(f"groups is {groups}; write how many columns share a scale, or 0 for what is usual.")
+    inner = _technique(weights, method, groups)
+    if str(edges).strip() == "auto":
+        return inner, inner if inner.bits >= 8 else _technique(8, method, groups)
+    return inner, _technique(edges, method, groups)
+
+
+def _technique(wanted: int | str, method: str, groups: int) -> Stored:
+    word = str(wanted).strip()
+    grain = PerGroup(groups) if groups else None
+    values = word.removeprefix("codebook")
+    if word in WORDS or (word.isdecimal() and 1 <= int(word) <= 8):
+        number, symmetric = WORDS.get(word) or (int(word), True)
+        return METHODS[method](number, symmetric, grain or PerChannel())
+    if word in FORMATS:
+        return Floats(word, grain)
+    if grain is None and word in DTYPES:
+        return Cast(word)
+    if grain is None and word != values and values.isdecimal():
+        return KMeans(int(values))
+    if word in DTYPES or word != values:
+        raise InputError(f"Weights in {word} have no groups of columns; leave out groups, or choose another format.")
+    known = ", ".join([*FORMATS, *DTYPES])
+    raise InputError(f"Weights of {word!r} bits were asked for; write 1 to 8, ternary, binary, codebook16 or {known}.")
 
 
 def _read(bits: int | str) -> int:

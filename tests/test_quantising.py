@@ -72,6 +72,30 @@ def test_each_output_has_so_many_values(bits: str, values: int):
     assert found.after > 0.6
 
 
+@pytest.mark.parametrize(
+    ("word", "values", "bits"),
+    [("nf4", 16, 4), ("log3", 7, 3), ("mxfp4", 15 * 5, 4), ("codebook5", 5, 3), ("bf16", 999, 16)],
+)
+def test_other_formats_have_their_values_and_the_archive_too(word: str, values: int, bits: int, tmp_path: Path):
+    out = tmp_path / "small.pt2"
+    found = quantized(weights=word, edges=word, out=out)
+    assert set(found.weights.values()) == {bits}
+    body = rows(found, BODY)
+    runs = [row for row in (body.split(64, 1) if word == "nf4" else [body]) for row in row]
+    assert max(len(row.unique()) for row in runs) <= values
+    x = stripes.images(50, 3)[0]
+    again = torch.export.load(out).module(check_guards=False)
+    assert torch.equal(again(x), found.module(x))
+    assert found.after > 0.9
+    assert found.bytes[1] < found.bytes[0] * (bits / 32 + 0.12)
+
+
+def test_edges_are_wider_only_where_the_others_are_narrow():
+    assert set(quantized(weights="fp8").weights.values()) == {8}
+    assert set(quantized(weights="nf4").weights.values()) == {8, 4}
+    assert set(quantized(weights="bf16").weights.values()) == {16}
+
+
 def test_runs_of_columns_have_scales_of_their_own():
     coarse, fine = quantized(weights=2, edges=2), quantized(weights=2, edges=2, groups=12)
     assert max(len(row.unique()) for row in rows(coarse, BODY)) <= 4
@@ -142,7 +166,9 @@ def test_compress_and_inspect_take_the_archive(tmp_path: Path):
 @pytest.mark.parametrize(
     ("wish", "said"),
     [
-        ({"weights": 9}, "Weights of '9' bits were asked for; write 1 to 8, ternary or binary"),
+        ({"weights": 9}, "Weights of '9' bits were asked for; write 1 to 8, ternary, binary, codebook16 or nf4, fp4"),
+        ({"weights": "bf16", "groups": 32}, "Weights in bf16 have no groups of columns; leave out groups"),
+        ({"weights": "codebook1"}, "table of 1 values was asked for; 2 to 256"),
         ({"activations": 1}, "Activations of '1' bits were asked for; write 2 to 8, or none"),
         ({"method": "awq"}, "no method 'awq'; choose of gptq, rounding"),
         ({"groups": -1}, "groups is -1; write how many columns share a scale"),

@@ -119,11 +119,16 @@ def quantize(
     model: Model,
     data: Data,
     out: Archive = None,
-    weights: Annotated[str, typer.Option(metavar="BITS", help="1 to 8, ternary or binary.")] = "4",
+    weights: Annotated[
+        str,
+        typer.Option(metavar="BITS", help="1 to 8, ternary, binary, codebook16, nf4, fp8, mxfp4, log4, bf16, ..."),
+    ] = "4",
     activations: Annotated[str, typer.Option(metavar="BITS", help="2 to 8, or none: float.")] = "none",
-    edges: Annotated[str, typer.Option(metavar="BITS", help="Of the first and last matrix.")] = "8",
-    groups: Annotated[int, typer.Option(min=0, help="Columns that share a scale; 0: one scale an output.")] = 0,
-    method: Annotated[str, typer.Option(help="gptq, or rounding to nearest.")] = "gptq",
+    edges: Annotated[
+        str, typer.Option(metavar="BITS", help="Of the first and last matrix; auto: 8 where others have fewer.")
+    ] = "auto",
+    groups: Annotated[int, typer.Option(min=0, help="Columns that share a scale; 0: what is usual.")] = 0,
+    method: Annotated[str, typer.Option(help="gptq, or rounding integers to nearest.")] = "gptq",
     recover: Annotated[
         str | None, typer.Option(metavar="LENGTH", help="Train afterwards: 2epochs, 10m.", show_default=False)
     ] = None,

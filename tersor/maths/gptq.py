@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tersor.maths.points import Points, columns
 from tersor.maths.solve import damped
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -26,7 +27,7 @@ def factor(h: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """
     hd = damped(h, damping)
     order = hd.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-    hd = _columns(_columns(hd, order).mT, order)
+    hd = columns(columns(hd, order).mT, order)
     chol, failed = torch.linalg.cholesky_ex(hd)
     u, failed_too = torch.linalg.cholesky_ex(torch.cholesky_inverse(chol), upper=True)
     return order, torch.where(((failed != 0) | (failed_too != 0))[:, None, None], torch.nan, u)
@@ -39,33 +40,30 @@ def conditional_variances(h: Tensor, damping: float = 1e-2) -> Tensor:
     return torch.empty_like(variances).scatter_(1, order, variances)
 
 
-def gptq(w: Tensor, h: Tensor, scale: Tensor, zero: Tensor, low: int, high: int, damping: float) -> Tensor:
-    """(groups, rows, c) float64 codes for `w` on the grid `scale * (code - zero)`, codes in [low, high].
+def gptq(w: Tensor, h: Tensor, points: Points, damping: float) -> Tensor:
+    """(groups, rows, c) float64 codes of the `points` for `w`.
 
-    w, scale, zero: (groups, rows, c); h: (groups, c, c). Exact zeros of `w` stay zeros and take no part. Cost: c^3 +
-    rows c^2 operations a group. The result may be worse than plain rounding where H is nearly singular, and is NaN where
-    H cannot be factored: compare.
+    w: (groups, rows, c); h: (groups, c, c). Exact zeros of `w` stay zeros and take no part. Cost: c^3 + rows c^2 operations
+    a group. The result may be worse than plain rounding where H is nearly singular, and is NaN or meaningless where H
+    cannot be factored: compare.
     """
     order, u = factor(h, damping)
-    w, scale, zero = (_columns(t.double(), order) for t in (w, scale, zero))
+    w, points = columns(w.double(), order), points.ordered(order)
     frozen = w == 0
     codes = torch.empty_like(w)
     for start in range(0, w.shape[2], BLOCK):
         stop = min(start + BLOCK, w.shape[2])
         errors = torch.empty_like(w[:, :, start:stop])
         for j in range(start, stop):
-            wanted = torch.where(frozen[:, :, j], 0.0, w[:, :, j])
-            code = (wanted / scale[:, :, j] + zero[:, :, j]).round().clamp(low, high)
-            error = (w[:, :, j] - scale[:, :, j] * (code - zero[:, :, j])) / u[:, None, j, j]
+            code, value = points.nearest(torch.where(frozen[:, :, j], 0.0, w[:, :, j]), j)
+            error = (w[:, :, j] - value) / u[:, None, j, j]
             w[:, :, j + 1 : stop] -= error[:, :, None] * u[:, None, j, j + 1 : stop]
             codes[:, :, j], errors[:, :, j - start] = code, error
         w[:, :, stop:] -= errors @ u[:, start:stop, stop:]
     return torch.empty_like(codes).scatter_(2, order[:, None, :].expand_as(codes), codes)
 
 
-def polish(
-    codes: Tensor, w: Tensor, h: Tensor, scale: Tensor, zero: Tensor, low: int, high: int, sweeps: int
-) -> Tensor:
+def polish(codes: Tensor, w: Tensor, h: Tensor, points: Points, sweeps: int) -> Tensor:
     """Coordinate descent on the codes: each takes its best value given all others, column by column, `sweeps` times.
 
     Never increases `d H d^T` of any row. Shapes as in `gptq`; codes that stand on exact zeros of `w` stay. Cost: 2 rows
@@ -73,16 +71,13 @@ def polish(
     """
     codes, diagonal = codes.clone(), h.diagonal(dim1=1, dim2=2)
     free = (w != 0) & (diagonal > 0)[:, None, :]
+    values = points.values(codes)
     for _ in range(sweeps):
-        slope = (scale * (codes - zero) - w) @ h
+        slope = (values - w) @ h
         for j in range(w.shape[2]):
-            hjj = diagonal[:, None, j].clamp_min(1e-300)
-            wanted = (codes[:, :, j] - slope[:, :, j] / (hjj * scale[:, :, j])).round().clamp(low, high)
-            step = torch.where(free[:, :, j], wanted - codes[:, :, j], 0.0) * scale[:, :, j]
-            codes[:, :, j] = torch.where(free[:, :, j], wanted, codes[:, :, j])
+            code, value = points.nearest(values[:, :, j] - slope[:, :, j] / diagonal[:, None, j].clamp_min(1e-300), j)
+            step = torch.where(free[:, :, j], value - values[:, :, j], 0.0)
+            codes[:, :, j] = torch.where(free[:, :, j], code, codes[:, :, j])
+            values[:, :, j] += step
             slope += step[:, :, None] * h[:, None, j]
     return codes
-
-
-def _columns(t: Tensor, order: Tensor) -> Tensor:
-    return t.gather(2, order[:, None, :].expand_as(t))

@@ -1,4 +1,4 @@
-"""Affine integer grids for matrices: `value = scale * (code - zero)`, codes signed, 1 to 8 bits.
+"""Grids for matrices; here those of integers: `value = scale * (code - zero)`, codes signed, 1 to 8 bits.
 
 Codes lie in [-2^(bits-1), 2^(bits-1) - 1]; a symmetric grid leaves out the lowest one, so that it is the same on both
 sides of zero. Zero is always a grid value, but on the symmetric grid of one bit, which is {-s/2, +s/2}.
@@ -9,15 +9,18 @@ of consecutive columns of a row.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from tersor.errors import InputError
+from tersor.maths.points import Lattice, Points
 
-CLIPS = {True: (20, 0.5), False: (40, 0.2)}  # by `Integers.fine`: how many, down to which share of the range
+CLIPS = {True: (20, 0.5), False: (40, 0.2)}  # by `Kind.fine`: how many, down to which share of the range
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,72 @@ class PerGroup:
 Granularity = PerTensor | PerChannel | PerGroup
 
 
-@dataclass(frozen=True)
-class Integers:
+class Cells(ABC):
+    """A chosen grid of any kind: codes, and a scale for each run of columns.
+
+    scale: float64 (rows or 1, runs), exact in float32. run: columns that share one.
+    """
+
+    scale: Tensor
+    run: int
+
+    @abstractmethod
+    def codes(self, w: Tensor) -> Tensor:
+        """The nearest codes to `w` (rows, c), as float64 integers."""
+
+    @abstractmethod
+    def values(self, codes: Tensor) -> Tensor:
+        """(rows, c) of the codes."""
+
+    @abstractmethod
+    def points(self, like: Tensor) -> Points:
+        """What each weight of `like` (groups, rows, c) may be."""
+
+    @abstractmethod
+    def where(self, better: Tensor, other: Self) -> Self:
+        """This one, with the scales of `other` where it is `better` (broadcasts to scale)."""
+
+    def round(self, w: Tensor) -> Tensor:
+        """The nearest grid values to `w` (rows, c)."""
+        return self.values(self.codes(w))
+
+    def wide(self, t: Tensor, like: Tensor) -> Tensor:
+        """(rows or 1, runs) -> (rows, c)."""
+        return t.repeat_interleave(self.run, 1)[:, : like.shape[1]].expand(like.shape)
+
+
+C = TypeVar("C", bound=Cells)
+
+
+class Kind(ABC, Generic[C]):
     """Which grids a matrix may choose from."""
+
+    granularity: Granularity
+
+    @property
+    @abstractmethod
+    def fine(self) -> bool:
+        """Steps so small that the search for the best grid gains little."""
+
+    @abstractmethod
+    def grid(self, low: Tensor, high: Tensor, columns: int) -> C:
+        """The grid that reaches from `low` to `high` (rows or 1, runs)."""
+
+    def coarser(self) -> list[float]:
+        """Shares of the range, above 1 too, at which the values of grids of fewer bits are met."""
+        return []
+
+    def check_zeros(self, keep: Sequence[int] | None) -> None:
+        """Raises `InputError` where columns must become zeros and the grid has no zero."""
+
+    def run(self, columns: int) -> int:
+        """Columns that share a scale within a row."""
+        return min(self.granularity.size, columns) if isinstance(self.granularity, PerGroup) else columns
+
+
+@dataclass(frozen=True)
+class Integers(Kind["Grid"]):
+    """Signed integers, symmetric about zero or with a zero point."""
 
     bits: int
     symmetric: bool
@@ -66,24 +132,37 @@ class Integers:
 
     @property
     def fine(self) -> bool:
-        """Steps so small that the search for the best grid gains little."""
         return self.bits >= 6
 
     def check_zeros(self, keep: Sequence[int] | None) -> None:
-        """Raises `InputError` where columns must become zeros and the grid has no zero."""
         if keep is not None and self.bits == 1 and self.symmetric:
             raise InputError(
                 "Columns are to be dropped, but a symmetric grid of 1 bit holds no zero; use bits=2 or symmetric=False."
             )
 
-    def run(self, columns: int) -> int:
-        """Columns that share a scale within a row."""
-        return min(self.granularity.size, columns) if isinstance(self.granularity, PerGroup) else columns
+    def coarser(self) -> list[float]:
+        levels = {bits: 2 ** (bits - 1) - 1 if self.symmetric else 2**bits - 1 for bits in range(1, self.bits + 1)}
+        return [
+            levels[self.bits] / (n * 2 ** (self.bits - bits))
+            for bits, n in levels.items()
+            if n > 0 and bits < self.bits
+        ]
+
+    def grid(self, low: Tensor, high: Tensor, columns: int) -> Grid:
+        reach = torch.maximum(-low, high)
+        if self.bits == 1 and self.symmetric:
+            scale, zero = 2 * reach, torch.full_like(reach, -0.5)
+        elif self.symmetric:
+            scale, zero = reach / self.high, torch.zeros_like(reach)
+        else:
+            scale = (high - low) / (self.high - self.low)
+            zero = (self.low - low / storable(scale, self.bits)).round().clamp(self.low, self.high)
+        return Grid(storable(scale, self.bits), zero, self.run(columns), self.low, self.high)
 
 
 @dataclass(frozen=True)
-class Grid:
-    """One chosen grid: `scale` and `zero` float64 (rows or 1, runs), the scale exact in float32."""
+class Grid(Cells):
+    """One chosen grid of integers: `scale` and `zero` float64 (rows or 1, runs)."""
 
     scale: Tensor
     zero: Tensor
@@ -92,27 +171,27 @@ class Grid:
     high: int
 
     def codes(self, w: Tensor) -> Tensor:
-        """The nearest codes to `w` (rows, c), as float64 integers."""
         return (w.double() / self.wide(self.scale, w) + self.wide(self.zero, w)).round().clamp(self.low, self.high)
 
     def values(self, codes: Tensor) -> Tensor:
         return self.wide(self.scale, codes) * (codes - self.wide(self.zero, codes))
 
-    def round(self, w: Tensor) -> Tensor:
-        """The nearest grid values to `w` (rows, c)."""
-        return self.values(self.codes(w))
+    def points(self, like: Tensor) -> Lattice:
+        rows = like.flatten(0, 1)
+        scale, zero = (self.wide(t, rows).reshape(like.shape) for t in (self.scale, self.zero))
+        return Lattice(scale, zero, self.low, self.high)
 
-    def wide(self, t: Tensor, like: Tensor) -> Tensor:
-        """(rows or 1, runs) -> (rows, c)."""
-        return t.repeat_interleave(self.run, 1)[:, : like.shape[1]].expand(like.shape)
+    def where(self, better: Tensor, other: Grid) -> Grid:
+        scale, zero = torch.where(better, other.scale, self.scale), torch.where(better, other.zero, self.zero)
+        return replace(self, scale=scale, zero=zero)
 
 
-def absmax(w: Tensor, kind: Integers) -> Grid:
+def absmax(w: Tensor, kind: Kind[C]) -> C:
     """The grid that just reaches the extreme values of every run: the naive choice."""
-    return _grid(*_extremes(w, kind), kind, w.shape[1])
+    return kind.grid(*_extremes(w, kind), w.shape[1])
 
 
-def search(w: Tensor, importance: Tensor, kind: Integers) -> Grid:
+def search(w: Tensor, importance: Tensor, kind: Kind[C]) -> C:
     """The grid, out of 20 or 40 shrunken ranges a run, with the least `sum importance * (round(w) - w)^2`.
 
     importance: broadcasts to (rows, c); for example `g_i H_jj`. Ranges in which `w` would already lie on a grid of
@@ -120,29 +199,28 @@ def search(w: Tensor, importance: Tensor, kind: Integers) -> Grid:
     """
     low, high = _extremes(w, kind)
     weight = importance.double().expand(w.shape)
-    best = _grid(low, high, kind, w.shape[1])
-    scale, zero = best.scale, best.zero
+    best = kind.grid(low, high, w.shape[1])
     least = _per_run((best.round(w) - w).square() * weight, kind)
     for clip in _clips(kind):
-        grid = _grid(low * clip, high * clip, kind, w.shape[1])
+        grid = kind.grid(low * clip, high * clip, w.shape[1])
         error = _per_run((grid.round(w) - w).square() * weight, kind)
-        better = error < least
-        scale, zero = torch.where(better, grid.scale, scale), torch.where(better, grid.zero, zero)
+        best = best.where(error < least, grid)
         least = torch.minimum(error, least)
-    return Grid(scale, zero, best.run, kind.low, kind.high)
+    return best
 
 
-def _clips(kind: Integers) -> list[float]:
+def storable(scale: Tensor, bits: int) -> Tensor:
+    """Scales as float32 holds them: those of runs of zeros become 1, none is so small or so large as to be lost."""
+    largest = torch.finfo(torch.float32).max / 2**bits
+    return torch.where(scale > 0, scale.clamp(1e-36, largest), 1.0).float().double()
+
+
+def _clips(kind: Kind) -> list[float]:
     count, least = CLIPS[kind.fine]
-    shrunk = [1 - (1 - least) * i / count for i in range(1, count + 1)]
-    levels = {bits: 2 ** (bits - 1) - 1 if kind.symmetric else 2**bits - 1 for bits in range(1, kind.bits + 1)}
-    coarser = [
-        levels[kind.bits] / (n * 2 ** (kind.bits - bits)) for bits, n in levels.items() if n > 0 and bits < kind.bits
-    ]
-    return coarser + shrunk
+    return kind.coarser() + [1 - (1 - least) * i / count for i in range(1, count + 1)]
 
 
-def _extremes(w: Tensor, kind: Integers) -> tuple[Tensor, Tensor]:
+def _extremes(w: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
     runs = _runs(w.double(), kind)
     low, high = runs.amin(2).clamp_max(0), runs.amax(2).clamp_min(0)
     if isinstance(kind.granularity, PerTensor):
@@ -150,29 +228,11 @@ def _extremes(w: Tensor, kind: Integers) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _grid(low: Tensor, high: Tensor, kind: Integers, columns: int) -> Grid:
-    reach = torch.maximum(-low, high)
-    if kind.bits == 1 and kind.symmetric:
-        scale, zero = 2 * reach, torch.full_like(reach, -0.5)
-    elif kind.symmetric:
-        scale, zero = reach / kind.high, torch.zeros_like(reach)
-    else:
-        scale = (high - low) / (kind.high - kind.low)
-        zero = (kind.low - low / _storable(scale, kind)).round().clamp(kind.low, kind.high)
-    return Grid(_storable(scale, kind), zero, kind.run(columns), kind.low, kind.high)
-
-
-def _storable(scale: Tensor, kind: Integers) -> Tensor:
-    # Runs of zeros get the scale 1; denormal scales would be flushed to zero, the largest ones would overflow.
-    largest = torch.finfo(torch.float32).max / 2**kind.bits
-    return torch.where(scale > 0, scale.clamp(1e-36, largest), 1.0).float().double()
-
-
-def _runs(t: Tensor, kind: Integers) -> Tensor:
+def _runs(t: Tensor, kind: Kind) -> Tensor:
     run = kind.run(t.shape[1])
     return torch.nn.functional.pad(t, (0, -t.shape[1] % run)).reshape(t.shape[0], -1, run)
 
 
-def _per_run(error: Tensor, kind: Integers) -> Tensor:
+def _per_run(error: Tensor, kind: Kind) -> Tensor:
     total = _runs(error, kind).sum(2)
     return total.sum().reshape(1, 1) if isinstance(kind.granularity, PerTensor) else total

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Generic
 
 import torch
 from torch import Tensor
 
 from tersor.maths.damage import by_row
 from tersor.maths.gptq import DAMPINGS, conditional_variances, gptq, polish
-from tersor.maths.grid import Grid, Integers, PerTensor, absmax, search
+from tersor.maths.grid import C, Kind, PerTensor, absmax, search
 
 FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
-class Rounded:
+class Rounded(Generic[C]):
     """`codes` (groups, rows, c) on `grid`, whose rows are those of all groups, stacked."""
 
     codes: Tensor
-    grid: Grid
+    grid: C
 
     def values(self) -> Tensor:
         return self.grid.values(self.codes.flatten(0, 1)).reshape(self.codes.shape)
 
 
-def nearest(target: Tensor, gram: Tensor, fisher: Tensor, kind: Integers) -> Rounded:
+def nearest(target: Tensor, gram: Tensor, fisher: Tensor, kind: Kind[C]) -> Rounded[C]:
     """Round to nearest: the better of the absmax grid and the one searched with importance `g_i H_jj`.
 
     target: (groups, rows, c); gram: (groups, c, c); fisher: (groups * rows,). The choice is made for each row, for the
@@ -38,7 +39,7 @@ def nearest(target: Tensor, gram: Tensor, fisher: Tensor, kind: Integers) -> Rou
     return best(candidates, target, gram, fisher, kind)
 
 
-def fed_back(target: Tensor, gram: Tensor, fisher: Tensor, kind: Integers) -> Rounded:
+def fed_back(target: Tensor, gram: Tensor, fisher: Tensor, kind: Kind[C]) -> Rounded[C]:
     """GPTQ: the best of rounding and of error feedback at several dampings and grids, then coordinate descent.
 
     Coarse grids are worth more effort: a second grid, searched with the conditional variances `1 / U_jj^2` (what an
@@ -48,24 +49,23 @@ def fed_back(target: Tensor, gram: Tensor, fisher: Tensor, kind: Integers) -> Ro
     grids = (start.grid,) if kind.fine else (start.grid, _second(target, gram, fisher, kind))
     dampings = DAMPINGS[::2] if kind.fine else DAMPINGS
 
-    def candidates() -> Iterator[Rounded]:
+    def candidates() -> Iterator[Rounded[C]]:
         yield start
         for grid in grids:
             for damping in dampings:
-                yield Rounded(gptq(target, gram, *_spread(grid, target), grid.low, grid.high, damping), grid)
+                yield Rounded(gptq(target, gram, grid.points(target), damping), grid)
 
     chosen = best(candidates(), target, gram, fisher, kind)
-    scale, zero = _spread(chosen.grid, target)
-    codes = polish(chosen.codes, target, gram, scale, zero, kind.low, kind.high, sweeps=1 if kind.fine else 2)
+    codes = polish(chosen.codes, target, gram, chosen.grid.points(target), sweeps=1 if kind.fine else 2)
     return best(iter((chosen, Rounded(codes, chosen.grid))), target, gram, fisher, kind)
 
 
-def _second(target: Tensor, gram: Tensor, fisher: Tensor, kind: Integers) -> Grid:
+def _second(target: Tensor, gram: Tensor, fisher: Tensor, kind: Kind[C]) -> C:
     variances = conditional_variances(gram).nan_to_num(0.0)
     return search(target.flatten(0, 1), _importance(target, variances, fisher), kind)
 
 
-def best(candidates: Iterator[Rounded], target: Tensor, gram: Tensor, fisher: Tensor, kind: Integers) -> Rounded:
+def best(candidates: Iterator[Rounded[C]], target: Tensor, gram: Tensor, fisher: Tensor, kind: Kind[C]) -> Rounded[C]:
     """The candidate of least damage, row by row, or as a whole where all rows share the scale; the first of equals."""
     chosen = next(candidates)
     least = _cost(chosen, target, gram, fisher, kind)
@@ -73,14 +73,12 @@ def best(candidates: Iterator[Rounded], target: Tensor, gram: Tensor, fisher: Te
         cost = _cost(other, target, gram, fisher, kind)
         better = cost < least
         codes = torch.where(better.reshape(-1, 1), other.codes.flatten(0, 1), chosen.codes.flatten(0, 1))
-        scale = torch.where(better.reshape(-1, 1), other.grid.scale, chosen.grid.scale)
-        zero = torch.where(better.reshape(-1, 1), other.grid.zero, chosen.grid.zero)
-        chosen = Rounded(codes.reshape(target.shape), replace(chosen.grid, scale=scale, zero=zero))
+        chosen = Rounded(codes.reshape(target.shape), chosen.grid.where(better.reshape(-1, 1), other.grid))
         least = torch.where(better, cost, least)
     return chosen
 
 
-def _cost(rounded: Rounded, target: Tensor, gram: Tensor, fisher: Tensor, kind: Integers) -> Tensor:
+def _cost(rounded: Rounded[C], target: Tensor, gram: Tensor, fisher: Tensor, kind: Kind[C]) -> Tensor:
     cost = by_row(rounded.values() - target, gram).flatten()
     return (cost * fisher).sum().reshape(1) if isinstance(kind.granularity, PerTensor) else cost
 
@@ -94,8 +92,3 @@ def _importance(target: Tensor, columns: Tensor, fisher: Tensor) -> Tensor:
 
 def _diagonal(gram: Tensor) -> Tensor:
     return gram.diagonal(dim1=1, dim2=2).clamp_min(0)
-
-
-def _spread(grid: Grid, target: Tensor) -> tuple[Tensor, Tensor]:
-    rows = target.flatten(0, 1)
-    return grid.wide(grid.scale, rows).reshape(target.shape), grid.wide(grid.zero, rows).reshape(target.shape)

@@ -15,18 +15,23 @@ import torch
 from torch import Tensor, fx, nn
 
 from tersor.forms.affine import Affine
+from tersor.forms.codebook import Codebook
+from tersor.forms.half import Half
 from tersor.graph.model import Model
 from tersor.maths.bits import unpack
 from tersor.site import matrices
 from tersor.target import Compressed, Grid
 
+Stored = Affine | Codebook | Half
+STORED = (Affine, Codebook, Half)
+
 
 def store_quantised(compressed: Compressed) -> Model:
-    """The model with its affine weights packed and its static feeds in the graph; other weights stay dense."""
+    """The model with its quantised weights packed and its static feeds in the graph; other weights stay dense."""
     model = compressed.model.copy()
     grids = {name: feed for name, feed in compressed.feeds.items() if isinstance(feed, Grid)}
     _round(model, grids, {matrix.node for matrix in matrices(model)})
-    _pack(model, {name: weight for name, weight in compressed.weights.items() if isinstance(weight, Affine)})
+    _pack(model, {name: weight for name, weight in compressed.weights.items() if isinstance(weight, STORED)})
     model.graph.lint()
     model.module.recompile()
     return model
@@ -49,7 +54,7 @@ def _round(model: Model, grids: Mapping[str, Grid], readers: Collection[str]) ->
             user.replace_input_with(node, rounded)
 
 
-def _pack(model: Model, weights: Mapping[str, Affine]) -> None:
+def _pack(model: Model, weights: Mapping[str, Stored]) -> None:
     names = {(model.tensor(name).data_ptr(), model.tensor(name).shape): name for name in weights}
     made: dict[str, fx.Node] = {}
     gone: set[str] = set()
@@ -70,20 +75,34 @@ def _pack(model: Model, weights: Mapping[str, Affine]) -> None:
         delattr(owner, leaf)
 
 
-def _unpacking(model: Model, name: str, weight: Affine) -> fx.Node:
+def _unpacking(model: Model, name: str, weight: Stored) -> fx.Node:
     """The node that gives a weight, from tensors beside the one it had."""
     (owner, leaf), place = _owner(model, name), name.rpartition(".")[0]
-    offset = weight.zero.float() + 2 ** (weight.bits - 1)
     parts = []
-    for part, value in (("codes", weight.packed), ("scale", weight.scale), ("offset", offset)):
+    for part, value in _parts(weight).items():
         owner.register_buffer(f"{leaf}_{part}", value.clone())
         parts.append(model.graph.get_attr(f"{place}.{leaf}_{part}".lstrip(".")))
         parts[-1].meta["val"] = value
     unpack_it = f"{name.replace('.', '_')}_unpack"
-    model.module.add_submodule(unpack_it, _Unpack(weight))
+    model.module.add_submodule(unpack_it, _module(weight))
     made = model.graph.call_module(unpack_it, tuple(parts))
     made.meta["val"] = model.tensor(name)
     return made
+
+
+def _parts(weight: Stored) -> dict[str, Tensor]:
+    """What is kept of a weight, in the order in which its module takes it."""
+    if isinstance(weight, Affine):
+        return {"codes": weight.packed, "scale": weight.scale, "offset": weight.zero.float() + 2 ** (weight.bits - 1)}
+    if isinstance(weight, Codebook):
+        return {"codes": weight.packed, "scale": weight.scale, "table": weight.table}
+    return {"half": weight.values}
+
+
+def _module(weight: Stored) -> nn.Module:
+    if isinstance(weight, Affine):
+        return _Unpack(weight)
+    return _LookUp(weight) if isinstance(weight, Codebook) else _Widen()
 
 
 def _owner(model: Model, name: str) -> tuple[nn.Module, str]:
@@ -115,3 +134,26 @@ class _Unpack(nn.Module):
         if scale.shape[1] > 1:  # one for each run of columns
             scale, offset = form.wide(scale, codes), form.wide(offset.expand_as(scale), codes)
         return form.shaped(scale * (codes - offset))
+
+
+class _LookUp(nn.Module):
+    """The weight from its packed codes, its scales and its table."""
+
+    def __init__(self, form: Codebook):
+        super().__init__()
+        self._form, self._bits = replace(form, packed=torch.empty(0), table=torch.empty(0)), form.bits
+
+    def forward(self, packed: Tensor, scale: Tensor, table: Tensor) -> Tensor:
+        form = self._form
+        codes = unpack(packed, self._bits, prod(form.shape)).reshape(form.rows, -1)
+        factors = torch.exp2(scale.float()) if scale.dtype == torch.int8 else scale
+        if scale.shape[1] > 1:  # one for each run of columns
+            factors = form.wide(factors, codes)
+        return form.shaped(factors * table[codes.long()])
+
+
+class _Widen(nn.Module):
+    """The weight in float32."""
+
+    def forward(self, half: Tensor) -> Tensor:
+        return half.float()

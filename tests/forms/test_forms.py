@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from laws import LAYOUTS, FormLaws, make
 
 from tersor.forms.affine import Affine, affine
 from tersor.forms.bitmask import bitmask
+from tersor.forms.codebook import Codebook, codebook
 from tersor.forms.dense import Dense
+from tersor.forms.half import half
 from tersor.forms.nofm import n_of_m
 from tersor.forms.sum import Sum
 from tersor.maths.grid import Integers, PerChannel, PerGroup, PerTensor, absmax
+from tersor.maths.levels import levels_called
 from tersor.maths.pattern import NofM
 from tersor.maths.unfold import from_matrix, to_matrix
 
@@ -37,6 +42,27 @@ class TestDense(FormLaws):
 class TestAffine(FormLaws):
     def weights(self, seed: int):
         return grids(seed)
+
+
+def tables(seed: int) -> list[Codebook]:
+    made = []
+    for layout, name in itertools.product(LAYOUTS, ("nf4", "mxfp4", "fp8", "log3")):
+        case = make(layout, seed)
+        m, kind = case.matrix, levels_called(name, PerGroup(5) if seed % 2 else None)
+        rows = to_matrix(case.w, m.groups, m.transposed).flatten(0, 1)
+        grid = absmax(rows, kind)
+        made.append(codebook(grid.codes(rows), grid, tuple(case.w.shape), m.groups, m.transposed, kind.shifted))
+    return made
+
+
+class TestCodebook(FormLaws):
+    def weights(self, seed: int):
+        return tables(seed)
+
+
+class TestHalf(FormLaws):
+    def weights(self, seed: int):
+        return [half(make(layout, seed).w, dtype) for layout in LAYOUTS for dtype in (torch.float16, torch.bfloat16)]
 
 
 class TestBitmask(FormLaws):

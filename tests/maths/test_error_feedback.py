@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tersor.maths.damage import by_row
 from tersor.maths.gptq import conditional_variances, factor, gptq, polish
+from tersor.maths.points import Lattice, Listed
 from tersor.maths.solve import masked_least_squares, solve
 
 quick = settings(max_examples=10, deadline=None, derandomize=True)
@@ -52,21 +53,33 @@ def test_near_the_best_of_all_grid_points(seed: int):
     scale, zero = torch.full_like(w, 0.8), torch.zeros_like(w)
     points = torch.tensor(list(itertools.product((-1.0, 0.0, 1.0), repeat=4)), dtype=torch.float64)
     least = torch.stack([by_row(0.8 * p - w, h) for p in points]).amin(0)
-    codes = gptq(w, h, scale, zero, -1, 1, 1e-6)
-    polished = polish(codes, w, h, scale, zero, -1, 1, 3)
+    codes = gptq(w, h, Lattice(scale, zero, -1, 1), 1e-6)
+    polished = polish(codes, w, h, Lattice(scale, zero, -1, 1), 3)
     assert (by_row(scale * polished - w, h) <= by_row(scale * codes - w, h) + 1e-9).all()
     assert (by_row(scale * polished - w, h) >= least - 1e-9).all()
     assert torch.equal(codes, codes.round().clamp(-1, 1))
 
 
+@quick
+@given(st.integers(0, 99))
+def test_a_list_of_evenly_spaced_values_is_a_lattice(seed: int):
+    w, h = problem(seed)
+    scale = torch.full_like(w, 0.3)
+    lattice, listed = Lattice(scale, 0 * w, -3, 3), Listed(scale, torch.arange(-3.0, 4.0, dtype=torch.float64))
+    codes = [gptq(w, h, points, 1e-3) for points in (lattice, listed)]
+    assert torch.equal(codes[0], codes[1] - 3)
+    codes = [polish(c, w, h, points, 2) for c, points in zip(codes, (lattice, listed), strict=True)]
+    assert torch.equal(codes[0], codes[1] - 3)
+
+
 def test_exact_zeros_take_no_part():
     w, h = problem(1)
     w[:, :, 1] = 0
-    scale = torch.full_like(w, 0.01)
-    codes = gptq(w, h, scale, 0 * w, -127, 127, 1e-2)
+    points = Lattice(torch.full_like(w, 0.01), 0 * w, -127, 127)
+    codes = gptq(w, h, points, 1e-2)
     assert codes.shape == w.shape
     assert (codes[..., 1] == 0).all()
-    assert (polish(codes, w, h, scale, 0 * w, -127, 127, 2)[:, :, 1] == 0).all()
+    assert (polish(codes, w, h, points, 2)[:, :, 1] == 0).all()
 
 
 @quick
