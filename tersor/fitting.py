@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import product
 from operator import add
 from typing import Any
 
@@ -29,7 +30,7 @@ from tersor.graph.memory import peak_bytes
 from tersor.graph.model import Model
 from tersor.maths.damage import best_bias
 from tersor.maths.histogram import Histogram
-from tersor.maths.ranges import mse, robust
+from tersor.maths.ranges import least_damage, mse, robust
 from tersor.maths.regression import Moments, best_ridge, matched, moments, optimum
 from tersor.maths.unfold import from_matrix, to_matrix
 from tersor.profile import SLICE, Facts, Profile, measure, outputs_of, rows_of, sampled
@@ -41,6 +42,8 @@ from tersor.weight import Weight
 from tersor.windows import Window, repaired, smaller, windows, with_bias
 
 MEMORY = 2 << 30  # bytes of activations held at once
+COARSE = 5  # bits of activations, up to which ranges are also chosen by what the next matrix makes of them
+ROWS = 2048  # that this is judged on
 HELD_OUT = 8  # one item in so many judges, and is fitted to by nobody
 
 
@@ -90,17 +93,20 @@ def fit(
 ) -> Compressed:
     """Carry out `decisions` on `model`, with calibration `batches` of flat inputs; no labels.
 
-    Where blocks are dropped, the fit is made with and without matching each channel's variance to the original's, and
-    the one with the lower divergence on held-out items is kept. At most `memory` bytes of activations are held: where
+    Where blocks are dropped, the fit is made with and without matching each channel's variance to the original's; where
+    activations have few bits, with ranges of least squared error and with ranges of least damage; the fit with the lowest
+    divergence on held-out items is kept. At most `memory` bytes of activations are held: where
     the batches need more, the first items that fit are used. `progress` hears matrices done and in all.
-    Cost: a pass of both models over the batches, c^3 + r c^2 a matrix; twice where blocks are dropped.
+    Cost: a pass of both models over the batches, c^3 + r c^2 a matrix; twice where blocks are dropped, and where
+    activations have few bits.
     """
     whole = [tuple(b) for b in checked(model, batches)]
     best = Fitted(model, {}, 0.0)
     if decisions.cuts or decisions.techniques:
         pieces = _pieces(whole, max(2, memory // (2 * max(1, peak_bytes(model)))))
-        tries = (False, True) if decisions.cuts else (False,)
-        walks = [_Walk(model, pieces, profile, decisions, seed, match) for match in tries]
+        matching = (False, True) if decisions.cuts else (False,)
+        aiming = (False, True) if decisions.bits <= COARSE else (False,)
+        walks = [_Walk(model, pieces, profile, decisions, seed, *how) for how in product(matching, aiming)]
         each = len(matrices(model))
         fitted = [walk.run(_counting(progress, i, each, each * len(walks))) for i, walk in enumerate(walks)]
         best = min(fitted, key=lambda f: f.divergence)
@@ -136,9 +142,10 @@ class _Walk:
         decisions: Decisions,
         seed: int,
         match: bool,
+        aim: bool,
     ):
         self._model, self._pieces, self._profile, self._decisions = model, pieces, profile, decisions
-        self._match = match
+        self._match, self._aim = match, aim
         self._places = torch.Generator().manual_seed(seed)
         self._windows = windows(model, decisions.keep)
         self._by_node = {m.node: m for m in matrices(model)}
@@ -171,9 +178,24 @@ class _Walk:
             for x in values:
                 seen.update(x)
             found = mse(seen.counts, seen.edges, seen.low, seen.high, bits)
+            if self._aim and bits <= COARSE and seen.low < seen.high:
+                readers = [
+                    self._reader(matrix, values) for matrix in self._by_node.values() if self._reads(matrix, source)
+                ]
+                found = least_damage(readers, found, seen.low, seen.high, bits)
             self._feeds[source.name] = Grid(*found, 0, 2**bits - 1)
         grid = self._feeds[source.name]
         return [grid.round(x) for x in values]
+
+    def _reads(self, matrix: Matrix, source: fx.Node) -> bool:
+        return any(user.name == matrix.node and user.all_input_nodes[0] is source for user in source.users)
+
+    def _reader(self, matrix: Matrix, values: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Some of what a matrix reads, its weight, and what its outputs are worth."""
+        each = max(1, ROWS // sum(len(x) for x in values))
+        rows = [rows_of(matrix, x, sampled(matrix, x.shape, self._places, each)) for x in values]
+        w = to_matrix(self._now.tensor(matrix.weight), matrix.groups, matrix.transposed)
+        return torch.cat(rows, 1)[:, :ROWS], w, self._profile.facts[matrix.name].fisher.reshape(w.shape[:2])
 
     def _fit(self, matrix: Matrix, here: Here) -> None:
         aimed = here.drifted or here.absorbs
