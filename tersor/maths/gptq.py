@@ -29,7 +29,10 @@ def factor(h: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     order = hd.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
     hd = columns(columns(hd, order).mT, order)
     chol, failed = torch.linalg.cholesky_ex(hd)
-    u, failed_too = torch.linalg.cholesky_ex(torch.cholesky_inverse(chol), upper=True)
+    del hd  # c^2 values each: for a wide matrix they are most of the memory
+    inverse = torch.cholesky_inverse(chol)
+    del chol
+    u, failed_too = torch.linalg.cholesky_ex(inverse, upper=True)
     return order, torch.where(((failed != 0) | (failed_too != 0))[:, None, None], torch.nan, u)
 
 
@@ -47,7 +50,11 @@ def gptq(w: Tensor, h: Tensor, points: Points, damping: float) -> Tensor:
     a group. The result may be worse than plain rounding where H is nearly singular, and is NaN or meaningless where H
     cannot be factored: compare.
     """
-    order, u = factor(h, damping)
+    return feedback(w, *factor(h, damping), points)
+
+
+def feedback(w: Tensor, order: Tensor, u: Tensor, points: Points) -> Tensor:
+    """`gptq` with what `factor` gave: one factor serves several grids. Cost: rows c^2 operations a group."""
     w, points = columns(w.double(), order), points.ordered(order)
     frozen = w == 0
     codes = torch.empty_like(w)
@@ -74,10 +81,16 @@ def polish(codes: Tensor, w: Tensor, h: Tensor, points: Points, sweeps: int) -> 
     values = points.values(codes)
     for _ in range(sweeps):
         slope = (values - w) @ h
-        for j in range(w.shape[2]):
-            code, value = points.nearest(values[:, :, j] - slope[:, :, j] / diagonal[:, None, j].clamp_min(1e-300), j)
-            step = torch.where(free[:, :, j], value - values[:, :, j], 0.0)
-            codes[:, :, j] = torch.where(free[:, :, j], code, codes[:, :, j])
-            values[:, :, j] += step
-            slope += step[:, :, None] * h[:, None, j]
+        for start in range(0, w.shape[2], BLOCK):
+            stop = min(start + BLOCK, w.shape[2])
+            steps = torch.empty_like(w[:, :, start:stop])
+            for j in range(start, stop):
+                hjj = diagonal[:, None, j].clamp_min(1e-300)
+                code, value = points.nearest(values[:, :, j] - slope[:, :, j] / hjj, j)
+                step = torch.where(free[:, :, j], value - values[:, :, j], 0.0)
+                codes[:, :, j] = torch.where(free[:, :, j], code, codes[:, :, j])
+                values[:, :, j] += step
+                slope[:, :, j:stop] += step[:, :, None] * h[:, None, j, j:stop]
+                steps[:, :, j - start] = step
+            slope[:, :, stop:] += steps @ h[:, start:stop, stop:]  # the columns before are not read again in this sweep
     return codes

@@ -20,6 +20,7 @@ from torch import Tensor
 from tersor.errors import InputError
 from tersor.maths.points import Lattice, Points
 
+CHUNK = 1 << 18  # values whose grids are searched together: more would not stay in the processor's cache
 CLIPS = {True: (20, 0.5), False: (40, 0.2)}  # by `Kind.fine`: how many, down to which share of the range
 
 
@@ -71,6 +72,10 @@ class Cells(ABC):
     @abstractmethod
     def where(self, better: Tensor, other: Self) -> Self:
         """This one, with the scales of `other` where it is `better` (broadcasts to scale)."""
+
+    @abstractmethod
+    def above(self, others: Sequence[Self]) -> Self:
+        """The grid of more rows, those of the `others` below."""
 
     def round(self, w: Tensor) -> Tensor:
         """The nearest grid values to `w` (rows, c)."""
@@ -185,6 +190,11 @@ class Grid(Cells):
         scale, zero = torch.where(better, other.scale, self.scale), torch.where(better, other.zero, self.zero)
         return replace(self, scale=scale, zero=zero)
 
+    def above(self, others: Sequence[Grid]) -> Grid:
+        scale = torch.cat([self.scale, *(other.scale for other in others)])
+        zero = torch.cat([self.zero, *(other.zero for other in others)])
+        return replace(self, scale=scale, zero=zero)
+
 
 def absmax(w: Tensor, kind: Kind[C]) -> C:
     """The grid that just reaches the extreme values of every run: the naive choice."""
@@ -197,6 +207,11 @@ def search(w: Tensor, importance: Tensor, kind: Kind[C]) -> C:
     importance: broadcasts to (rows, c); for example `g_i H_jj`. Ranges in which `w` would already lie on a grid of
     fewer bits are tried too. Cost: 40 rows c operations. Never worse than `absmax` in this sum.
     """
+    some = max(1, CHUNK // max(1, w.shape[1]))
+    if len(w) > some and not isinstance(kind.granularity, PerTensor):
+        importances = importance.expand(w.shape).split(some)
+        first, *others = (search(part, i, kind) for part, i in zip(w.split(some), importances, strict=True))
+        return first.above(others)
     low, high = _extremes(w, kind)
     weight = importance.double().expand(w.shape)
     best = kind.grid(low, high, w.shape[1])

@@ -111,6 +111,9 @@ class Table(Cells):
     def where(self, better: Tensor, other: Table) -> Table:
         return replace(self, scale=torch.where(better, other.scale, self.scale))
 
+    def above(self, others: Sequence[Table]) -> Table:
+        return replace(self, scale=torch.cat([self.scale, *(other.scale for other in others)]))
+
 
 def levels_called(name: str, granularity: Granularity | None = None) -> Levels:
     """The grids of a format; granularity: else what the format is used with. Raises `InputError` for an unknown one."""

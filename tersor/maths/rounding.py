@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from tersor.maths.damage import by_row
-from tersor.maths.gptq import DAMPINGS, conditional_variances, gptq, polish
+from tersor.maths.gptq import DAMPINGS, conditional_variances, factor, feedback, polish
 from tersor.maths.grid import C, Kind, PerTensor, absmax, search
 
 FLOOR = 1e-3
+WIDE = 4096  # columns from which on a factor takes seconds: one damping, one grid
 
 
 @dataclass(frozen=True)
@@ -43,20 +44,23 @@ def fed_back(target: Tensor, gram: Tensor, fisher: Tensor, kind: Kind[C]) -> Rou
     """GPTQ: the best of rounding and of error feedback at several dampings and grids, then coordinate descent.
 
     Coarse grids are worth more effort: a second grid, searched with the conditional variances `1 / U_jj^2` (what an
-    error costs after feedback), more dampings and a second sweep. Shapes as in `nearest`; never worse than it.
+    error costs after feedback), more dampings and a second sweep; wide matrices take one of each. Shapes as in `nearest`;
+    never worse than it.
     """
     start = nearest(target, gram, fisher, kind)
-    grids = (start.grid,) if kind.fine else (start.grid, _second(target, gram, fisher, kind))
-    dampings = DAMPINGS[::2] if kind.fine else DAMPINGS
+    wide = target.shape[2] >= WIDE
+    grids = (start.grid,) if kind.fine or wide else (start.grid, _second(target, gram, fisher, kind))
+    dampings = (1e-2,) if wide else DAMPINGS[::2] if kind.fine else DAMPINGS
 
     def candidates() -> Iterator[Rounded[C]]:
         yield start
-        for grid in grids:
-            for damping in dampings:
-                yield Rounded(gptq(target, gram, grid.points(target), damping), grid)
+        for damping in dampings:
+            order, u = factor(gram, damping)
+            for grid in grids:
+                yield Rounded(feedback(target, order, u, grid.points(target)), grid)
 
     chosen = best(candidates(), target, gram, fisher, kind)
-    codes = polish(chosen.codes, target, gram, chosen.grid.points(target), sweeps=1 if kind.fine else 2)
+    codes = polish(chosen.codes, target, gram, chosen.grid.points(target), sweeps=1 if kind.fine or wide else 2)
     return best(iter((chosen, Rounded(codes, chosen.grid))), target, gram, fisher, kind)
 
 
