@@ -35,7 +35,7 @@ from tersor.maths.regression import Moments, best_ridge, matched, moments, optim
 from tersor.maths.unfold import from_matrix, to_matrix
 from tersor.profile import SLICE, Facts, Profile, measure, outputs_of, rows_of, sampled
 from tersor.rewrites.shrink import mask, shrink
-from tersor.site import Matrix, matrices
+from tersor.site import Matrix, matrices, tables
 from tersor.target import Compressed, Dynamic, Grid
 from tersor.technique import Technique
 from tersor.weight import Weight
@@ -49,8 +49,8 @@ HELD_OUT = 8  # one item in so many judges, and is fitted to by nobody
 
 @dataclass(frozen=True)
 class Decisions:
-    """What to do: the blocks that stay, by group name; the technique, by matrix name; how activations are fed, and in how many
-    bits; the residual branches that are left out, by name.
+    """What to do: the blocks that stay, by group name; the technique, by the name of a matrix or embedding; how
+    activations are fed, and in how many bits; the residual branches that are left out, by name.
 
     Below 8 bits what matrices read is rounded (the model's inputs to 8 bits), by static grids that are made on the way, and
     weights are fitted to what they then see. Everything else stays float: no runtime here has such activations.
@@ -162,6 +162,9 @@ class _Walk:
         for matrix in self._by_node.values():
             if matrix.weight in self._shared:
                 self._store(matrix, with_bias(self._model, matrix), self._profile.facts[matrix.name].gram, None)
+        for table in tables(self._model):
+            if table.name in self._decisions.techniques:
+                self._look_up(table)
         reading = self._read if self._decisions.bits < 8 else None
         steps = Lockstep(self._model, self._now, self._pieces, frozenset(self._by_node), reading)
         for here in steps:
@@ -170,6 +173,16 @@ class _Walk:
                 self._fit(matrix, here)
             progress()
         return Fitted(self._now, self._weights, self._judge(*steps.outputs), self._feeds)
+
+    def _look_up(self, table: Matrix) -> None:
+        """Choose the rows of an embedding: read one by one, each column alike, so that H is the identity."""
+        rows, columns = table.shape
+        identity = torch.eye(columns + 1, dtype=torch.float64)[None]
+        alike = torch.ones(rows, dtype=torch.float64)
+        facts = Facts(identity, alike, torch.ones(1, 2, columns, dtype=torch.float64))
+        weight = self._decisions.techniques[table.name].fit(table, self._model.tensor(table.weight), facts)
+        self._weights[table.weight] = weight
+        self._now.assign(table.weight, weight.dense())
 
     def _read(self, source: fx.Node, values: list[Tensor]) -> list[Tensor]:
         """The values as a matrix reads them, through a grid that is made here where it is the first to read."""

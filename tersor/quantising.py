@@ -26,7 +26,7 @@ from tersor.recovery.loop import History
 from tersor.recovery.many import group
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.store_quantised import store_quantised
-from tersor.site import matrices
+from tersor.site import matrices, tables
 from tersor.store.programs import write_program
 from tersor.techniques.cast import DTYPES, Cast
 from tersor.techniques.floats import Floats
@@ -74,6 +74,7 @@ def quantize(
     weights: int | str = 4,
     activations: int | str = "none",
     edges: int | str = "auto",
+    embeddings: int | str = "none",
     groups: int = 0,
     method: str = "gptq",
     recover: Recovery | str | None = None,
@@ -90,19 +91,25 @@ def quantize(
     model, data, metric, eval_data: as `compress` takes them. weights: integers of 1 to 8 bits, "ternary", "binary", a format of
     `maths.levels.FORMATS` ("nf4", "fp8", "mxfp4", "log4", ...), "codebook16" (16 learned values), "bf16" or "fp16".
     activations: 2 to 8 bits of what matrices read (at 8 bits, of every activation), or "none". edges: the same for the first
-    and last matrix; "auto": 8 bits where the others have fewer. groups: columns that share a scale, 0 for what is usual (one
+    and last matrix; "auto": 8 bits where the others have fewer. embeddings: the same for tables whose rows are looked up, or
+    "none": float. groups: columns that share a scale, 0 for what is usual (one
     scale an output, or the format's). method: "gptq", or "rounding" integers to the nearest. recover: how to
     train afterwards ("2epochs", "10m", or a `Recovery`), with the original as the teacher and the steps of the grids learned.
     out: a `torch.export` archive (.pt2) with packed codes, which torch loads without Tersor.
     Raises `InputError` for wishes that cannot be meant, and what `compress` raises for its inputs.
     """
     how = recover if isinstance(recover, Recovery) else Recovery.of(recover)
+    if str(embeddings).strip() != "none":
+        _technique(embeddings, "rounding", groups)  # words are judged before anything is loaded
     (wanted, ends), read = _techniques(weights, edges, method, groups), _read(activations)
     with torch_threads(threads):
         job = bring(model, data, metric, 0.0, eval_data, 1, threads, seed, tuple(exclude), None, progress)
         ground = Calibrated(job, fold_norms(job.model))
         names = [m.name for m in matrices(ground.model)]
         chosen = {n: ends if n in (names[0], names[-1]) else wanted for n in names if n not in job.exclude}
+        if str(embeddings).strip() != "none":
+            looked_up = _technique(embeddings, "rounding", groups)
+            chosen |= {t.name: looked_up for t in tables(ground.model) if t.name not in job.exclude}
         if not chosen:
             raise InputError(
                 "The model has no matrix that may be quantised; `tersor inspect` lists them. Exclude fewer."

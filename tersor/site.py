@@ -14,7 +14,7 @@ from torch import fx
 from tersor.graph.dependency import Dependency, Family, analyse
 from tersor.graph.kinds import kinds
 from tersor.graph.model import Model
-from tersor.graph.operators import matrix_arguments
+from tersor.graph.operators import aten, matrix_arguments
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,20 @@ def matrices(model: Model) -> tuple[Matrix, ...]:
     """All matrices of `model`, in execution order."""
     found = (matrix_of(model, node) for node in model.graph.nodes)
     return tuple(m for m in found if m is not None)
+
+
+def tables(model: Model) -> tuple[Matrix, ...]:
+    """The embeddings of `model`, whose rows are looked up: each once, and none whose values a matrix has, too."""
+    taken = {model.tensor(m.weight).data_ptr() for m in matrices(model)}
+    found = []
+    for node in model.graph.nodes:
+        if node.target is not aten.embedding.default or node.args[0].op != "get_attr":
+            continue
+        name = str(node.args[0].target)
+        if model.tensor(name).data_ptr() not in taken:
+            taken.add(model.tensor(name).data_ptr())
+            found.append(Matrix(name.removesuffix(".weight"), node.name, name, None, tuple(model.tensor(name).shape)))
+    return tuple(found)
 
 
 def groups(model: Model, dependency: Dependency | None = None) -> tuple[Group, ...]:

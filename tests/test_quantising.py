@@ -156,6 +156,34 @@ def test_a_weight_that_is_read_twice_is_stored_once(tmp_path: Path):
     assert not [n for n, t in held.items() if t.is_floating_point() and t.numel() >= 16 * 16]
 
 
+class Recommender(nn.Module):
+    """Two tables that are looked up, and a small network on top."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.items = nn.Embedding(400, 16), nn.Embedding(300, 16)
+        self.top = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 2))
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        return self.top(torch.cat([self.users(user), self.items(item)], 1))
+
+
+def test_tables_that_are_looked_up_are_quantised_where_asked(tmp_path: Path):
+    torch.manual_seed(0)
+    user, item = torch.randint(0, 400, (512,)), torch.randint(0, 300, (512,))
+    data, out = [((user, item), torch.zeros(512, dtype=torch.long))], tmp_path / "small.pt2"
+    wish: dict[str, Any] = {"weights": 8, "metric": "cosine", "threads": 1}
+    plain = tersor.quantize(Recommender().eval(), data, **wish)
+    found = tersor.quantize(Recommender().eval(), data, embeddings=4, exclude=["items"], out=out, **wish)
+    assert found.weights["users"] == 4
+    assert "items" not in found.weights
+    stored = 400 * (16 // 2 + 4) + 4  # half a byte a value, a scale a row, one zero point
+    assert plain.bytes[1] - found.bytes[1] == 400 * 16 * 4 - stored
+    again = torch.export.load(out).module(check_guards=False)
+    assert torch.equal(again(user, item), found.module(user, item))
+    assert found.after > 0.97
+
+
 def test_compress_and_inspect_take_the_archive(tmp_path: Path):
     out = tmp_path / "small.pt2"
     quantized(weights=4, out=out)
@@ -168,6 +196,7 @@ def test_compress_and_inspect_take_the_archive(tmp_path: Path):
     [
         ({"weights": 9}, "Weights of '9' bits were asked for; write 1 to 8, ternary, binary, codebook16 or nf4, fp4"),
         ({"weights": "bf16", "groups": 32}, "Weights in bf16 have no groups of columns; leave out groups"),
+        ({"embeddings": 9}, "Weights of '9' bits were asked for; write 1 to 8"),
         ({"weights": "codebook1"}, "table of 1 values was asked for; 2 to 256"),
         ({"activations": 1}, "Activations of '1' bits were asked for; write 2 to 8, or none"),
         ({"method": "awq"}, "no method 'awq'; choose of gptq, rounding"),

@@ -127,6 +127,7 @@ def quantize(
     edges: Annotated[
         str, typer.Option(metavar="BITS", help="Of the first and last matrix; auto: 8 where others have fewer.")
     ] = "auto",
+    embeddings: Annotated[str, typer.Option(metavar="BITS", help="Of embeddings, or none: float.")] = "none",
     groups: Annotated[int, typer.Option(min=0, help="Columns that share a scale; 0: what is usual.")] = 0,
     method: Annotated[str, typer.Option(help="gptq, or rounding integers to nearest.")] = "gptq",
     recover: Annotated[
@@ -153,6 +154,7 @@ def quantize(
             weights=weights,
             activations=activations,
             edges=edges,
+            embeddings=embeddings,
             groups=groups,
             method=method,
             recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment),

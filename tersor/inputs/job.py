@@ -18,7 +18,7 @@ from tersor.graph.model import Model
 from tersor.inputs import amounts, data, metrics, models
 from tersor.measuring.batches import Batches
 from tersor.measuring.metrics import Metric, Predict, Score, predictor, prepared
-from tersor.site import groups, matrices
+from tersor.site import groups, matrices, tables
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, how much of it is done, and of how much (0: unknown)."""
@@ -139,6 +139,7 @@ def _refuse_strangers(exclude: Sequence[str], model: Model) -> None:
     if not exclude:
         return
     known = [m.name for m in matrices(model)]
+    known += [t.name for t in tables(model)]
     known += [g.name for g in groups(model) if g.name not in known]
     known += [b.name for b in branches(model) if b.name not in known]
     for name in exclude:
