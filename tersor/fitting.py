@@ -29,6 +29,7 @@ from tersor.graph.lockstep import Here, Lockstep
 from tersor.graph.memory import peak_bytes
 from tersor.graph.model import Model
 from tersor.maths.damage import best_bias
+from tersor.maths.gram import Scatter, scatter, shrunk
 from tersor.maths.histogram import Histogram
 from tersor.maths.ranges import least_damage, mse, robust
 from tersor.maths.regression import Moments, best_ridge, matched, moments, optimum
@@ -214,14 +215,14 @@ class _Walk:
         aimed = here.drifted or here.absorbs
         if not (aimed or self._windows[matrix.name].cuts_columns or matrix.name in self._decisions.techniques):
             return
-        fit, check = self._moments(matrix, here)
+        fit, check, seen = self._moments(matrix, here)
         w, biased = with_bias(self._model, matrix), matrix.bias is not None
         if aimed:
             weigh = self._profile.facts[matrix.name].fisher.reshape(w.shape[:2])
             ridge = best_ridge(w, fit, check, weigh, biased)
             w = w if ridge is None else optimum(w, fit, ridge, biased)
         matching = self._match and biased and here.drifted and not here.joins
-        self._store(matrix, w, fit.gram, fit if matching else None)
+        self._store(matrix, w, shrunk(fit.gram, seen), fit if matching else None)
 
     def _store(self, matrix: Matrix, w: Tensor, gram: Tensor, match: Moments | None) -> None:
         """Choose the value of what stays of `matrix` near `w` (groups, r, c + 1) and put it into the changing model."""
@@ -254,15 +255,17 @@ class _Walk:
         if matrix.bias is not None:
             self._now.assign(matrix.bias, whole[:, :, -1].reshape(-1).float())
 
-    def _moments(self, matrix: Matrix, here: Here) -> tuple[Moments, Moments]:
-        """Of the items that are fitted to, and of those held out."""
+    def _moments(self, matrix: Matrix, here: Here) -> tuple[Moments, Moments, Scatter]:
+        """Of the items that are fitted to, of those held out, and how the former differ."""
         parts: list[list[Moments]] = [[], []]
+        differing: list[Scatter] = []
         for i, (x, y) in enumerate(zip(here.current, here.wanted, strict=True)):
             at = sampled(matrix, x.shape, self._places)
-            parts[_held_out(i, len(here.current))].append(moments(rows_of(matrix, x, at), outputs_of(matrix, y, at)))
-        fit, check = (reduce(add, part) if part else None for part in parts)
-        assert fit is not None  # the first piece is always fitted to
-        return fit, check or fit
+            rows, held = rows_of(matrix, x, at), _held_out(i, len(here.current))
+            parts[held].append(moments(rows, outputs_of(matrix, y, at)))
+            differing += [] if held else [scatter(rows)]
+        fit = reduce(add, parts[0])  # the first piece is always fitted to
+        return fit, reduce(add, parts[1]) if parts[1] else fit, reduce(add, differing)
 
     def _judge(self, original: Sequence[Any], now: Sequence[Any]) -> float:
         judged = [i for i in range(len(self._pieces)) if _held_out(i, len(self._pieces))] or range(len(self._pieces))

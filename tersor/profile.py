@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from tersor.graph.checked import checked, finite
 from tersor.graph.fisher import squared_gradients, squared_weight_gradients
 from tersor.graph.model import Model
-from tersor.maths.gram import products, with_constant
+from tersor.maths.gram import Scatter, products, scatter, shrunk, with_constant
 from tersor.maths.histogram import Histogram
 from tersor.maths.unfold import positions, to_matrix, unfold
 from tersor.site import Matrix, matrices
@@ -147,6 +147,7 @@ class _Pass:
         self._gram: dict[str, Tensor] = {}
         self._activity: dict[str, Tensor] = {}
         self._positions: dict[str, int] = {}
+        self._scatters: dict[str, Scatter] = {}
         self._fisher: dict[str, Tensor] = {}
         self._gradient: dict[str, Tensor] = {}
         self._histograms: dict[str, Histogram] = {}
@@ -180,6 +181,8 @@ class _Pass:
         seen = rows_of(matrix, x, sampled(matrix, x.shape, self._places))
         rows = with_constant(seen)
         active = torch.stack([seen.abs().sum(1, dtype=torch.float64), (seen != 0).sum(1)], 1)
+        differing, before = scatter(seen), self._scatters.get(matrix.name)
+        self._scatters[matrix.name] = differing if before is None else before + differing
         for sums, total in ((self._gram, products(rows, rows)), (self._activity, active)):
             sums[matrix.name] = sums[matrix.name] + total if matrix.name in sums else total
         self._positions[matrix.name] = self._positions.get(matrix.name, 0) + rows.shape[1]
@@ -206,7 +209,9 @@ class _Pass:
             fisher, gradient = self._fisher.get(matrix.name), self._gradient.get(matrix.name)
             rows = matrix.shape[1] * matrix.groups if _transposed(matrix) else matrix.shape[0]
             found[matrix.name] = Facts(
-                gram / self._positions[matrix.name] if gram is not None else torch.zeros(matrix.groups, 0, 0),
+                shrunk(gram / self._positions[matrix.name], self._scatters[matrix.name])
+                if gram is not None
+                else torch.zeros(matrix.groups, 0, 0),
                 fisher / self.items if fisher is not None else torch.ones(rows, dtype=torch.float64),
                 active / self._positions[matrix.name] if active is not None else torch.zeros(matrix.groups, 2, 0),
                 gradient=gradient / self.items if gradient is not None else None,

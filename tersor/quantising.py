@@ -16,7 +16,7 @@ from tersor.calibrated import Calibrated
 from tersor.errors import InputError
 from tersor.fitting import Decisions
 from tersor.graph.model import Model
-from tersor.inputs.job import Progress, bring, predict_with, quiet, torch_threads
+from tersor.inputs.job import Progress, bring, calibrating_on_all, predict_with, quiet, torch_threads
 from tersor.maths.grid import PerChannel, PerGroup
 from tersor.maths.levels import FORMATS
 from tersor.measuring.metrics import Drop, Score, drop
@@ -104,6 +104,7 @@ def quantize(
     (wanted, ends), read = _techniques(weights, edges, method, groups), _read(activations)
     with torch_threads(threads):
         job = bring(model, data, metric, 0.0, eval_data, 1, threads, seed, tuple(exclude), None, progress)
+        job = calibrating_on_all(job) if how is None else job
         ground = Calibrated(job, fold_norms(job.model))
         names = [m.name for m in matrices(ground.model)]
         chosen = {n: ends if n in (names[0], names[-1]) else wanted for n in names if n not in job.exclude}

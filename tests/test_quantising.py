@@ -108,9 +108,9 @@ def test_error_feedback_loses_less_than_rounding():
 
 
 def test_training_gives_back_what_two_bits_lost():
-    plain = quantized(weights=2, activations=2)
-    how = tersor.Recovery.of("4epochs", rate=0.02, batch=64)
-    trained = quantized(weights=2, activations=2, recover=how)
+    wish = {"weights": 2, "edges": 2, "activations": 2, "method": "rounding"}
+    plain = quantized(**wish)
+    trained = quantized(**wish, recover=tersor.Recovery.of("4epochs", rate=0.02, batch=64))
     assert apart(trained) < apart(plain)
     assert trained.trained is not None
     assert trained.trained.steps > 30

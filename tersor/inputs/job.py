@@ -6,7 +6,7 @@ import difflib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -134,6 +134,12 @@ def bring(
     )
 
 
+def calibrating_on_all(job: Job) -> Job:
+    """The job for who chooses nothing by held-out data: all training data may be calibrated on."""
+    training = Batches((*job.training.parts, *job.held.parts))
+    return replace(job, training=training, calibration=_some(training, job.seed))
+
+
 def _refuse_strangers(exclude: Sequence[str], model: Model) -> None:
     """Raises `InputError` where a name to leave alone is not that of a matrix, a group or a branch."""
     if not exclude:
@@ -163,4 +169,4 @@ def predict_with(model: Model) -> Predict:
 def _some(training: Batches, seed: int) -> Batches:
     """Items to calibrate on, the same draw for the same seed."""
     few = len(training) <= CALIBRATION_ITEMS
-    return training if few else training.split(CALIBRATION_ITEMS / len(training), seed + 2)[1]
+    return (training if few else training.split(CALIBRATION_ITEMS / len(training), seed + 2)[1]).shuffled(seed + 3)

@@ -93,6 +93,17 @@ class Batches:
         masks = second.split([len(p) for p in self.parts])
         return self._where([~m for m in masks]), self._where(list(masks))
 
+    def shuffled(self, seed: int = 0, size: int = 64) -> Batches:
+        """The same items in an order drawn by `seed`, so that the first n of them are a fair sample; those of one shape
+        stay together."""
+        drawn = torch.Generator().manual_seed(seed)
+        found = []
+        for _, run in groupby(sorted(self.parts, key=_item_shapes), key=_item_shapes):
+            parts = list(run)
+            order = torch.randperm(sum(map(len, parts)), generator=drawn)
+            found += [whole.pick(order) for whole in _regroup(parts, len(order))]
+        return Batches(tuple(found)).rebatch(size)
+
     def relabel(self, label: Callable[[Batch], Labels]) -> Batches:
         """The same inputs, each batch with the labels that `label` gives it."""
         return Batches(tuple(Batch(p.inputs, label(p)) for p in self.parts))
