@@ -27,6 +27,7 @@ from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.store_quantised import store_quantised
 from tersor.site import matrices
 from tersor.store.programs import write_program
+from tersor.streaming import QuantizedFolder, quantize_folder, refuse_others
 from tersor.techniques.gptq import GPTQ
 from tersor.techniques.rounding import Rounding
 
@@ -79,7 +80,7 @@ def quantize(
     exclude: Sequence[str] = (),
     out: str | Path | None = None,
     progress: Progress = quiet,
-) -> Quantized:
+) -> Quantized | QuantizedFolder:
     """Quantise a trained model to 1 to 8 bits, from unlabelled data.
 
     model, data, metric, eval_data: as `compress` takes them. weights: 1 to 8 bits, "ternary" or "binary". activations: 2 to 8
@@ -87,8 +88,24 @@ def quantize(
     groups: columns that share a scale, 0 for one scale an output. method: "gptq", or "rounding" to nearest. recover: how to
     train afterwards ("2epochs", "10m", or a `Recovery`), with the original as the teacher and the steps of the grids learned.
     out: a `torch.export` archive (.pt2) with packed codes, which torch loads without Tersor.
+    Where `model` is a folder of a language model (config.json, safetensors): see `quantize_folder`, which does that.
     Raises `InputError` for wishes that cannot be meant, and what `compress` raises for its inputs.
     """
+    if isinstance(model, str | Path) and Path(model).is_dir():
+        refuse_others(activations=activations, edges=edges, recover=recover, metric=metric)
+        return quantize_folder(
+            Path(model),
+            data,
+            weights=weights,
+            groups=groups,
+            method=method,
+            eval_data=eval_data,
+            threads=threads,
+            seed=seed,
+            exclude=exclude,
+            out=out,
+            progress=progress,
+        )
     how = recover if isinstance(recover, Recovery) else Recovery.of(recover)
     wanted, ends, read = _technique(weights, method, groups), _technique(edges, method, groups), _read(activations)
     with torch_threads(threads):
