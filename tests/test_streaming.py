@@ -18,7 +18,6 @@ from torch import Tensor
 import tersor
 from tersor.errors import InputError, ModelError, StorageError, TersorError
 from tersor.language import text
-from tersor.language.folder import open_folder
 from tersor.language.pack import Scheme
 from tersor.language.walk import Wanted, choose
 from tersor.maths.grid import Integers, PerChannel, PerGroup, absmax
@@ -271,20 +270,3 @@ def test_what_json_says(tmp_path: Path):
     assert told["bytes"][1] < told["bytes"][0]
     assert told["perplexity"][1] == pytest.approx(math.exp(told["after"]))
     assert told["windows"] == len(told["losses"][0]) == 8
-
-
-@pytest.mark.realdata
-def test_a_trained_model_at_four_bits(tmp_path: Path, loaders: Any):
-    from benchmarks.language_quantization import llama_folder
-
-    module, tokens = loaders.stories260k()
-    path = llama_folder(module, tmp_path / "in")
-    story = tokens.encode(loaders.tinystories()[0])[:60]
-    some = torch.tensor([story])
-    with torch.no_grad():
-        wanted = module(some)
-        assert torch.allclose(transformers.AutoModelForCausalLM.from_pretrained(path)(some).logits, wanted, atol=1e-3)
-    text_of_mine = torch.cat(text.drawn(open_folder(path), 0, windows=32, length=64))
-    found = tersor.quantize(path, [text_of_mine], weights=4, groups=32, eval_data=[some], out=tmp_path / "out")
-    assert found.after < found.before + 0.15
-    assert found.bytes[1] < 0.4 * found.bytes[0]

@@ -28,7 +28,10 @@ def factor(h: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     order = hd.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
     hd = _columns(_columns(hd, order).mT, order)
     chol, failed = torch.linalg.cholesky_ex(hd)
-    u, failed_too = torch.linalg.cholesky_ex(torch.cholesky_inverse(chol), upper=True)
+    del hd  # c^2 values each: for a wide matrix they are most of the memory
+    inverse = torch.cholesky_inverse(chol)
+    del chol
+    u, failed_too = torch.linalg.cholesky_ex(inverse, upper=True)
     return order, torch.where(((failed != 0) | (failed_too != 0))[:, None, None], torch.nan, u)
 
 
@@ -46,7 +49,11 @@ def gptq(w: Tensor, h: Tensor, scale: Tensor, zero: Tensor, low: int, high: int,
     rows c^2 operations a group. The result may be worse than plain rounding where H is nearly singular, and is NaN where
     H cannot be factored: compare.
     """
-    order, u = factor(h, damping)
+    return feedback(w, *factor(h, damping), scale, zero, low, high)
+
+
+def feedback(w: Tensor, order: Tensor, u: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
+    """`gptq` with what `factor` gave: one factor serves several grids. Cost: rows c^2 operations a group."""
     w, scale, zero = (_columns(t.double(), order) for t in (w, scale, zero))
     frozen = w == 0
     codes = torch.empty_like(w)
@@ -75,12 +82,17 @@ def polish(
     free = (w != 0) & (diagonal > 0)[:, None, :]
     for _ in range(sweeps):
         slope = (scale * (codes - zero) - w) @ h
-        for j in range(w.shape[2]):
-            hjj = diagonal[:, None, j].clamp_min(1e-300)
-            wanted = (codes[:, :, j] - slope[:, :, j] / (hjj * scale[:, :, j])).round().clamp(low, high)
-            step = torch.where(free[:, :, j], wanted - codes[:, :, j], 0.0) * scale[:, :, j]
-            codes[:, :, j] = torch.where(free[:, :, j], wanted, codes[:, :, j])
-            slope += step[:, :, None] * h[:, None, j]
+        for start in range(0, w.shape[2], BLOCK):
+            stop = min(start + BLOCK, w.shape[2])
+            steps = torch.empty_like(w[:, :, start:stop])
+            for j in range(start, stop):
+                hjj = diagonal[:, None, j].clamp_min(1e-300)
+                wanted = (codes[:, :, j] - slope[:, :, j] / (hjj * scale[:, :, j])).round().clamp(low, high)
+                step = torch.where(free[:, :, j], wanted - codes[:, :, j], 0.0) * scale[:, :, j]
+                codes[:, :, j] = torch.where(free[:, :, j], wanted, codes[:, :, j])
+                slope[:, :, j:stop] += step[:, :, None] * h[:, None, j, j:stop]
+                steps[:, :, j - start] = step
+            slope[:, :, stop:] += steps @ h[:, start:stop, stop:]  # the columns before are not read again in this sweep
     return codes
 
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from tersor.maths.damage import by_row
-from tersor.maths.gptq import DAMPINGS, conditional_variances, gptq, polish
+from tersor.maths.gptq import DAMPINGS, conditional_variances, factor, feedback, polish
 from tersor.maths.grid import Grid, Integers, PerTensor, absmax, search
 
 FLOOR = 1e-3
+WIDE = 4096  # columns from which on a factor takes seconds: one damping, one grid
+CHUNK = 1 << 18  # values whose grids are searched together: more would not stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ def nearest(target: Tensor, gram: Tensor, fisher: Tensor, kind: Integers) -> Rou
     whole matrix where all rows share the scale.
     """
     rows = target.flatten(0, 1)
-    naive, searched = absmax(rows, kind), search(rows, _importance(target, _diagonal(gram), fisher), kind)
+    naive, searched = absmax(rows, kind), _searched(rows, _importance(target, _diagonal(gram), fisher), kind)
     candidates = (Rounded(grid.codes(rows).reshape(target.shape), grid) for grid in (naive, searched))
     return best(candidates, target, gram, fisher, kind)
 
@@ -42,27 +44,39 @@ def fed_back(target: Tensor, gram: Tensor, fisher: Tensor, kind: Integers) -> Ro
     """GPTQ: the best of rounding and of error feedback at several dampings and grids, then coordinate descent.
 
     Coarse grids are worth more effort: a second grid, searched with the conditional variances `1 / U_jj^2` (what an
-    error costs after feedback), more dampings and a second sweep. Shapes as in `nearest`; never worse than it.
+    error costs after feedback), more dampings and a second sweep; wide matrices take one of each. Shapes as in `nearest`;
+    never worse than it.
     """
     start = nearest(target, gram, fisher, kind)
-    grids = (start.grid,) if kind.fine else (start.grid, _second(target, gram, fisher, kind))
-    dampings = DAMPINGS[::2] if kind.fine else DAMPINGS
+    wide = target.shape[2] >= WIDE
+    grids = (start.grid,) if kind.fine or wide else (start.grid, _second(target, gram, fisher, kind))
+    dampings = (1e-2,) if wide else DAMPINGS[::2] if kind.fine else DAMPINGS
 
     def candidates() -> Iterator[Rounded]:
         yield start
-        for grid in grids:
-            for damping in dampings:
-                yield Rounded(gptq(target, gram, *_spread(grid, target), grid.low, grid.high, damping), grid)
+        for damping in dampings:
+            order, u = factor(gram, damping)
+            for grid in grids:
+                yield Rounded(feedback(target, order, u, *_spread(grid, target), grid.low, grid.high), grid)
 
     chosen = best(candidates(), target, gram, fisher, kind)
     scale, zero = _spread(chosen.grid, target)
-    codes = polish(chosen.codes, target, gram, scale, zero, kind.low, kind.high, sweeps=1 if kind.fine else 2)
+    codes = polish(chosen.codes, target, gram, scale, zero, kind.low, kind.high, sweeps=1 if kind.fine or wide else 2)
     return best(iter((chosen, Rounded(codes, chosen.grid))), target, gram, fisher, kind)
 
 
 def _second(target: Tensor, gram: Tensor, fisher: Tensor, kind: Integers) -> Grid:
     variances = conditional_variances(gram).nan_to_num(0.0)
-    return search(target.flatten(0, 1), _importance(target, variances, fisher), kind)
+    return _searched(target.flatten(0, 1), _importance(target, variances, fisher), kind)
+
+
+def _searched(rows: Tensor, importance: Tensor, kind: Integers) -> Grid:
+    """`search`, some rows at a time where each has its own grid."""
+    some = max(1, CHUNK // max(1, rows.shape[1]))
+    if isinstance(kind.granularity, PerTensor) or len(rows) <= some:
+        return search(rows, importance, kind)
+    parts = [search(w, i, kind) for w, i in zip(rows.split(some), importance.split(some), strict=True)]
+    return replace(parts[0], scale=torch.cat([p.scale for p in parts]), zero=torch.cat([p.zero for p in parts]))
 
 
 def best(candidates: Iterator[Rounded], target: Tensor, gram: Tensor, fisher: Tensor, kind: Integers) -> Rounded:
