@@ -75,7 +75,7 @@ def int8(model: Model, profile: Profile, images: Tensor, seed: int) -> Compresse
 
 def quantized(key: str, images: Tensor, weights: int, activations: int, threads: int, seed: int) -> Any:
     """What the command makes, all images being its data."""
-    return tersor.quantize(
+    found: Any = tersor.quantize(
         zoo.module(key),
         [(x,) for x in images.split(64)],
         weights=weights,
@@ -83,7 +83,8 @@ def quantized(key: str, images: Tensor, weights: int, activations: int, threads:
         metric="agreement",
         threads=threads,
         seed=seed,
-    ).module
+    )
+    return found.module
 
 
 def plain(model: Model, profile: Profile, weights: int, activations: int) -> Compressed:

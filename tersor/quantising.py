@@ -28,6 +28,7 @@ from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.store_quantised import store_quantised
 from tersor.site import matrices, tables
 from tersor.store.programs import write_program
+from tersor.streaming import QuantizedFolder, quantize_folder, refuse_others
 from tersor.techniques.cast import DTYPES, Cast
 from tersor.techniques.floats import Floats
 from tersor.techniques.gptq import GPTQ
@@ -85,19 +86,35 @@ def quantize(
     exclude: Sequence[str] = (),
     out: str | Path | None = None,
     progress: Progress = quiet,
-) -> Quantized:
+) -> Quantized | QuantizedFolder:
     """Quantise a trained model to 1 to 16 bits, from unlabelled data.
 
     model, data, metric, eval_data: as `compress` takes them. weights: integers of 1 to 8 bits, "ternary", "binary", a format of
     `maths.levels.FORMATS` ("nf4", "fp8", "mxfp4", "log4", ...), "codebook16" (16 learned values), "bf16" or "fp16".
     activations: 2 to 8 bits of what matrices read (at 8 bits, of every activation), or "none". edges: the same for the first
     and last matrix; "auto": 8 bits where the others have fewer. embeddings: the same for tables whose rows are looked up, or
-    "none": float. groups: columns that share a scale, 0 for what is usual (one
-    scale an output, or the format's). method: "gptq", or "rounding" integers to the nearest. recover: how to
-    train afterwards ("2epochs", "10m", or a `Recovery`), with the original as the teacher and the steps of the grids learned.
+    "none": float. groups: columns that share a scale, 0 for what is usual (one scale an output, or the format's).
+    method: "gptq", or "rounding" integers to the nearest. recover: how to train afterwards
+    ("2epochs", "10m", or a `Recovery`), with the original as the teacher and the steps of the grids learned.
     out: a `torch.export` archive (.pt2) with packed codes, which torch loads without Tersor.
+    Where `model` is a folder of a language model (config.json, safetensors): see `quantize_folder`, which does that.
     Raises `InputError` for wishes that cannot be meant, and what `compress` raises for its inputs.
     """
+    if isinstance(model, str | Path) and Path(model).is_dir():
+        refuse_others(activations=activations, edges=edges, embeddings=embeddings, recover=recover, metric=metric)
+        return quantize_folder(
+            Path(model),
+            data,
+            weights=weights,
+            groups=groups,
+            method=method,
+            eval_data=eval_data,
+            threads=threads,
+            seed=seed,
+            exclude=exclude,
+            out=out,
+            progress=progress,
+        )
     how = recover if isinstance(recover, Recovery) else Recovery.of(recover)
     if str(embeddings).strip() != "none":
         _technique(embeddings, "rounding", groups)  # words are judged before anything is loaded

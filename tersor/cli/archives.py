@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from tersor.cli.options import (
     Loss,
     Metric,
     Model,
+    ModelOrFolder,
     Rate,
     Seed,
     Sensitivity,
@@ -116,9 +118,11 @@ def prune(
 
 
 def quantize(
-    model: Model,
+    model: ModelOrFolder,
     data: Data,
-    out: Archive = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The .pt2 archive, or for a folder the folder to write.", show_default=False)
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(metavar="BITS", help="1 to 8, ternary, binary, codebook16, nf4, fp8, mxfp4, log4, bf16, ..."),

@@ -13,6 +13,14 @@ MODEL = (
 DATA = "path/to/file.py:function returning an iterable of (inputs, labels) batches, or an .npz with x and y."
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)]
+ModelOrFolder = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help=MODEL + " Or the folder of a language model (config.json, safetensors); --data is then token ids.",
+        show_default=False,
+    ),
+]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that compress wrote.", show_default=False)]
 Data = Annotated[str, typer.Option(metavar="DATA", help=DATA, show_default=False)]
 EvalData = Annotated[

@@ -6,11 +6,15 @@ from pathlib import Path
 
 from tersor.cli.console import table
 from tersor.quantising import Quantized
-from tersor.units import count
+from tersor.streaming import QuantizedFolder
+from tersor.units import count, number
 
 
-def show(found: Quantized, out: Path | None) -> None:
+def show(found: Quantized | QuantizedFolder, out: Path | None) -> None:
     """Bits and bytes, the training where there was one, and the score before and after."""
+    if isinstance(found, QuantizedFolder):
+        _show_folder(found)
+        return
     bits = sorted(set(found.weights.values()), reverse=True)
     rows = [
         ("weights", "32 bits", f"{', '.join(map(str, bits))} bits"),
@@ -24,3 +28,18 @@ def show(found: Quantized, out: Path | None) -> None:
     print(found.drop.text)
     if out is not None:
         print(f"\narchive   {out}   (computes in float; `tersor compress` makes int8 files that are fast)")
+
+
+def _show_folder(found: QuantizedFolder) -> None:
+    bits = sorted(set(found.weights.values()), reverse=True)
+    grain = f", {found.groups} columns a scale" if found.groups else ""
+    rows = [
+        (f"{len(found.weights)} matrices", "float", f"{', '.join(map(str, bits))} bits{grain}"),
+        ("bytes", *map(count, found.bytes)),
+        ("loss of the next token", number(found.before), number(found.after)),
+        ("perplexity", *map(number, found.perplexity)),
+    ]
+    table(found.name, ("", "original", "quantised"), rows, numbers=(1, 2))
+    print(f"judged on {found.windows} windows of text that nothing was fitted to; fitted to {found.calibrated}")
+    if found.out is not None:
+        print(f"\nfolder    {found.out}   (compressed-tensors; transformers loads it)")

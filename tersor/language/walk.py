@@ -1,0 +1,202 @@
+"""The streamed fit: block after block, two streams of hidden states, the original's and the quantised network's.
+
+Within a block its linear layers are fitted in execution order. With inputs x of the quantised network as it is now, outputs
+t that the original gave (for a layer that is added to a residual stream also what has gone wrong on that stream), and
+`T = E[t x~^T]`, `H = E[x~ x~^T]`: the target is `T H^-1`, with a ridge towards W that is chosen on pieces of text that
+nothing is fitted to; then the technique chooses grid and codes near the target. Every output counts alike (no Fisher).
+Memory: two copies of one block in float32, a few 8 c^2 bytes for Gram matrices, and the two streams.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from operator import add
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tersor.errors import ModelError
+from tersor.forms.affine import Affine
+from tersor.language.decoder import Decoder
+from tersor.language.pack import Scheme
+from tersor.language.reading import Site, seen, sites
+from tersor.maths.damage import best_bias, quadratic
+from tersor.maths.gptq import polish
+from tersor.maths.points import Lattice
+from tersor.maths.regression import Moments, best_ridge, moments, optimum
+from tersor.profile import Facts
+from tersor.site import Matrix
+from tersor.technique import Technique
+
+Part = Literal["fit", "check", "judge"]
+
+
+@dataclass
+class Piece:
+    """Some windows of text on their way through the network: `ids` (windows, positions), and the hidden states that the
+    original and the quantised network have for them, block after block."""
+
+    ids: Tensor
+    part: Part
+    original: Tensor
+    now: Tensor
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A quantised matrix: int8 `codes` (r, c), `scale` (r, runs) in the stored type, and its new bias, where it has one."""
+
+    codes: Tensor
+    scale: Tensor
+    scheme: Scheme
+    bias: Tensor | None
+
+    @property
+    def value(self) -> Tensor:
+        """float32 (r, c): what a reader of the file computes with, rounded to the stored type as there."""
+        wide = self.scale.repeat_interleave(self.scheme.run or self.codes.shape[1], 1)
+        return (self.codes.to(self.scale.dtype) * wide).float()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How one matrix is to be stored and found: its scheme, the technique, and the type of its scales and bias."""
+
+    scheme: Scheme
+    technique: Technique
+    dtype: torch.dtype
+
+
+class Walk:
+    """One walk of `pieces` of ids through `decoder`. wanted: by name of the matrix in the model. aimed: whether targets are
+    refitted to what has drifted; else each matrix is quantised as it is."""
+
+    def __init__(self, decoder: Decoder, ids: Sequence[tuple[Tensor, Part]], wanted: Mapping[str, Wanted], aimed: bool):
+        self._decoder, self._wanted, self._aimed = decoder, wanted, aimed
+        entered = [(piece, part, decoder.enter(piece)) for piece, part in ids]
+        self._pieces = [Piece(piece, part, hidden, hidden) for piece, part, hidden in entered]
+
+    def blocks(self) -> Iterator[dict[str, Chosen]]:
+        """Fit one block after the other; what was chosen in each, by name of the matrix in the model."""
+        for index in range(len(self._decoder.blocks)):
+            yield self._block(index)
+
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """Nats a token of each judged window, of the original and of the quantised network; after `blocks`."""
+        judged = [p for p in self._pieces if p.part == "judge"]
+        return torch.cat([self._loss(p.ids, p.original) for p in judged]), torch.cat(
+            [self._loss(p.ids, p.now) for p in judged]
+        )
+
+    def _loss(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        scores = self._decoder.leave(ids, hidden)[:, :-1].float()
+        return F.cross_entropy(scores.mT, ids[:, 1:], reduction="none").mean(1)
+
+    def _block(self, index: int) -> dict[str, Chosen]:
+        original = self._decoder.block(index)
+        now = copy.deepcopy(original)
+        place = f"{self._decoder.place}.{index}."
+        inside = [name.removeprefix(place) for name in self._wanted if name.startswith(place)]
+        chosen: dict[str, Chosen] = {}
+        if inside:
+            for site in sites(original, self._run(index, self._pieces[0].original), inside):
+                fit, check = self._moments(index, original, now, site)
+                chosen |= self._fit(place, now, site, fit, check)
+        for piece in self._pieces:
+            piece.original = self._decoder.run(original, index, piece.original)
+            piece.now = self._decoder.run(now, index, piece.now)
+        return chosen
+
+    def _run(self, index: int, hidden: Tensor) -> Any:
+        return partial(self._decoder.run, index=index, hidden=hidden)
+
+    def _moments(self, index: int, original: nn.Module, now: nn.Module, site: Site) -> tuple[Moments, Moments]:
+        """Of all layers of the site, outputs side by side: of the pieces fitted to, and of those that check."""
+        parts: dict[Part, list[Moments]] = {"fit": [], "check": []}
+        for piece in self._pieces:
+            if piece.part == "judge":
+                continue
+            then = seen(original, self._run(index, piece.original), site, outputs=True)
+            here = seen(now, self._run(index, piece.now), site, outputs=False)
+            goal = then.gave
+            if then.stream is not None and here.stream is not None:
+                goal = goal + (then.stream - here.stream)
+            if not bool(torch.isfinite(here.read).all()):
+                name = f"{self._decoder.place}.{index}.{site.names[0]}"
+                raise ModelError(
+                    f"What '{name}' reads is NaN or Inf on the given text; the model overflows there in float32."
+                )
+            parts[piece.part] = _added(parts[piece.part], moments(here.read[None], goal[None]))
+        (fit,) = parts["fit"]
+        return fit, parts["check"][0] if parts["check"] else fit
+
+    def _fit(self, place: str, now: nn.Module, site: Site, fit: Moments, check: Moments) -> dict[str, Chosen]:
+        chosen: dict[str, Chosen] = {}
+        start = 0
+        for name in site.names:
+            layer = now.get_submodule(name)
+            assert isinstance(layer, nn.Linear)  # only those are wanted
+            rows = slice(start, start := start + layer.out_features)
+            aim = self._target(layer, _rows(fit, rows), _rows(check, rows))
+            found = choose(aim, layer.bias is not None, fit.gram, self._wanted[place + name])
+            layer.weight.data = found.value
+            if found.bias is not None:
+                layer.bias.data = found.bias.float()
+            chosen[place + name] = found
+        return chosen
+
+    def _target(self, layer: nn.Linear, fit: Moments, check: Moments) -> Tensor:
+        """(1, r, c + 1) float64, the bias (or zeros) last."""
+        biased = layer.bias is not None
+        bias = layer.bias if biased else torch.zeros(layer.out_features)
+        w = torch.cat([layer.weight, bias[:, None]], 1).double()[None]
+        if not self._aimed:
+            return w
+        ridge = best_ridge(w, fit, check, torch.ones(w.shape[:2], dtype=torch.float64), biased)
+        return w if ridge is None else optimum(w, fit, ridge, biased)
+
+
+def choose(aim: Tensor, biased: bool, gram: Tensor, wanted: Wanted) -> Chosen:
+    """The quantised matrix for the target `aim` (1, r, c + 1), inputs with the Gram matrix `gram` (1, c + 1, c + 1)."""
+    rows, columns = aim.shape[1], aim.shape[2] - 1
+    w = aim[0, :, :-1].float()
+    matrix = Matrix("linear", "linear", "linear.weight", "linear.bias" if biased else None, (rows, columns))
+    facts = Facts(gram, torch.ones(rows, dtype=torch.float64), torch.zeros(1, 2, columns))
+    found = wanted.technique.fit(matrix, w, facts)
+    if not isinstance(found, Affine):
+        raise TypeError(f"{wanted.technique} gave {type(found).__name__}; folders hold affine grids.")
+    codes, scale = _stored(found, w, quadratic(gram, free_bias=biased).gram, wanted)
+    chosen = Chosen(codes, scale, wanted.scheme, None)
+    if not biased:
+        return chosen
+    bias = aim[:, :, -1] + best_bias(aim[:, :, :-1], chosen.value.double()[None], gram)
+    return Chosen(codes, scale, wanted.scheme, bias[0].to(wanted.dtype))
+
+
+def _stored(found: Affine, w: Tensor, gram: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor]:
+    """Codes and scales, these in the stored type; where that rounds them, codes take their best values again."""
+    if wanted.dtype == torch.float32:
+        return found.codes, found.scale
+    scale = found.scale.clamp_min(torch.finfo(wanted.dtype).tiny).to(wanted.dtype)
+    wide = found.wide(scale.double(), w)[None]
+    codes = polish(
+        found.codes.double()[None],
+        w.double()[None],
+        gram,
+        Lattice(wide, torch.zeros_like(wide), found.low, -found.low),
+        sweeps=1,
+    )
+    return codes[0].to(torch.int8), scale
+
+
+def _rows(m: Moments, rows: slice) -> Moments:
+    return Moments(m.gram, m.cross[:, rows], m.power[:, rows], m.count)
+
+
+def _added(so_far: list[Moments], more: Moments) -> list[Moments]:
+    return [reduce(add, [*so_far, more])]

@@ -1,0 +1,255 @@
+"""Quantise the weights of a language model from folder to folder, with a block at a time in memory.
+
+In goes what `save_pretrained` of transformers wrote; out comes a folder in the format of compressed-tensors, which
+transformers and inference servers load without Tersor. Linear layers of the decoder blocks go on grids; embeddings,
+norms and the head stay as they are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tersor.errors import InputError
+from tersor.inputs.job import Progress, quiet, torch_threads
+from tersor.language import text
+from tersor.language.decoder import Decoder
+from tersor.language.folder import CONFIG, WEIGHTS, Folder, open_folder
+from tersor.language.pack import BITS, Scheme, run_of, settings, specs, tensors
+from tersor.language.shard import DTYPES, Writer, nbytes
+from tersor.language.walk import Chosen, Part, Walk, Wanted
+from tersor.maths.grid import PerChannel, PerGroup
+from tersor.records import plain
+from tersor.store.files import staging
+from tersor.techniques.gptq import GPTQ
+from tersor.techniques.rounding import Rounding
+
+METHODS: dict[str, type[GPTQ] | type[Rounding]] = {"gptq": GPTQ, "rounding": Rounding}
+TOKENS = 2048  # that go through a block together
+CHECKS = 8  # one piece in so many judges ridges, and is fitted to by nothing
+MEMORY = 2 << 30  # bytes of hidden states: windows beyond are left out
+
+
+@dataclass(frozen=True)
+class QuantizedFolder:
+    """A quantised language model, and its loss of the next token on text that nothing was fitted to, before and after.
+
+    weights: bits of each matrix. bytes: of all tensors, before and after. windows, tokens: judged; calibrated: windows fitted
+    to. losses: nats a token of each judged window, before and after. out: where it was written, where it was.
+    """
+
+    name: str
+    out: str | None
+    weights: Mapping[str, int]
+    groups: int
+    bytes: tuple[int, int]
+    calibrated: int
+    windows: int
+    before: float
+    after: float
+    losses: tuple[tuple[float, ...], tuple[float, ...]] = field(repr=False)
+
+    @property
+    def perplexity(self) -> tuple[float, float]:
+        """exp of the loss, before and after."""
+        return math.exp(min(self.before, 700)), math.exp(min(self.after, 700))
+
+    def to_json(self) -> dict[str, Any]:
+        return {**{name: plain(value) for name, value in vars(self).items()}, "perplexity": plain(self.perplexity)}
+
+
+def quantize_folder(
+    path: Path,
+    data: Any,
+    *,
+    weights: int | str = 4,
+    groups: int = 0,
+    method: str = "gptq",
+    eval_data: Any = None,
+    threads: int = 0,
+    seed: int = 0,
+    exclude: Sequence[str] = (),
+    out: str | Path | None = None,
+    progress: Progress = quiet,
+) -> QuantizedFolder:
+    """Quantise the linear layers of the decoder blocks of the model in `path` to 2, 3, 4 or 8 bits, symmetric.
+
+    data, eval_data: token ids (`language.text.bring`), or "itself": text that the model draws, which takes it into memory
+    whole for that long. groups: columns that share a scale (or the next larger number that divides the columns of a matrix), 0
+    for one scale an output. exclude: linear layers that stay as they are. out: the folder to write, whole or not at all.
+    Raises `InputError` for wishes that cannot be meant, `ModelError` and `DataError` for what cannot be used, and
+    `StorageError` where `out` cannot be written.
+    """
+    bits = _checked(weights, groups, method)
+    with torch_threads(threads):
+        progress("reading the model", 0, 0)
+        folder = open_folder(path)
+        decoder = Decoder(folder)
+        wanted = _wanted(folder, decoder, bits, groups, method, exclude)
+        progress("reading the text", 0, 0)
+        calibration, judged = _texts(folder, data, eval_data, decoder.vocabulary, seed)
+        pieces = _pieces(calibration, judged, decoder)
+        walk = Walk(decoder, pieces, wanted, aimed=method != "rounding")
+        schemes = {name: each.scheme for name, each in wanted.items()}
+        sizes = _carry_out(folder, decoder, walk, schemes, out, progress)
+        progress("judging", 0, 0)
+        before, after = walk.losses()
+    return QuantizedFolder(
+        name=path.resolve().name,
+        out=None if out is None else str(out),
+        weights={name: scheme.bits for name, scheme in schemes.items()},
+        groups=groups,
+        bytes=sizes,
+        calibrated=sum(len(ids) for ids, part in pieces if part != "judge"),
+        windows=len(before),
+        before=float(before.mean()),
+        after=float(after.mean()),
+        losses=(tuple(before.tolist()), tuple(after.tolist())),
+    )
+
+
+def refuse_others(*, activations: Any, edges: Any, embeddings: Any, recover: Any, metric: Any) -> None:
+    """Raises `InputError` for wishes that `quantize` takes for other models, and that folders do not have yet."""
+    if str(activations).strip() != "none":
+        raise InputError(
+            f"Activations of {activations!r} bits were asked for; of the folder of a language model only weights can be "
+            "quantised so far: leave --activations at none."
+        )
+    if recover is not None:
+        raise InputError(
+            "Training afterwards was asked for; a folder of a language model cannot be trained here: leave it out."
+        )
+    for name, given, usual in (("edges", edges, "auto"), ("embeddings", embeddings, "none")):
+        if str(given) != usual:
+            raise InputError(
+                f"{name} is {given!r}; embedding and head of a language model stay as they are: leave it out."
+            )
+    if metric != "accuracy":  # the default of other models
+        raise InputError(
+            f"The metric {metric!r} was asked for; language models are judged by the loss of the next token."
+        )
+
+
+def _checked(weights: int | str, groups: int, method: str) -> int:
+    word = str(weights).strip()
+    if not word.isdecimal() or int(word) not in BITS:
+        raise InputError(f"Weights of {word!r} bits were asked for; folders of language models hold 2, 3, 4 or 8.")
+    if method not in METHODS:
+        raise InputError(f"There is no method {method!r}; choose of {', '.join(METHODS)}.")
+    if groups < 0:
+        raise InputError(f"groups is {groups}; write how many columns share a scale, or 0 for one scale an output.")
+    return int(word)
+
+
+def _wanted(
+    folder: Folder, decoder: Decoder, bits: int, groups: int, method: str, exclude: Sequence[str]
+) -> dict[str, Wanted]:
+    inside = {n: m for n, m in decoder.linears.items() if n.startswith(decoder.place + ".")}
+    for name in exclude:
+        if name not in inside:
+            near = difflib.get_close_matches(name, inside, 3, 0.4) or list(inside)[:3]
+            raise InputError(
+                f"exclude names {name!r}, which is no linear layer of a block; near it: {', '.join(near)}."
+            )
+    held = folder.specs()
+    found: dict[str, Wanted] = {}
+    for name, layer in inside.items():
+        if name in exclude:
+            continue
+        run = run_of(layer.in_features, groups)
+        technique = METHODS[method](bits, True, PerGroup(run) if run else PerChannel())
+        found[name] = Wanted(Scheme(bits, run), technique, DTYPES[held[decoder.stored(f"{name}.weight")].dtype])
+    if not found:
+        raise InputError(f"The blocks of {folder.path} have no linear layer that may be quantised; exclude fewer.")
+    return found
+
+
+def _texts(folder: Folder, data: Any, eval_data: Any, vocabulary: int, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    batches = text.drawn(folder, seed) if data == text.ITSELF else text.bring(data, vocabulary)
+    if eval_data is None:
+        return text.split(batches, seed)
+    judged = (
+        text.drawn(folder, seed + 1) if eval_data == text.ITSELF else text.bring(eval_data, vocabulary, "EVAL-DATA")
+    )
+    return batches, judged
+
+
+def _pieces(calibration: list[Tensor], judged: list[Tensor], decoder: Decoder) -> list[tuple[Tensor, Part]]:
+    """As many windows as fit, in pieces small enough that some can check."""
+    width = decoder.width
+    taken: list[Tensor] = []
+    room = MEMORY - sum(8 * width * ids.numel() for ids in judged)
+    for window in (w for ids in calibration for w in ids.split(1)):
+        room -= 8 * width * window.numel()
+        if room >= 0 or not taken:
+            taken.append(window)
+    tokens = sum(ids.numel() for ids in taken)
+    found: list[tuple[Tensor, Part]] = []
+    for i, ids in enumerate(text.gathered(taken, min(TOKENS, max(1, tokens // CHECKS)))):
+        found.append((ids, "check" if i % CHECKS == CHECKS - 1 else "fit"))
+    return found + [(ids, "judge") for ids in text.gathered(judged, TOKENS)]
+
+
+def _carry_out(
+    folder: Folder,
+    decoder: Decoder,
+    walk: Walk,
+    schemes: Mapping[str, Scheme],
+    out: str | Path | None,
+    progress: Progress,
+) -> tuple[int, int]:
+    """Walk, and write what is chosen, block by block; bytes of the tensors before and after."""
+    held = folder.specs()
+    stored = {name: decoder.stored(f"{name}.weight").removesuffix(".weight") for name in schemes}
+    replaced = {f"{key}.weight" for key in stored.values()}
+    planned = {name: spec for name, spec in held.items() if name not in replaced}
+    for name, scheme in schemes.items():
+        planned |= specs(stored[name], held[f"{stored[name]}.weight"], scheme)
+    sizes = sum(map(nbytes, held.values())), sum(map(nbytes, planned.values()))
+    if out is None:
+        for done, _ in enumerate(walk.blocks(), 1):
+            progress("fitting", done, len(decoder.blocks))
+        return sizes
+    with staging(Path(out), _not_ours) as aside:
+        folder.copy_rest(aside)
+        config = settings(schemes, decoder.linears, decoder.place)
+        (aside / CONFIG).write_text(
+            json.dumps({**folder.config, "quantization_config": config}, indent=2) + "\n", encoding="utf-8"
+        )
+        with Writer(aside / WEIGHTS, planned) as writer:
+            rest = set(held) - replaced
+            for done, chosen in enumerate(walk.blocks(), 1):
+                rest -= _put(writer, chosen, stored)
+                progress("fitting", done, len(decoder.blocks))
+            for name in sorted(rest):
+                writer.put(name, folder.read([name])[name])
+    return sizes
+
+
+def _put(writer: Writer, chosen: Mapping[str, Chosen], stored: Mapping[str, str]) -> set[str]:
+    """Write the matrices of a block; the names of the biases that took new values."""
+    biases = set()
+    for name, found in chosen.items():
+        for key, tensor in tensors(stored[name], found.codes, found.scale, found.scheme).items():
+            writer.put(key, tensor)
+        if found.bias is not None:
+            biases.add(f"{stored[name]}.bias")
+            writer.put(f"{stored[name]}.bias", found.bias)
+    return biases
+
+
+def _not_ours(out: Path) -> str | None:
+    """Why `out` may not be replaced: it is not what this writes."""
+    try:
+        config = json.loads((out / CONFIG).read_text(encoding="utf-8"))
+        ours = config["quantization_config"]["quant_method"] == "compressed-tensors"
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    return None if ours else "it is not empty and holds no quantised model."

@@ -1,0 +1,3 @@
+from lmfolders import one_thread
+
+__all__ = ["one_thread"]
