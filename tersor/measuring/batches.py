@@ -98,8 +98,10 @@ class Batches:
         stay together."""
         drawn = torch.Generator().manual_seed(seed)
         found = []
-        for _, run in groupby(sorted(self.parts, key=_item_shapes), key=_item_shapes):
-            parts = list(run)
+        alike: dict[tuple, list[Batch]] = {}
+        for part in self.parts:
+            alike.setdefault(_item_shapes(part), []).append(part)
+        for parts in alike.values():
             order = torch.randperm(sum(map(len, parts)), generator=drawn)
             found += [whole.pick(order) for whole in _regroup(parts, len(order))]
         return Batches(tuple(found)).rebatch(size)

@@ -55,7 +55,8 @@ class Training:
 
 @dataclass
 class History:
-    """What happened: the mean loss of each stretch of steps, and (step, judged) of each epoch, lower being better."""
+    """What happened: the mean loss of each stretch of steps, and (step, judged) at the start and after each epoch, lower being
+    better."""
 
     losses: list[tuple[int, float]] = field(default_factory=list)
     judged: list[tuple[int, float]] = field(default_factory=list)
@@ -89,15 +90,18 @@ def train(
 ) -> History:
     """Train `student` in place, for `how.epochs` over the stream.
 
-    judge: how bad the student is, asked after each epoch and at the end; the best state comes out, and the training
-    ends where that is at most `enough`. checkpoint: a file that is written every `how.save_every` seconds and from which
-    the same call goes on; removed by the caller. group: the processes that share the batches.
+    judge: how bad the student is, asked before the first step, after each epoch and at the end; the best state comes out
+    (the latest of equals), so nothing is lost by training; it ends where that is at most `enough`. checkpoint: a file that
+    is written every `how.save_every` seconds and from which the same call goes on; removed by the caller. group: the
+    processes that share the batches.
     Raises `DataError` where the loss is no longer finite.
     """
     last = max(1, round(how.epochs * stream.steps / how.accumulate))
     run = _Run(student, teacher, stream, how, group, last)
     if checkpoint is not None:
         run.resume(checkpoint)
+    if judge is not None and not run.history.judged:
+        run.judge(judge)
     begin, saved = time.monotonic() - run.history.seconds, time.monotonic()
     for step, batches in run.batches():
         run.step(step, batches, observe)
@@ -178,7 +182,7 @@ class _Run:
     def judge(self, judge: Callable[[Network], float]) -> None:
         with self._looking_averaged():
             found = judge(self.student)
-            if self.best is None or found < self.best[0]:
+            if self.best is None or found <= self.best[0]:
                 self.best = (found, self._state())
         self.history.judged.append((self.history.steps, found))
 

@@ -203,4 +203,4 @@ def test_quantize_writes_an_archive_and_says_how_small(net: Path, tmp_path: Path
     assert record["bytes"][1] < record["bytes"][0]
     code, shown, err = call("quantize", f"{net}:make", "--data", f"{net}:data", "--weights", "9")
     assert (code, shown) == (2, "")
-    assert "write 1 to 8, ternary or binary" in err
+    assert "write 1 to 8, ternary, binary, codebook16" in err

@@ -102,7 +102,7 @@ def test_the_scale_of_a_folded_batch_norm_is_found_again():
     norm = torch.nn.BatchNorm2d(6)
     torch.nn.init.uniform_(norm.weight, -2.0, 2.0)
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 1, bias=False), norm)
-    x = torch.randn(64, 3, 4, 4)
+    x = torch.randn(64, 3, 4, 4) * torch.tensor([1.0, 3.0, 9.0]).reshape(3, 1, 1)
     norm.momentum = None
     module(x)  # estimates the statistics
     model = fold_norms(capture(module.eval(), (x[:2],)))

@@ -107,3 +107,25 @@ def test_bad_data_is_named(make, said: str) -> None:
 
 def test_integers_may_be_zero() -> None:
     Batches.of(torch.zeros(4, 2, dtype=torch.long)).check()
+
+
+def test_shuffled_items_are_the_same_ones_in_a_drawn_order() -> None:
+    labels = torch.arange(300)
+    batches = Batches.of(labels.float()[:, None] * torch.ones(1, 3), labels, size=50)
+    once, again, other = batches.shuffled(1, 32), batches.shuffled(1, 32), batches.shuffled(2, 32)
+    drawn = torch.cat([b.labels for b in once])
+    assert drawn.sort().values.tolist() == labels.tolist()
+    assert all(torch.equal(b.inputs[0][:, 0], b.labels.float()) for b in once)
+    assert [len(b) for b in once] == [32] * 9 + [12]
+    assert once.digest() == again.digest() != other.digest()
+    assert 100 < drawn[:100].float().mean() < 200
+
+
+def test_items_of_several_shapes_and_types_are_shuffled_apart() -> None:
+    parts = [
+        (torch.ones(6, 2), torch.zeros(6)),
+        (torch.ones(5, 3), torch.zeros(5, dtype=torch.long)),
+        (torch.ones(4, 2), torch.zeros(4)),
+    ]
+    mixed = Batches(tuple(Batch((x,), y) for x, y in parts)).shuffled(0)
+    assert sorted(tuple(b.inputs[0].shape) for b in mixed) == [(5, 3), (10, 2)]

@@ -186,7 +186,7 @@ def _halved(whole: Stream) -> Batches:
 
 
 def test_it_ends_when_what_is_judged_is_good_enough_and_the_best_state_comes_out():
-    bad = iter([3.0, 1.0, 2.0, 5.0])
+    bad = iter([4.0, 3.0, 1.0, 2.0, 5.0])
     states = []
 
     def judge(student: Network) -> float:
@@ -194,12 +194,24 @@ def test_it_ends_when_what_is_judged_is_good_enough_and_the_best_state_comes_out
         return next(bad)
 
     student, history = run("narrow", Training(epochs=4.0, rate=0.02), judge=judge)
-    assert [value for _, value in history.judged] == [3.0, 1.0, 2.0, 5.0]
-    assert all(torch.equal(value, states[1][name]) for name, value in state(student).items())
-    bad = iter([3.0, 1.0])
+    assert [value for _, value in history.judged] == [4.0, 3.0, 1.0, 2.0, 5.0]
+    assert all(torch.equal(value, states[2][name]) for name, value in state(student).items())
+    bad = iter([4.0, 3.0, 1.0])
     _, history = run("narrow", Training(epochs=4.0, rate=0.02), judge=judge, enough=1.0)
     assert history.stopped
     assert history.steps == 20
+
+
+def test_what_training_makes_worse_stays_as_it_was_and_of_equals_the_latest_comes_out():
+    for judged, which in (([1.0, 2.0, 3.0], 0), ([1.0, 1.0, 1.0], 2)):
+        bad, states = iter(judged), []
+
+        def judge(student: Network) -> float:
+            states.append(state(student))  # noqa: B023 - called before the next round
+            return next(bad)  # noqa: B023
+
+        student, _ = run("narrow", Training(epochs=2.0, rate=0.02), judge=judge)
+        assert all(torch.equal(value, states[which][name]) for name, value in state(student).items())
 
 
 def test_a_loss_that_explodes_is_said():
