@@ -288,7 +288,8 @@ def run(key: str, given: argparse.Namespace) -> dict[str, Any]:
     line = environment.record(benchmark="pruning", model=key, **settings)
     module = zoo.module(key)
     found, targets = zoo.part(key, "search")
-    data = torch.from_numpy(np.array(found[: given.images])), torch.from_numpy(targets[: given.images])
+    drawn = np.random.default_rng(given.seed).permutation(len(found))[: given.images]  # a set may be sorted by class
+    data = torch.from_numpy(np.array(found)[drawn]), torch.from_numpy(np.array(targets)[drawn])
     judged = zoo.part(key, given.part)
 
     def judge(predict: Predict) -> np.ndarray:

@@ -211,7 +211,8 @@ def measured(key: str, given: argparse.Namespace) -> dict[str, Any]:
     line = environment.record(benchmark="sparsity", model=key, **{k: v for k, v in vars(given).items() if k != "out"})
     module = zoo.module(key)
     found, targets = zoo.part(key, "search")
-    images, labels = torch.from_numpy(np.array(found[: given.images])), torch.from_numpy(targets[: given.images])
+    drawn = np.random.default_rng(given.seed).permutation(len(found))[: given.images]  # the set is sorted by class
+    images, labels = torch.from_numpy(np.array(found)[drawn]), torch.from_numpy(np.array(targets)[drawn])
     judged = zoo.part(key, given.part)
 
     def judge(predict: Predict) -> np.ndarray:

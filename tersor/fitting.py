@@ -231,7 +231,8 @@ class _Walk:
         if window.cuts_columns:
             v = repaired(window, w, gram, biased)
         if match is not None:
-            v = matched(v, Moments(h, window.of(match.cross), _rows(window, match.power), match.count))
+            seen = window.square(match.gram)  # as it is: what is matched was seen on the same items
+            v = matched(v, Moments(seen, window.of(match.cross), _rows(window, match.power), match.count))
         technique = self._decisions.techniques.get(matrix.name)
         small = smaller(matrix, window)
         dense = from_matrix(v[:, :, :-1], small.shape, small.groups, small.transposed).float()

@@ -28,7 +28,7 @@ from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.store_quantised import store_quantised
 from tersor.site import matrices, tables
 from tersor.store.programs import write_program
-from tersor.streaming import QuantizedFolder, quantize_folder, refuse_others
+from tersor.streaming import METHODS, QuantizedFolder, quantize_folder, refuse_others
 from tersor.techniques.cast import DTYPES, Cast
 from tersor.techniques.floats import Floats
 from tersor.techniques.gptq import GPTQ
@@ -36,7 +36,6 @@ from tersor.techniques.kmeans import KMeans
 from tersor.techniques.rounding import Rounding
 
 Stored = GPTQ | Rounding | Floats | KMeans | Cast
-METHODS: dict[str, type[GPTQ] | type[Rounding]] = {"gptq": GPTQ, "rounding": Rounding}
 WORDS = {"ternary": (2, True), "binary": (1, True), "2": (2, False), "1": (1, True)}  # bits, symmetric; else symmetric
 
 
