@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tersor.measuring.machine import machine
 from tersor.measuring.machine import versions as measured_versions
 
@@ -34,12 +36,13 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of this repository, with "+changes" where the work tree differs from it; "unknown" outside git."""
+    """The commit of this repository, with "+changes" where the work tree differs from it; outside git what the variable
+    TERSOR_COMMIT says, or "unknown"."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("TERSOR_COMMIT", "unknown")
     return head + ("+changes" if changed else "")
 
 
@@ -50,6 +53,7 @@ def record(**settings: Any) -> dict[str, Any]:
         "commit": commit(),
         "machine": machine(),
         "versions": versions(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load_before": load(),
         **settings,
     }

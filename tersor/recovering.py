@@ -31,6 +31,7 @@ from tersor.measuring.metrics import drop, predictor
 from tersor.recovery.loop import History, Observe, Training, train
 from tersor.recovery.many import group
 from tersor.recovery.network import Network, Teacher
+from tersor.recovery.replay import local
 from tersor.recovery.stream import Stream
 from tersor.rewrites.fold_norms import fold_norms, foldable
 from tersor.rewrites.insert_norms import insert_norms
@@ -41,6 +42,7 @@ from tersor.target import Compressed
 from tersor.weight import Weight
 
 LOSS = "kl(temperature=4)"
+CPU = torch.device("cpu")
 _TRIED = 4  # steps that tell how long one takes
 _NORMS = frozenset(
     {
@@ -63,6 +65,7 @@ class Recovery:
     augment: Augment | None = None
     workers: int = 1
     rank: int = 0  # of what is added to the weights of linear layers; 0: they move themselves
+    device: str = "auto"  # "cpu", "cuda", or "auto": a GPU where there is one
     written: Mapping[str, Any] = field(default_factory=dict)  # what `of` made it from
 
     @staticmethod
@@ -77,6 +80,8 @@ class Recovery:
         average: float = 0.0,
         precision: str = "fp32",
         rank: int = 0,
+        decay: float = 0.0,
+        device: str = "auto",
     ) -> Recovery | None:
         """A recovery from words; None where `length` is None or "none". Raises `InputError` for what cannot be meant."""
         if length is None or str(length).strip() == "none":
@@ -86,19 +91,24 @@ class Recovery:
             ("schedule", schedule, RATES),
             ("optimiser", optimiser, {"adamw": 1e-3, "sgd": 1e-2}),
             ("precision", precision, ("fp32", "bf16")),
+            ("device", device, ("auto", "cpu", "cuda")),
         ):
             if word not in known:
                 raise InputError(f"There is no {name} {word!r}; choose of {', '.join(known)}.")
         rate = {"adamw": 1e-3, "sgd": 1e-2}[optimiser] if rate is None else rate
-        if rate <= 0 or batch < 1 or not 0 <= average < 1:
+        if rate <= 0 or batch < 1 or not 0 <= average < 1 or decay < 0:
             raise InputError(
-                f"The rate ({rate:g}) and batch ({batch}) must be above 0, and average ({average:g}) in [0, 1)."
+                f"The rate ({rate:g}) and batch ({batch}) must be above 0, average ({average:g}) in [0, 1), and decay "
+                f"({decay:g}) not below 0."
             )
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("The device is cuda, and torch finds no GPU here; choose auto or cpu.")
         how = Training(
             loss=loss_called(loss),
             epochs=epochs or 1.0,
             optimiser=optimiser,
             rate=rate,
+            decay=decay,
             schedule=RATES[schedule],
             average=average,
             precision=precision,
@@ -114,8 +124,10 @@ class Recovery:
             "average": average,
             "precision": precision,
             "rank": rank,
+            "decay": decay,
+            "device": device,
         }
-        return Recovery(how, seconds, batch, augments.bring(augment), rank=rank, written=written)
+        return Recovery(how, seconds, batch, augments.bring(augment), rank=rank, device=device, written=written)
 
 
 class Recovering:
@@ -126,6 +138,9 @@ class Recovering:
         self._job, self._ground, self._wish = job, ground, wish
         self._like = job.model if like is None else like
         self.history = History()
+        self._device = (
+            local() if wish.device == "cuda" or (wish.device == "auto" and torch.cuda.is_available()) else CPU
+        )
 
     def __call__(self, compressed: Compressed) -> Compressed:
         """What `compressed` has become; the best of the states after each epoch, on held-out data."""
@@ -152,7 +167,8 @@ class Recovering:
         key = self._key(whole, "movement")
         kept = self._ground.cache.get(key)
         if kept is None:
-            student, sums = Network(self._normed(whole)), {m.name: torch.zeros(m.shape) for m in matrices(model)}
+            student = Network(self._normed(whole), device=self._device)
+            sums = {m.name: torch.zeros(m.shape, device=self._device) for m in matrices(model)}
 
             def observe(step: int, parameters: Mapping[str, nn.Parameter]) -> None:
                 for m in matrices(model):
@@ -163,7 +179,7 @@ class Recovering:
             how = self._how(whole, key)
             self._train(student, how if how.loss.labelled else replace(how, loss=HardDistillation()), observe=observe)
             values = {f"value/{name}": tensor for name, tensor in student.compressed().model.tensors()}
-            self._ground.cache.put(key, values | {f"moved/{name}": total for name, total in sums.items()})
+            self._ground.cache.put(key, values | {f"moved/{name}": total.cpu() for name, total in sums.items()})
         else:
             values, sums = dict(kept.tensors), {m.name: kept.tensors[f"moved/{m.name}"] for m in matrices(model)}
         model = fold_norms(self._normed(whole).model)  # which may have added biases
@@ -178,7 +194,7 @@ class Recovering:
         with TemporaryDirectory(prefix="tersor-") as folder:  # what the teacher said, for the epochs after the first
             self.history = train(
                 student,
-                Teacher(job.model, Path(folder), len(job.training)),
+                Teacher(job.model, Path(folder), len(job.training), self._device),
                 stream,
                 how,
                 judge=self._judge(),
@@ -205,7 +221,7 @@ class Recovering:
             @torch.no_grad()
             def run(*inputs: np.ndarray) -> tuple[np.ndarray, ...]:
                 flat = [torch.from_numpy(np.ascontiguousarray(x)) for x in inputs]
-                return tuple(t.numpy() for t in student(flat, training=False).outputs.values())
+                return tuple(t.cpu().numpy() for t in student(flat, training=False).outputs.values())
 
             score = job.metric(predictor(run, job.model.outputs), job.held)
             return drop(job.before_held, score, job.metric).amount
@@ -213,7 +229,7 @@ class Recovering:
         return judge
 
     def _network(self, compressed: Compressed) -> Network:
-        return Network(self._ready(compressed), rank=self._wish.rank, seed=self._job.seed)
+        return Network(self._ready(compressed), rank=self._wish.rank, seed=self._job.seed, device=self._device)
 
     def _ready(self, compressed: Compressed) -> Compressed:
         return compressed if self._wish.rank else self._normed(compressed)
@@ -238,12 +254,13 @@ class Recovering:
         kept = self._ground.cache.get(f"{key}e")
         if kept is not None:
             return replace(how, epochs=float(kept.values))
-        stream = self._stream()
-        begin = time.monotonic()
-        trial = replace(how, epochs=_TRIED / stream.steps)
-        train(self._network(compressed), Teacher(self._job.model), stream, trial)
-        spent = time.monotonic() - begin
-        steps = max(1.0, (seconds - spent) * _TRIED / spent)
+        stream, begin, ends = self._stream(), time.monotonic(), []
+        tried = _TRIED if self._device.type == "cpu" else 8 * _TRIED  # a device is slow at first
+        student, teacher = self._network(compressed), Teacher(self._job.model, device=self._device)
+        trial = replace(how, epochs=tried / stream.steps)
+        train(student, teacher, stream, trial, progress=lambda *_: ends.append(time.monotonic()))
+        each = (ends[-1] - ends[tried // 2 - 1]) / (tried - tried // 2)
+        steps = max(1.0, (seconds - (ends[-1] - begin)) / each)
         together = group()
         epochs = max(1, round(together.total(steps) / together.count)) / stream.steps  # the same for all processes
         self._ground.cache.put(f"{key}e", {}, epochs)

@@ -8,7 +8,10 @@ store needs to write it to disk and read it back.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import fields, is_dataclass, replace
+from typing import Self
 
+import torch
 from torch import Tensor
 
 
@@ -30,3 +33,9 @@ class Weight(ABC):
 
         Training runs through it with a straight-through gradient.
         """
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same weight with all its tensors on `device`."""
+        assert is_dataclass(self)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: v.to(device) for name, v in values.items() if isinstance(v, Tensor | Weight)})

@@ -30,7 +30,7 @@ class Bitmask(Weight):
         return unpack(self.mask, 1, prod(self.shape)).bool().reshape(self.shape)
 
     def dense(self) -> Tensor:
-        out = torch.zeros(self.shape, dtype=torch.float32)
+        out = torch.zeros(self.shape, dtype=torch.float32, device=self.values.device)
         out[self.kept] = self.values
         return out
 

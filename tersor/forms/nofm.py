@@ -31,7 +31,7 @@ class PackedNofM(Weight):
 
     def dense(self) -> Tensor:
         rows, columns = self._size()
-        out = torch.zeros(rows, columns)
+        out = torch.zeros(rows, columns, device=self.values.device)
         out.scatter_(1, self._columns(), self.values.reshape(rows, -1))
         return self._shaped(out)
 
@@ -50,7 +50,7 @@ class PackedNofM(Weight):
     def _columns(self) -> Tensor:
         """(rows, values a row): the column of each value."""
         rows, columns = self._size()
-        starts = _starts(columns, self.n, self.m)
+        starts = _starts(columns, self.n, self.m).to(self.values.device)
         places = unpack(self.places, _bits(self.m), rows * len(starts)).long()
         return places.reshape(rows, -1) + starts
 

@@ -34,7 +34,7 @@ class Feature(Loss):
             return None
         projection = nn.Linear(h.shape[-1], k.shape[-1], bias=False)
         with torch.no_grad():  # the best there is to begin with, which needs no random numbers
-            solved = torch.linalg.lstsq(h.detach().double(), k.detach().double(), driver="gelsd").solution
+            solved = torch.linalg.lstsq(h.double().cpu(), k.double().cpu(), driver="gelsd").solution
             projection.weight.copy_(solved.T)
         return projection
 

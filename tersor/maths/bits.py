@@ -11,15 +11,16 @@ def pack(values: Tensor, bits: int) -> Tensor:
     flat = values.reshape(-1).to(torch.uint8)
     if bits == 8:
         return flat.clone()
-    planes = torch.arange(bits, dtype=torch.uint8)
+    planes = torch.arange(bits, dtype=torch.uint8, device=flat.device)
     stream = ((flat[:, None] >> planes) & 1).reshape(-1)
     padded = torch.nn.functional.pad(stream, (0, -stream.numel() % 8)).reshape(-1, 8)
-    return (padded << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    return (padded << torch.arange(8, dtype=torch.uint8, device=flat.device)).sum(1, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """uint8 (count,): what `pack` was given."""
     if bits == 8:
         return packed[:count].clone()
-    stream = ((packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).reshape(-1)[: count * bits]
-    return (stream.reshape(-1, bits) << torch.arange(bits, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    planes = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    stream = ((packed[:, None] >> planes) & 1).reshape(-1)[: count * bits]
+    return (stream.reshape(-1, bits) << planes[:bits]).sum(1, dtype=torch.uint8)

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from tersor.errors import DataError
 from tersor.loss import Loss
@@ -25,6 +27,7 @@ from tersor.measuring.batches import Batch
 from tersor.recovery.checkpoint import load, save
 from tersor.recovery.many import Alone, Group
 from tersor.recovery.network import STEP, Network, Teacher
+from tersor.recovery.replay import Replay, apart, passed
 from tersor.recovery.stream import Stream
 
 Progress = Callable[[int, int], None]
@@ -97,28 +100,29 @@ def train(
     Raises `DataError` where the loss is no longer finite.
     """
     last = max(1, round(how.epochs * stream.steps / how.accumulate))
-    run = _Run(student, teacher, stream, how, group, last)
-    if checkpoint is not None:
-        run.resume(checkpoint)
-    if judge is not None and not run.history.judged:
-        run.judge(judge)
-    begin, saved = time.monotonic() - run.history.seconds, time.monotonic()
-    for step, batches in run.batches():
-        run.step(step, batches, observe)
-        run.history.steps = step + 1
-        done = step + 1 == last
-        if progress is not None:
-            progress(step + 1, last)
-        if judge is not None and (done or (step + 1) % max(1, stream.steps // how.accumulate) == 0):
+    with apart(student.device):
+        run = _Run(student, teacher, stream, how, group, last)
+        if checkpoint is not None:
+            run.resume(checkpoint)
+        if judge is not None and not run.history.judged:
             run.judge(judge)
-            run.history.stopped = run.best is not None and run.best[0] <= enough and not done
-        run.history.seconds = time.monotonic() - begin
-        if checkpoint is not None and group.rank == 0 and time.monotonic() - saved > how.save_every and not done:
-            run.save(checkpoint)
-            saved = time.monotonic()
-        if run.history.stopped:
-            break
-    run.finish()
+        begin, saved = time.monotonic() - run.history.seconds, time.monotonic()
+        for step, batches in run.batches():
+            run.step(step, batches, observe)
+            run.history.steps = step + 1
+            done = step + 1 == last
+            if progress is not None:
+                progress(step + 1, last)
+            if judge is not None and (done or (step + 1) % max(1, stream.steps // how.accumulate) == 0):
+                run.judge(judge)
+                run.history.stopped = run.best is not None and run.best[0] <= enough and not done
+            run.history.seconds = time.monotonic() - begin
+            if checkpoint is not None and group.rank == 0 and time.monotonic() - saved > how.save_every and not done:
+                run.save(checkpoint)
+                saved = time.monotonic()
+            if run.history.stopped:
+                break
+        run.finish()
     return run.history
 
 
@@ -138,6 +142,7 @@ class _Run:
         self.rate = warmed(how.schedule, how.warm_up)
         self._sum, self._count = 0.0, 0
         self._every = max(1, last // 200)  # points of the curve
+        self.passed = Replay(self._loss) if student.device.type == "cuda" else partial(passed, self._loss)
 
     def batches(self) -> Iterator[tuple[int, list[tuple[Batch, Tensor]]]]:
         """(step, its batches and which items they are) from where the run stands."""
@@ -153,14 +158,13 @@ class _Run:
         total = 0.0
         for batch, items in batches:
             mine, which, share = self.group.part(batch, items)
-            loss = self._loss(mine, which if self.stream.augment is None else None)
-            if not torch.isfinite(loss):
+            loss = self.passed(mine, which if self.stream.augment is None else None, share / len(batches))
+            if not math.isfinite(loss):
                 raise DataError(
-                    f"The loss is {float(loss.detach())} at step {step}; lower the learning rate (it is {self.how.rate:g}) "
+                    f"The loss is {loss} at step {step}; lower the learning rate (it is {self.how.rate:g}) "
                     "or clip more, and look for wrong values in the data."
                 )
-            (loss * (share / len(batches))).backward()
-            total += float(loss.detach()) * share / len(batches)
+            total += loss * share / len(batches)
         self.group.add([p.grad for p in self.parameters.values() if p.grad is not None])
         if observe is not None:
             observe(step, self.student.parameters)
@@ -169,7 +173,7 @@ class _Run:
         for part in self.optimiser.param_groups:
             part["lr"] = self.how.rate * self.rate((step + 0.5) / self.last)
         self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad(set_to_none=self.student.device.type == "cpu")
         self.group.agree(self.student.buffers.values())
         for name, mean in self.averaged.items():
             decay = min(self.how.average, (step + 1) / (step + 10))
@@ -222,7 +226,7 @@ class _Run:
                 self.averaged[name].copy_(value)
             elif kind == "optimiser":
                 which, _, owner = name.partition("/")
-                self.optimiser.state[self.parameters[owner]][which] = value.clone()
+                self.optimiser.state[self.parameters[owner]][which] = value.to(self.student.device, copy=True)
         if values["best"] is not None:
             best = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith("best/")}
             self.best = (float(values["best"]), best)
@@ -249,11 +253,13 @@ class _Run:
 
     def _loss(self, batch: Batch, items: Tensor | None) -> Tensor:
         ours, theirs = self._nodes()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.how.precision == "bf16"):
+        device, bf16 = self.student.device, self.how.precision == "bf16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=device.type == "cpu"):
             told = self.teacher(batch.inputs, theirs, items)
             said = self.student(batch.inputs, ours)
         floats = [replace(seen, outputs={n: _float(t) for n, t in seen.outputs.items()}) for seen in (said, told)]
-        return self.how.loss(floats[0], floats[1], batch.labels, self.learned)
+        labels = pytree.tree_map_only(Tensor, lambda t: t.to(device), batch.labels)
+        return self.how.loss(floats[0], floats[1], labels, self.learned)
 
     def _learned(self) -> nn.Module | None:
         ours, theirs = self._nodes()
@@ -261,7 +267,9 @@ class _Run:
             return None
         batch, _ = self.stream.batch(0)
         with torch.no_grad():
-            return self.how.loss.learned(self.student(batch.inputs, ours, False), self.teacher(batch.inputs, theirs))
+            seen = self.student(batch.inputs, ours, False), self.teacher(batch.inputs, theirs)
+            learned = self.how.loss.learned(*seen)
+        return None if learned is None else learned.to(self.student.device)
 
     def _nodes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         pairs = self.how.loss.nodes

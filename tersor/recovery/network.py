@@ -37,15 +37,24 @@ _NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.def
 class Network:
     """What `compressed` is, to be trained. The compressed model itself is left alone."""
 
-    def __init__(self, compressed: Compressed, moving_norms: bool = True, rank: int = 0, seed: int = 0):
+    def __init__(
+        self,
+        compressed: Compressed,
+        moving_norms: bool = True,
+        rank: int = 0,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ):
         """moving_norms: batch norms use each batch's own statistics and follow them; else they stay as they are.
 
         rank: where it is not 0, weights of linear layers stay and learn a sum `W + U D` with U (rows, rank) and D (rank,
         columns), nothing else moves but steps of grids, and the sum is what comes out (Hu et al. 2021, arXiv:2106.09685).
+        device: where it computes; inputs are brought there, and what comes out of `compressed` is on the CPU again.
         """
-        self.model = compressed.model.copy()
+        self.model, self.device = compressed.model.copy(), torch.device(device)
+        self.model.module.to(self.device)
         self.names = _first_names(self.model)  # every name of a parameter, and the one it has in `parameters`
-        self.kept: dict[str, Weight] = {self.names[name]: weight for name, weight in compressed.weights.items()}
+        self.kept: dict[str, Weight] = {self.names[n]: weight.to(device) for n, weight in compressed.weights.items()}
         self.feeds = dict(compressed.feeds)
         self._moving = moving_norms and not rank
         self._given = dict(compressed.weights)
@@ -59,7 +68,7 @@ class Network:
             self._add_adapters(rank, torch.Generator().manual_seed(seed))
         for name, feed in self.feeds.items():
             if isinstance(feed, Grid):
-                self.parameters[f"{STEP}{name}"] = nn.Parameter(torch.tensor(feed.scale))
+                self.parameters[f"{STEP}{name}"] = nn.Parameter(torch.tensor(feed.scale, device=device))
         for name, weight in self.kept.items():
             if isinstance(weight, Affine):
                 self.parameters[f"{STEP}{name}"] = nn.Parameter(weight.scale.clone())
@@ -74,18 +83,16 @@ class Network:
         values = {name: self._value(name) for name in self._changed}
         values |= {name: values[first] for name, first in self.names.items() if first in values}
         run = _Run(self.model.module, values, self._rounding(), set(nodes), training and self._moving, self._readers)
-        args, kwargs = self.model.arguments(flat)
-        outputs = pytree.tree_leaves(run.run(*pytree.tree_leaves((args, kwargs))))
-        return Seen(dict(zip(self.model.outputs, outputs, strict=True)), run.seen)
+        return run.answers(self.model, flat, self.device)
 
     @torch.no_grad()
     def compressed(self) -> Compressed:
         """What it has become: norms folded, weights the nearest of their sets, nothing free."""
         model = self.model.copy()
+        model.module.to("cpu")
         for name in self._changed:
-            model.assign(
-                name, self._settled(name, self._latent(name)).dense() if name in self.kept else self._latent(name)
-            )
+            latent = self._latent(name).cpu()
+            model.assign(name, self._settled(name, latent).dense() if name in self.kept else latent)
         for parameter in model.module.parameters():
             parameter.requires_grad_(False)
         model = fold_norms(model)
@@ -109,8 +116,8 @@ class Network:
             if matrix.convolution is None and len(matrix.shape) == 2:
                 name, (rows, columns) = self.names[matrix.weight], matrix.shape
                 down = torch.randn(rank, columns, generator=drawn) / columns**0.5
-                self.parameters[f"{UP}{name}"] = nn.Parameter(torch.zeros(rows, rank))
-                self.parameters[f"{DOWN}{name}"] = nn.Parameter(down)
+                self.parameters[f"{UP}{name}"] = nn.Parameter(torch.zeros(rows, rank, device=self.device))
+                self.parameters[f"{DOWN}{name}"] = nn.Parameter(down.to(self.device))
 
     def _latent(self, name: str) -> Tensor:
         own = self.model.tensor(name)
@@ -128,9 +135,9 @@ class Network:
         return latent + (value - latent).detach()
 
     def _settled(self, name: str, latent: Tensor) -> Weight:
-        weight = self.kept[name]
+        weight = self.kept[name].to("cpu")
         if isinstance(weight, Affine):
-            weight = replace(weight, scale=_positive(self.parameters[f"{STEP}{name}"].detach()))
+            weight = replace(weight, scale=_positive(self.parameters[f"{STEP}{name}"].detach().cpu()))
         return weight.nearest(latent)
 
     def _rounding(self) -> dict[str, tuple[Tensor, Grid]]:
@@ -146,9 +153,13 @@ def _first_names(model: Model) -> dict[str, str]:
 class Teacher:
     """A model that is only asked. Under `folder`, what it said about each item is kept on disk and not computed again."""
 
-    def __init__(self, model: Model, folder: Path | None = None, items: int = 0):
-        """folder, items: where to keep outputs, and for how many items there may be; else nothing is kept."""
-        self.model = model
+    def __init__(self, model: Model, folder: Path | None = None, items: int = 0, device: torch.device | str = "cpu"):
+        """folder, items: where to keep outputs, and for how many items there may be; else nothing is kept. device: where it
+        computes, and where its answers are."""
+        self.model, self.device = model, torch.device(device)
+        if self.device.type != "cpu":
+            self.model = model.copy()
+            self.model.module.to(device)
         self._folder, self._items = folder, items
         self._known = torch.zeros(items, dtype=torch.bool)
         self._said: dict[str, np.memmap] = {}
@@ -158,11 +169,9 @@ class Teacher:
         """Outputs by name, and the activations of `nodes`. items: which of the data these are, where it is worth keeping."""
         keeping = self._folder is not None and items is not None and not nodes
         if keeping and items is not None and bool(self._known[items].all()):
-            return Seen({name: torch.from_numpy(np.array(said[items.numpy()])) for name, said in self._said.items()})
-        run = _Run(self.model.module, {}, {}, set(nodes), False)
-        args, kwargs = self.model.arguments(flat)
-        outputs = pytree.tree_leaves(run.run(*pytree.tree_leaves((args, kwargs))))
-        seen = Seen(dict(zip(self.model.outputs, outputs, strict=True)), run.seen)
+            found = {name: torch.from_numpy(np.array(said[items.numpy()])) for name, said in self._said.items()}
+            return Seen({name: said.to(self.device) for name, said in found.items()})
+        seen = _Run(self.model.module, {}, {}, set(nodes), False).answers(self.model, flat, self.device)
         if keeping and items is not None:
             self._keep(seen, items)
         return seen
@@ -178,7 +187,7 @@ class Teacher:
                 self._said[name] = np.memmap(self._folder / f"{number}.f32", np.float32, "w+", shape=shape)
             if self._said[name].shape[1:] != output.shape[1:]:
                 return  # items of several shapes
-            self._said[name][items.numpy()] = output.float().numpy()
+            self._said[name][items.numpy()] = output.float().cpu().numpy()
         self._known[items] = True
 
 
@@ -199,6 +208,14 @@ class _Run(fx.Interpreter):
         self._stored = {name: pair for name, pair in rounding.items() if pair[1].stored}
         self._read = {name: pair for name, pair in rounding.items() if name not in self._stored}
         self.seen: dict[str, Tensor] = {}
+        self._device = torch.device("cpu")
+
+    def answers(self, model: Model, flat: Sequence[Tensor], device: torch.device) -> Seen:
+        """What `model`, whose module this runs on `device`, says of flat inputs from anywhere."""
+        self._device = device
+        args, kwargs = model.arguments([t.to(device) for t in flat])
+        outputs = pytree.tree_leaves(self.run(*pytree.tree_leaves((args, kwargs))))
+        return Seen(dict(zip(model.outputs, outputs, strict=True)), self.seen)
 
     def run_node(self, n: fx.Node) -> Any:
         value = self._norm(n) if self._moving and n.target in _NORMS else super().run_node(n)
@@ -209,12 +226,15 @@ class _Run(fx.Interpreter):
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
         args, kwargs = super().fetch_args_kwargs_from_env(n)
+        if "device" in kwargs:  # where the graph was captured
+            kwargs = {**kwargs, "device": self._device}
         read = self._read.get(n.all_input_nodes[0].name) if n.name in self._readers else None
         return (args, kwargs) if read is None else ((_rounded(args[0], *read), *args[1:]), kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = self._values.get(str(target))
-        return super().get_attr(target, args, kwargs) if value is None else value
+        found = super().get_attr(target, args, kwargs) if value is None else value
+        return found.to(self._device) if isinstance(found, Tensor) else found
 
     def _norm(self, n: fx.Node) -> Any:
         x, gamma, beta, mean, var, *rest = self.fetch_args_kwargs_from_env(n)[0]
