@@ -50,23 +50,27 @@ def scatter(rows: Tensor) -> Scatter:
 def shrunk(gram: Tensor, seen: Scatter) -> Tensor:
     """`E[x~ x~^T]` (groups, c + 1, c + 1) as it will be on data that was not seen.
 
-    From few items the smallest variances come out far too small, down to zero, and what only they forbid looks free. The
-    covariance is pulled towards its mean variance, `(1 - r) S + r tr(S) / c I`, with the r of least expected squared error:
-    what S is off by (from how blocks of items differ: positions of one item are alike, so that counting them would say
-    nothing) over what it differs from its target. Nothing is done where r is below NEGLIGIBLE. Cost: c^2 operations.
-    Source: Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices".
+    From fewer items than columns the smallest variances come out as zero, and what only they forbid looks free. The
+    covariance is then pulled towards its mean variance, `(1 - r) S + r tr(S) / c I`, with the r of least expected squared
+    error: what S is off by (from how blocks of items differ: positions of one item are alike, so that counting them would
+    say nothing) over what it differs from its target. That error is one of the large variances; where no variance is
+    missing, the pull would only blur the small ones, by which repairs are made. So nothing is done where as many
+    independent samples as columns would be off by as much as S, or more, nor where r is below NEGLIGIBLE.
+    Cost: c^2 operations. Source: Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance
+    matrices".
     """
     n = seen.blocks
     if n < 2 or gram.shape[-1] < 3:
         return gram
     mean = gram[:, :-1, -1]
     covariance = gram[:, :-1, :-1] - mean[:, :, None] * mean[:, None, :]
-    off = (seen.squares - n * covariance.square().sum((1, 2))).clamp_min(0) / (n * (n - 1))
-    trace = covariance.diagonal(dim1=1, dim2=2).sum(1)
+    trace, square = covariance.diagonal(dim1=1, dim2=2).sum(1), covariance.square().sum((1, 2))
+    off = (seen.squares - n * square).clamp_min(0) / (n * (n - 1))
     c = covariance.shape[1]
-    apart = covariance.square().sum((1, 2)) - trace.square() / c
+    apart = square - trace.square() / c
+    enough = c * off <= trace.square() + square  # c Gaussian samples would be off by (tr(S)^2 + |S|^2) / c
     share = torch.where(apart > 0, (off / apart.clamp_min(1e-300)).clamp(0, 1), torch.zeros_like(off))
-    share = torch.where((share < NEGLIGIBLE) | (trace <= 0), torch.zeros_like(share), share)
+    share = torch.where((share < NEGLIGIBLE) | (trace <= 0) | enough, torch.zeros_like(share), share)
     if not bool(share.any()):
         return gram
     out = gram.clone()

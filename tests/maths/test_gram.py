@@ -31,7 +31,7 @@ def seen(x: Tensor, pieces: int = 4) -> Scatter:
 
 def test_nearer_to_what_many_items_say_and_positive_definite_below_c_of_them():
     truth = gram(samples(200_000, 0))
-    for items, positions in ((64, 1), (32, 1), (32, 8)):
+    for items, positions in ((32, 1), (20, 1), (32, 8)):
         x = samples(items, 5, positions=positions)
         few, better = gram(x), shrunk(gram(x), seen(x, 2))
         assert (better - truth).square().sum() < (few - truth).square().sum()
@@ -39,22 +39,23 @@ def test_nearer_to_what_many_items_say_and_positive_definite_below_c_of_them():
 
 
 def test_positions_of_one_item_do_not_count_as_items():
-    alone, repeated = samples(64, 5), samples(64, 5, positions=16)
+    alone, repeated = samples(32, 5), samples(32, 5, positions=16)
 
     def moved(x: Tensor) -> float:
-        return float((shrunk(gram(x), seen(x)) - gram(x)).norm() / gram(x).norm())
+        return float((shrunk(gram(x), seen(x, 2)) - gram(x)).norm() / gram(x).norm())
 
     assert moved(repeated) > 0.7 * moved(alone)
 
 
 def test_means_and_the_constant_stay_and_many_items_are_left_alone():
-    x = samples(64, 3)
+    x = samples(24, 3)
     few, better = gram(x), shrunk(gram(x), seen(x))
     assert torch.equal(better[:, -1], few[:, -1])
     assert torch.equal(better[:, :, -1], few[:, :, -1])
     assert torch.allclose(better.diagonal(dim1=1, dim2=2).sum(), few.diagonal(dim1=1, dim2=2).sum())
-    x = samples(50_000, 4)
-    assert torch.equal(shrunk(gram(x), seen(x, 40)), gram(x))
+    for items in (200, 50_000):  # five times the columns: no variance is missing
+        x = samples(items, 4)
+        assert torch.equal(shrunk(gram(x), seen(x, 10)), gram(x))
 
 
 def test_dead_inputs_and_nothing_at_all():
