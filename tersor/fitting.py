@@ -264,7 +264,7 @@ class _Walk:
             at = sampled(matrix, x.shape, self._places)
             rows, held = rows_of(matrix, x, at), _held_out(i, len(here.current))
             parts[held].append(moments(rows, outputs_of(matrix, y, at)))
-            differing += [] if held else [scatter(rows)]
+            differing += [] if held else [scatter(rows, len(x))]
         fit = reduce(add, parts[0])  # the first piece is always fitted to
         return fit, reduce(add, parts[1]) if parts[1] else fit, reduce(add, differing)
 

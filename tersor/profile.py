@@ -181,7 +181,7 @@ class _Pass:
         seen = rows_of(matrix, x, sampled(matrix, x.shape, self._places))
         rows = with_constant(seen)
         active = torch.stack([seen.abs().sum(1, dtype=torch.float64), (seen != 0).sum(1)], 1)
-        differing, before = scatter(seen), self._scatters.get(matrix.name)
+        differing, before = scatter(seen, len(x)), self._scatters.get(matrix.name)
         self._scatters[matrix.name] = differing if before is None else before + differing
         for sums, total in ((self._gram, products(rows, rows)), (self._activity, active)):
             sums[matrix.name] = sums[matrix.name] + total if matrix.name in sums else total

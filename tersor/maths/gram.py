@@ -37,10 +37,10 @@ class Scatter:
         return Scatter(self.squares + other.squares, self.blocks + other.blocks)
 
 
-def scatter(rows: Tensor) -> Scatter:
-    """Of (groups, positions, c), those of one item side by side, in BLOCKS parts of the same length; what is left over at the
-    end is not looked at. Cost: positions^2 c / BLOCKS operations, for `|X^T X| = |X X^T|`."""
-    length = max(1, rows.shape[1] // BLOCKS)
+def scatter(rows: Tensor, items: int = BLOCKS) -> Scatter:
+    """Of (groups, positions, c), those of one of `items` side by side, in parts of the same length, at most BLOCKS and
+    `items`; what is left over at the end is not looked at. Cost: positions^2 c / BLOCKS operations, for `|X^T X| = |X X^T|`."""
+    length = max(1, rows.shape[1] // min(BLOCKS, items))
     whole = rows.shape[1] // length
     centred = rows.double() - rows.mean(1, keepdim=True, dtype=torch.float64)
     parts = centred[:, : whole * length].unflatten(1, (whole, length))
