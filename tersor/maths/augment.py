@@ -27,9 +27,10 @@ def _shifted(x: Tensor, drawn: torch.Generator) -> Tensor:
     most = [side // 8 for side in (height, width)]
     wide = torch.nn.functional.pad(x, (most[1], most[1], most[0], most[0]))
     down, right = (torch.randint(0, 2 * m + 1, (n,), generator=drawn) for m in most)
-    rows = down[:, None] + torch.arange(height)
-    columns = right[:, None] + torch.arange(width)
-    return wide[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+    out = torch.empty_like(x)
+    for i, (top, left) in enumerate(zip(down.tolist(), right.tolist(), strict=True)):  # faster than one big gather
+        out[i] = wide[i, :, top : top + height, left : left + width]
+    return out
 
 
 AUGMENTS: dict[str, Augment] = {each.__name__: each for each in (crop, flip)}

@@ -7,9 +7,10 @@ augmentation from the seed and the step. So batches can be made ahead, by severa
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -30,10 +31,12 @@ class Stream:
     seed: int = 0
     augment: Augment | None = None
     workers: int = 1
+    _order: Callable[[int], list[tuple[int, Tensor]]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         whole = tuple(self.data.rebatch(len(self.data)))  # one batch for each run of items of the same shape
         object.__setattr__(self, "_whole", whole)
+        object.__setattr__(self, "_order", lru_cache(2)(self._drawn))  # workers ask for the same epoch again and again
 
     @property
     def steps(self) -> int:
@@ -70,7 +73,7 @@ class Stream:
     def _full(self) -> bool:
         return any(len(part) >= self.size for part in self._parts)
 
-    def _order(self, epoch: int) -> list[tuple[int, Tensor]]:
+    def _drawn(self, epoch: int) -> list[tuple[int, Tensor]]:
         """(part, items of it) of every batch of an epoch."""
         drawn = torch.Generator().manual_seed(self.seed * 1_000_003 + 500_000_000 + epoch)
         found: list[tuple[int, Tensor]] = []
