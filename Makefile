@@ -34,6 +34,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.pruning
 	$(BIN)/python -m benchmarks.quantization
 	$(BIN)/python -m benchmarks.recovery
+	$(BIN)/python -m benchmarks.low_bits
+	$(BIN)/python -m benchmarks.students
 	$(BIN)/python -m benchmarks.sparsity
 	$(BIN)/python -m benchmarks.language
 	$(BIN)/python -m benchmarks.faithful
