@@ -77,6 +77,7 @@ def test_not_offered_for_a_cnn() -> None:
     assert not [tried.name for tried in report.tried if "dynamic" in tried.name]
 
 
+@pytest.mark.slow
 def test_a_dynamic_recipe_gives_the_same_files(tmp_path: Path) -> None:
     module, asked = made(Mlp), tmp_path / "asked.yaml"
     asked.write_text(dynamic_recipe("onnxruntime").to_yaml(), encoding="utf-8")

@@ -12,6 +12,7 @@ from tersor.language import text
 from tersor.language.folder import open_folder
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_a_trained_model_at_four_bits(tmp_path: Path, loaders: Any):
     module, tokens = loaders.stories260k()

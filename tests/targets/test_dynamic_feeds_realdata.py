@@ -36,6 +36,7 @@ def loss(logits: np.ndarray, ids: torch.Tensor) -> float:
     return F.cross_entropy(torch.from_numpy(logits).flatten(0, 1), ids[:, 1:].flatten()).item()
 
 
+@pytest.mark.slow
 def test_a_decoder_runs_all_linears_in_integers(
     loaders: ModuleType, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
