@@ -12,17 +12,14 @@ from __future__ import annotations
 import argparse
 import os
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import tersor
 from benchmarks import environment, figures, zoo
 from benchmarks.pruning import right
-from benchmarks.recovery import batches, percent, trained, trainer
+from benchmarks.recovery import append_lines, batches, percent, trained, trainer
 
 RESULTS = environment.ROOT / "benchmarks" / "results" / "low_bits.jsonl"
 SETTINGS: dict[str, tuple[str, str]] = {
@@ -90,11 +87,7 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args(words)
-    torch.set_num_threads(given.threads)
-    warnings.simplefilter("ignore")
-    for key in given.models.split(","):
-        environment.append(given.out, run(key, given))
+    append_lines(parser, words, run, "models")
 
 
 if __name__ == "__main__":

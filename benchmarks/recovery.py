@@ -15,7 +15,7 @@ import argparse
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,20 @@ def trained(parser: argparse.ArgumentParser, recover: str, loss: str, rate: floa
     parser.add_argument("--threads", type=int, default=2)
 
 
+def append_lines(
+    parser: argparse.ArgumentParser,
+    words: Sequence[str] | None,
+    run: Callable[[str, argparse.Namespace], dict[str, Any]],
+    which: str,
+) -> None:
+    """Parse, and append the line that `run` gives for each name of the option `which`."""
+    given = parser.parse_args(words)
+    torch.set_num_threads(given.threads)
+    warnings.simplefilter("ignore")
+    for name in getattr(given, which).split(","):
+        environment.append(given.out, run(name, given))
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Measure, print the rows, append one JSON line a model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -133,11 +147,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1, help="cuts that lead to the ratio")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args(words)
-    torch.set_num_threads(given.threads)
-    warnings.simplefilter("ignore")
-    for key in given.models.split(","):
-        environment.append(given.out, run(key, given))
+    append_lines(parser, words, run, "models")
 
 
 if __name__ == "__main__":

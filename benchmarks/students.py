@@ -13,7 +13,6 @@ import argparse
 import os
 import statistics
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import torch
 import tersor
 from benchmarks import environment, figures, zoo
 from benchmarks.pruning import right
-from benchmarks.recovery import batches, percent, trained, trainer
+from benchmarks.recovery import append_lines, batches, percent, trained, trainer
 
 RESULTS = environment.ROOT / "benchmarks" / "results" / "students.jsonl"
 BLOCKS = {"resnet20": 3, "resnet14": 2, "resnet8": 1}  # in each of the three stages
@@ -33,7 +32,7 @@ BLOCKS = {"resnet20": 3, "resnet14": 2, "resnet8": 1}  # in each of the three st
 def run(student: str, given: argparse.Namespace) -> dict[str, Any]:
     """The line of one student."""
     settings = {k: v for k, v in vars(given).items() if k not in ("out", "students")}
-    line = environment.record(benchmark="students", student=student, teacher=given.teacher, **settings)
+    line = environment.record(benchmark="students", student=student, **settings)
     teacher, (images, labels) = zoo.module(given.teacher), zoo.training(given.teacher)
     held, test = zoo.part(given.teacher, "held"), zoo.part(given.teacher, "test")
     data = batches(images[: given.images], labels[: given.images])
@@ -85,11 +84,7 @@ def main(words: Sequence[str] | None = None) -> None:
     trained(parser, "3epochs", "0.9*kl(temperature=4)+0.1*cross_entropy", 0.1)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args(words)
-    torch.set_num_threads(given.threads)
-    warnings.simplefilter("ignore")
-    for student in given.students.split(","):
-        environment.append(given.out, run(student, given))
+    append_lines(parser, words, run, "students")
 
 
 if __name__ == "__main__":
