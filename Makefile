@@ -16,11 +16,14 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed
 	$(BIN)/tersor demo --out demo-out
 
+# A process of one thread for each core, at most four: two would get in each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -33,6 +36,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.cnn_cpu
 	$(BIN)/python -m benchmarks.pruning
 	$(BIN)/python -m benchmarks.quantization
+	$(BIN)/python -m benchmarks.characters
+	$(BIN)/python -m benchmarks.bad_data
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.low_bits
 	$(BIN)/python -m benchmarks.students

@@ -16,7 +16,7 @@ from tersor.measuring.machine import machine
 from tersor.measuring.machine import versions as measured_versions
 
 ROOT = Path(__file__).resolve().parents[1]
-PEERS = ("nncf", "torch-pruning", "onnxscript")  # beside what tersor itself records
+PEERS = ("nncf", "torch-pruning", "torchao", "onnxscript")  # beside what tersor itself records
 
 
 def load() -> list[float]:

@@ -130,6 +130,35 @@ def _torch_logits(model: Logits, inputs: np.ndarray, step: int = STEP) -> np.nda
         return np.concatenate([model(torch.from_numpy(x)).numpy() for x in _steps(inputs, step)])
 
 
+# -------------------------------------------------------------------------------------------------------- torchao
+
+
+def prepare_torchao(key: str, folder: Path, images: np.ndarray | None = None) -> None:
+    """PT2E with the default configuration of the x86 quantiser: static int8. images: else the calibration part."""
+    import torch
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    inputs = zoo.part(key, "calibration")[0] if images is None else images
+    example = (torch.from_numpy(zoo.sample(key, 2)),)
+    free = ({0: torch.export.Dim.DYNAMIC},)
+    module = torch.export.export(zoo.module(key), example, dynamic_shapes=free).module()
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    prepared = prepare_pt2e(module, quantizer)
+    with torch.no_grad():
+        for x in _steps(inputs):
+            prepared(torch.from_numpy(x))
+    torch.export.save(torch.export.export(convert_pt2e(prepared), example, dynamic_shapes=free), folder / "model.pt2")
+
+
+def predict_torchao(key: str, folder: Path, inputs: np.ndarray) -> np.ndarray:
+    """Logits of the converted graph, whose quantise and dequantise nodes torch computes one by one."""
+    import torch
+    import torchao.quantization.pt2e  # noqa: F401  # registers the operators that the file names
+
+    return _torch_logits(torch.export.load(folder / "model.pt2").module(), inputs)
+
+
 # --------------------------------------------------------------------------------------------------- ONNX Runtime
 
 
@@ -146,14 +175,17 @@ def prepare_onnxruntime_fp32(key: str, folder: Path) -> None:
     program.save(str(folder / "model.onnx"))
 
 
-def prepare_onnxruntime_int8(key: str, folder: Path) -> None:
-    """`quantize_static` after `quant_pre_process`: QDQ, unsigned activations, signed weights per channel."""
+def prepare_onnxruntime_int8(key: str, folder: Path, images: np.ndarray | None = None) -> None:
+    """`quantize_static` after `quant_pre_process`: QDQ, unsigned activations, signed weights per channel.
+
+    images: else the calibration part.
+    """
     from onnxruntime import quantization as q
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(q.CalibrationDataReader):
         def __init__(self) -> None:
-            self.items: Iterator[np.ndarray] = iter(zoo.part(key, "calibration")[0])
+            self.items: Iterator[np.ndarray] = iter(zoo.part(key, "calibration")[0] if images is None else images)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             item = next(self.items, None)
@@ -208,12 +240,12 @@ def prepare_openvino(key: str, folder: Path) -> None:
     ov.save_model(_converted(key), folder / "model.xml", compress_to_fp16=False)
 
 
-def prepare_nncf(key: str, folder: Path) -> None:
-    """`nncf.quantize` with its defaults on the converted model."""
+def prepare_nncf(key: str, folder: Path, images: np.ndarray | None = None) -> None:
+    """`nncf.quantize` with its defaults on the converted model. images: else the calibration part."""
     import nncf
     import openvino as ov
 
-    inputs = zoo.part(key, "calibration")[0]
+    inputs = zoo.part(key, "calibration")[0] if images is None else images
     items = nncf.Dataset([np.asarray(x)[None] for x in inputs])
     ov.save_model(nncf.quantize(_converted(key), items, subset_size=len(inputs)), folder / "model.xml")
 
@@ -293,6 +325,11 @@ PEERS = {
         Peer("nncf_int8", "NNCF int8 on OpenVINO", prepare_nncf, predict_nncf, make_openvino, _IR),
     )
 }  # fmt: skip
+QUANTISERS: dict[str, tuple[str, Callable[..., None], Callable[[str, Path, np.ndarray], np.ndarray]]] = {
+    "ort_int8": ("ONNX Runtime", prepare_onnxruntime_int8, predict_onnxruntime),
+    "nncf_int8": ("NNCF on OpenVINO", prepare_nncf, predict_nncf),
+    "torchao_int8": ("torchao PT2E", prepare_torchao, predict_torchao),
+}  # by name: title, `prepare(key, folder, images)`, `predict`
 _PRECISION = {"ov_fp32": "f32", "ov_bf16": "bf16"}
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 import tersor
 from benchmarks import environment, figures, zoo
 from benchmarks.ours import predict
-from benchmarks.peers import PEERS
+from benchmarks.peers import QUANTISERS
 from tersor.calibrated import NEEDS, PROFILE_ITEMS, QUANTISING_ITEMS
 from tersor.fitting import Decisions, fit
 from tersor.graph.model import Model, capture
@@ -50,7 +50,6 @@ WANTED = {
     "resnet20": {"W8A8": -0.2, "W4A8": -0.4, "W4A4": -2.0, "W3A8": -1.0, "W2A8": -4.5},
     "mobilenet_v1_075": {"W8A8": -0.4},
 }
-INT8_PEERS = ("ort_int8", "nncf_int8")
 RUNTIMES = ("onnxruntime", "openvino")
 Hits = np.ndarray
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -127,13 +126,14 @@ def exported(compressed: Compressed, runtime: str, threads: int) -> Predict:
     return logits
 
 
-def peer(key: str, name: str) -> tuple[Predict, float]:
+def peer(key: str, name: str, images: np.ndarray) -> tuple[Predict, float]:
     """Logits of a peer's int8 file in its runtime, and the seconds it took to make."""
+    _, prepare, predicted = QUANTISERS[name]
     folder = zoo.cache_folder() / "quantization" / key / name
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    PEERS[name].prepare(key, folder)
-    return lambda inputs: PEERS[name].predict(key, folder, inputs), time.perf_counter() - begin
+    prepare(key, folder, images)
+    return lambda inputs: predicted(key, folder, inputs), time.perf_counter() - begin
 
 
 def our_rows(key: str, judge: Judge, images: Tensor, given: argparse.Namespace, seed: int) -> list[tuple[dict, Hits]]:
@@ -176,13 +176,20 @@ def run(key: str, given: argparse.Namespace) -> dict[str, Any]:
     rows: list[tuple[dict, Hits]] = []
     for seed in map(int, given.seeds.split(",")):
         order = np.random.default_rng(seed).permutation(len(everything))[: given.images]
-        rows += our_rows(key, judge, torch.from_numpy(np.array(everything[np.sort(order)])), given, seed)
-    for name in INT8_PEERS if given.peers and "W8A8" in given.settings else ():
-        logits, seconds = peer(key, name)
-        hits = judge(logits)
-        row = {"setting": "W8A8", "tool": PEERS[name].title, "where": name, "accuracy": _percent(hits)}
-        rows.append((row | {"seconds": round(seconds, 1)}, hits))
-        print(rows[-1][0], flush=True)
+        images = np.array(everything[np.sort(order)])
+        rows += our_rows(key, judge, torch.from_numpy(images), given, seed)
+        for name in QUANTISERS if given.peers and "W8A8" in given.settings else ():
+            logits, seconds = peer(key, name, images)
+            hits = judge(logits)
+            row = {
+                "setting": "W8A8",
+                "tool": QUANTISERS[name][0],
+                "where": name,
+                "seed": seed,
+                "accuracy": _percent(hits),
+            }
+            rows.append((row | {"seconds": round(seconds, 1)}, hits))
+            print(rows[-1][0], flush=True)
     line |= {
         "original": _percent(before),
         "items": len(labels),

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from tersor.cells import CellFit
 from tersor.errors import InputError
 from tersor.feeds import Feed, Feeds, feeds_of
 from tersor.graph.branches import branches, without
@@ -28,6 +29,7 @@ from tersor.graph.likelihood import divergence
 from tersor.graph.lockstep import Here, Lockstep
 from tersor.graph.memory import peak_bytes
 from tersor.graph.model import Model
+from tersor.graph.recurrent import recurrences, start_of
 from tersor.maths.damage import best_bias
 from tersor.maths.gram import Scatter, scatter, shrunk
 from tersor.maths.histogram import Histogram
@@ -150,6 +152,12 @@ class _Walk:
         self._places = torch.Generator().manual_seed(seed)
         self._windows = windows(model, decisions.keep)
         self._by_node = {m.node: m for m in matrices(model)}
+        chosen = decisions.techniques
+        self._recurrent = {
+            r.node: r
+            for r in recurrences(model)
+            if any(name in chosen for cells in r.layers for cell in cells for name in cell.weights)
+        }
         self._shared = _read_elsewhere(model)
         self._now = mask(model, decisions.keep) if decisions.keep else model.copy()
         self._weights: dict[str, Weight] = {}
@@ -167,8 +175,12 @@ class _Walk:
             if table.name in self._decisions.techniques:
                 self._look_up(table)
         reading = self._read if self._decisions.bits < 8 else None
-        steps = Lockstep(self._model, self._now, self._pieces, frozenset(self._by_node), reading)
+        stops = frozenset([*self._by_node, *self._recurrent])
+        steps = Lockstep(self._model, self._now, self._pieces, stops, reading)
         for here in steps:
+            if here.node.name in self._recurrent:
+                self._fit_cells(here)
+                continue
             matrix = self._by_node[here.node.name]
             if matrix.weight not in self._shared and matrix.name not in self._gone:
                 self._fit(matrix, here)
@@ -185,8 +197,17 @@ class _Walk:
         self._weights[table.weight] = weight
         self._now.assign(table.weight, weight.dense())
 
-    def _read(self, source: fx.Node, values: list[Tensor]) -> list[Tensor]:
+    def _fit_cells(self, here: Here) -> None:
+        held = [_held_out(i, len(here.current)) for i in range(len(here.current))]
+        recurrence = self._recurrent[here.node.name]
+        cells = CellFit(recurrence, self._model, self._now, self._decisions.techniques, held, self._places)
+        before, now = ([(args[0], start_of(args[1])) for args in batches] for batches in here.arguments)
+        self._weights |= cells(before, now)
+
+    def _read(self, reader: fx.Node, source: fx.Node, values: list[Tensor]) -> list[Tensor] | None:
         """The values as a matrix reads them, through a grid that is made here where it is the first to read."""
+        if reader.name not in self._by_node:
+            return None
         if source.name not in self._feeds:
             seen, bits = Histogram(), 8 if source.op == "placeholder" else self._decisions.bits
             for x in values:

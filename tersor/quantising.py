@@ -16,6 +16,7 @@ from tersor.calibrated import Calibrated
 from tersor.errors import InputError
 from tersor.fitting import Decisions
 from tersor.graph.model import Model
+from tersor.inputs.encoder import holds_encoder
 from tersor.inputs.job import Progress, bring, calibrating_on_all, predict_with, quiet, torch_threads
 from tersor.maths.grid import PerChannel, PerGroup
 from tersor.maths.levels import FORMATS
@@ -26,8 +27,8 @@ from tersor.recovery.loop import History
 from tersor.recovery.many import group
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.store_quantised import store_quantised
-from tersor.site import matrices, tables
-from tersor.store.programs import write_program
+from tersor.site import cells, matrices, tables
+from tersor.store.programs import write_onnx, write_program
 from tersor.streaming import METHODS, QuantizedFolder, quantize_folder, refuse_others
 from tersor.techniques.cast import DTYPES, Cast
 from tersor.techniques.floats import Floats
@@ -95,11 +96,12 @@ def quantize(
     "none": float. groups: columns that share a scale, 0 for what is usual (one scale an output, or the format's).
     method: "gptq", or "rounding" integers to the nearest. recover: how to train afterwards
     ("2epochs", "10m", or a `Recovery`), with the original as the teacher and the steps of the grids learned.
-    out: a `torch.export` archive (.pt2) with packed codes, which torch loads without Tersor.
+    out: a `torch.export` archive (.pt2) with packed codes, which torch loads without Tersor; or an ONNX file (.onnx), where
+    linear layers keep their codes, in 4 or 8 bits, and all else is float.
     Where `model` is a folder of a language model (config.json, safetensors): see `quantize_folder`, which does that.
     Raises `InputError` for wishes that cannot be meant, and what `compress` raises for its inputs.
     """
-    if isinstance(model, str | Path) and Path(model).is_dir():
+    if isinstance(model, str | Path) and Path(model).is_dir() and not holds_encoder(model):
         refuse_others(activations=activations, edges=edges, embeddings=embeddings, recover=recover, metric=metric)
         return quantize_folder(
             Path(model),
@@ -118,12 +120,15 @@ def quantize(
     if str(embeddings).strip() != "none":
         _technique(embeddings, "rounding", groups)  # words are judged before anything is loaded
     (wanted, ends), read = _techniques(weights, edges, method, groups), _read(activations)
+    if out is not None and Path(out).suffix == ".onnx":
+        _refuse_onnx(weights, wanted, read)
     with torch_threads(threads):
         job = bring(model, data, metric, 0.0, eval_data, 1, threads, seed, tuple(exclude), None, progress)
         job = calibrating_on_all(job) if how is None else job
         ground = Calibrated(job, fold_norms(job.model))
         names = [m.name for m in matrices(ground.model)]
         chosen = {n: ends if n in (names[0], names[-1]) else wanted for n in names if n not in job.exclude}
+        chosen |= {c.name: wanted for c in cells(ground.model) if c.name not in job.exclude}
         if str(embeddings).strip() != "none":
             looked_up = _technique(embeddings, "rounding", groups)
             chosen |= {t.name: looked_up for t in tables(ground.model) if t.name not in job.exclude}
@@ -140,7 +145,10 @@ def quantize(
         job.progress("judging", 0, 0)
         after = job.metric(predict_with(stored), job.evaluation)
     if out is not None and group().rank == 0:
-        write_program(Path(out), stored)
+        if Path(out).suffix == ".onnx":
+            write_onnx(Path(out), fitted)
+        else:
+            write_program(Path(out), stored)
     return Quantized(
         name=job.name,
         model=stored,
@@ -184,6 +192,16 @@ def _technique(wanted: int | str, method: str, groups: int) -> Stored:
         raise InputError(f"Weights in {word} have no groups of columns; leave out groups, or choose another format.")
     known = ", ".join([*FORMATS, *DTYPES])
     raise InputError(f"Weights of {word!r} bits were asked for; write 1 to 8, ternary, binary, codebook16 or {known}.")
+
+
+def _refuse_onnx(weights: int | str, wanted: Stored, read: int) -> None:
+    if not isinstance(wanted, GPTQ | Rounding):
+        raise InputError(f"An ONNX file has no codes for weights in {weights!r}; write 2 to 8 bits, or a .pt2 archive.")
+    if read < 32:
+        raise InputError(
+            f"Activations of {read} bits were asked for in an ONNX file; `tersor compress` makes such files. Leave "
+            "activations at none, or write a .pt2 archive."
+        )
 
 
 def _read(bits: int | str) -> int:

@@ -15,6 +15,7 @@ from tersor.graph.dependency import Dependency, Family, analyse
 from tersor.graph.kinds import kinds
 from tersor.graph.model import Model
 from tersor.graph.operators import aten, matrix_arguments
+from tersor.graph.recurrent import recurrences
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,16 @@ def tables(model: Model) -> tuple[Matrix, ...]:
         if model.tensor(name).data_ptr() not in taken:
             taken.add(model.tensor(name).data_ptr())
             found.append(Matrix(name.removesuffix(".weight"), node.name, name, None, tuple(model.tensor(name).shape)))
+    return tuple(found)
+
+
+def cells(model: Model) -> tuple[Matrix, ...]:
+    """The matrices of recurrent layers, each under the name of its weight: what one gate after the other is made by."""
+    found = []
+    for recurrence in recurrences(model):
+        for cell in (cell for layer in recurrence.layers for cell in layer):
+            for weight, bias in zip(cell.weights, cell.biases or (None, None), strict=True):
+                found.append(Matrix(weight, recurrence.node, weight, bias, tuple(model.tensor(weight).shape)))
     return tuple(found)
 
 

@@ -121,7 +121,8 @@ def quantize(
     model: ModelOrFolder,
     data: Data,
     out: Annotated[
-        Path | None, typer.Option(help="The .pt2 archive, or for a folder the folder to write.", show_default=False)
+        Path | None,
+        typer.Option(help="The .pt2 or .onnx file, or for a folder the folder to write.", show_default=False),
     ] = None,
     weights: Annotated[
         str,

@@ -27,7 +27,8 @@ def show(found: Quantized | QuantizedFolder, out: Path | None) -> None:
         print(f"trained {found.trained.steps} steps in {found.trained.seconds:.0f} s: loss {first:.4g} -> {last:.4g}")
     print(found.drop.text)
     if out is not None:
-        print(f"\narchive   {out}   (computes in float; `tersor compress` makes int8 files that are fast)")
+        kind = "ONNX file" if out.suffix == ".onnx" else "archive  "
+        print(f"\n{kind} {out}   (computes in float; `tersor compress` makes int8 files that are fast)")
 
 
 def _show_folder(found: QuantizedFolder) -> None:

@@ -41,8 +41,10 @@ def checked(model: Model, batches: Iterable[Sequence[Tensor]]) -> Iterator[Batch
 
 def finite(name: str, value: Tensor) -> None:
     """Raise `DataError` when the activation `name` left the finite numbers."""
-    if value.is_floating_point() and value.numel() and not bool(torch.isfinite(value.sum(dtype=torch.float64))):
-        bad = int((~torch.isfinite(value)).sum())
+    if not value.is_floating_point() or bool(torch.isfinite(value.sum())):
+        return
+    bad = int((~torch.isfinite(value)).sum())
+    if bad:  # else the sum alone was too large
         raise DataError(
             f"On the calibration data the model's value '{name}' holds {bad} NaN or Inf of {value.numel()}; "
             "check the model's weights and how its inputs are normalised."

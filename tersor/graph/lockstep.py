@@ -19,7 +19,7 @@ from tersor.graph.operators import aten
 
 _PASSING = (aten.dropout.default, aten.alias.default, aten.contiguous.default, aten.clone.default)
 
-Reading = Callable[[fx.Node, list[Any]], list[Any]]
+Reading = Callable[[fx.Node, fx.Node, list[Any]], "list[Any] | None"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Here:
     drifted: bool  # the input differs
     absorbs: bool  # `wanted` is not the original's value
     joins: bool  # the node leads to an addition only
+    arguments: tuple[Sequence[tuple], Sequence[tuple]]  # all positional ones in each model, one tuple a batch
 
 
 class Lockstep:
@@ -51,7 +52,8 @@ class Lockstep:
         stops: frozenset[str],
         reading: Reading | None = None,
     ):
-        """reading: what the nodes in `stops` see of their first input in the changed model; others see it as it is."""
+        """reading: what a node in `stops` sees of its first input in the changed model, called with the node, that input and
+        its values; None where it sees them as they are, as all others do."""
         self._original, self._current, self._stops = original, current, stops
         self._batches, self._reading = batches, reading
         self._left: dict[fx.Node, list[Any]] = {}
@@ -74,7 +76,8 @@ class Lockstep:
             if node.name in self._stops:
                 if self._reading is not None:
                     source = node.all_input_nodes[0]
-                    read = {source: self._reading(source, self._right[source])}
+                    seen = self._reading(node, source, self._right[source])
+                    read = {} if seen is None else {source: seen}
                 yield self._here(node, read)
             self._right[node] = self._left[node]
             if self._changed(node) or read:
@@ -122,7 +125,11 @@ class Lockstep:
             wanted = [_absorbing(y, a, b) for y, a, b in triples]
         drifted = current is not self._left[source]
         absorbs = wanted is not self._left[node]
-        return Here(node, self._left[source], current, wanted, drifted, absorbs, other is not None)
+        both = (self._arguments(node, self._left), self._arguments(node, self._right))
+        return Here(node, self._left[source], current, wanted, drifted, absorbs, other is not None, both)
+
+    def _arguments(self, node: fx.Node, env: Mapping[fx.Node, list[Any]]) -> list[tuple]:
+        return [fx.node.map_arg(node.args, lambda n: env[n][i]) for i in range(len(self._batches))]  # noqa: B023
 
 
 def _attribute(model: Model, target: str) -> Any:

@@ -16,9 +16,10 @@ from tersor.errors import InputError
 from tersor.graph.branches import branches
 from tersor.graph.model import Model
 from tersor.inputs import amounts, data, metrics, models
+from tersor.inputs.encoder import as_arrays
 from tersor.measuring.batches import Batches
 from tersor.measuring.metrics import Metric, Predict, Score, predictor, prepared
-from tersor.site import groups, matrices, tables
+from tersor.site import cells, groups, matrices, tables
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, how much of it is done, and of how much (0: unknown)."""
@@ -97,6 +98,9 @@ def bring(
     brought = models.bring(model)
     found = metrics.bring(metric)
     progress("reading the data", 0, 0)
+    if brought.tokenise is not None:
+        training = as_arrays(training, brought.tokenise, "DATA", scored=False)
+        eval_data = None if eval_data is None else as_arrays(eval_data, brought.tokenise, "EVAL-DATA", scored=True)
     source = data.bring(training)
     captured = models.captured(brought, data.example(source, brought))
     _refuse_strangers(exclude, captured)
@@ -145,7 +149,7 @@ def _refuse_strangers(exclude: Sequence[str], model: Model) -> None:
     if not exclude:
         return
     known = [m.name for m in matrices(model)]
-    known += [t.name for t in tables(model)]
+    known += [t.name for t in (*tables(model), *cells(model))]
     known += [g.name for g in groups(model) if g.name not in known]
     known += [b.name for b in branches(model) if b.name not in known]
     for name in exclude:

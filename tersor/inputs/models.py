@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from tersor.errors import ModelError
 from tersor.graph.model import Model, capture, restore
 from tersor.inputs import archive, functions
+from tersor.inputs.encoder import Tokenise, sentence_encoder
 
 Bringable: TypeAlias = "str | Path | nn.Module | ExportedProgram | tuple[nn.Module, Any]"
 
@@ -31,11 +32,13 @@ _RANDOM = ("bernoulli", "rand", "randn", "rand_like", "randn_like", "normal", "m
 
 @dataclass(frozen=True)
 class Brought:
-    """A model as the user brought it; `example` is one batch as (args, kwargs), None where none was given."""
+    """A model as the user brought it; `example` is one batch as (args, kwargs), None where none was given; `tokenise` makes
+    inputs of sentences, where it came with a tokenizer."""
 
     name: str
     module: nn.Module | ExportedProgram
     example: tuple[tuple[Any, ...], dict[str, Any]] | None
+    tokenise: Tokenise | None = None
 
     @property
     def wants(self) -> int:
@@ -50,13 +53,18 @@ class Brought:
 def bring(model: Bringable) -> Brought:
     """Find the model that `model` names or is.
 
-    A string is `path/to/file.py:function`, `package.module:function` or `path/to/archive.pt2`; a function returns a
-    module or (module, example). An example is a tensor, a tuple of tensors or a dict of tensors by argument name, first
-    axis the batch. Raises `ModelError` where there is no model, where a weight is NaN or Inf, or is already quantised.
+    A string is `path/to/file.py:function`, `package.module:function`, `path/to/archive.pt2` or the Hugging Face folder of an
+    encoder; a function returns a module or (module, example). An example is a tensor, a tuple of tensors or a dict of tensors
+    by argument name, first axis the batch. Raises `ModelError` where there is no model, where a weight is NaN or Inf, or is
+    already quantised.
     """
     name = model if isinstance(model, str) else str(model) if isinstance(model, Path) else ""
     if not name:
         return _checked(_unpack(model, "", "The model"))
+    if Path(name).is_dir():
+        module, tokenise = sentence_encoder(name)
+        example = _call_form(tokenise(["A sentence.", "Another one."]))
+        return _checked(Brought(Path(name).resolve().name, module, example, tokenise))
     if name.endswith(".pt2"):
         return _checked(_unpack(archive.read(Path(name)), name, f"MODEL '{name}'"))
     if name.endswith((".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".keras", ".h5")):
@@ -147,7 +155,7 @@ def _checked(brought: Brought) -> Brought:
     for name, tensor in tensors:
         _check_tensor(name, tensor, brought.name, name in parameters)
     if isinstance(module, nn.Module) and any(_is_foreign(t) for _, t in tensors):
-        return Brought(brought.name, copy.deepcopy(module).float().cpu(), brought.example)
+        return replace(brought, module=copy.deepcopy(module).float().cpu())
     return brought
 
 

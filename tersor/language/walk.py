@@ -27,8 +27,9 @@ from tersor.language.pack import Scheme
 from tersor.language.reading import Site, seen, sites
 from tersor.maths.damage import best_bias, quadratic
 from tersor.maths.gptq import polish
-from tersor.maths.points import Lattice
+from tersor.maths.points import Lattice, by_column
 from tersor.maths.regression import Moments, best_ridge, moments, optimum
+from tersor.maths.rounding import WIDE
 from tersor.profile import Facts
 from tersor.site import Matrix
 from tersor.technique import Technique
@@ -157,6 +158,8 @@ class Walk:
         w = torch.cat([layer.weight, bias[:, None]], 1).double()[None]
         if not self._aimed:
             return w
+        if w.shape[2] > WIDE:  # c^3 operations: half the time in float32, and what comes out is checked
+            w, fit, check = w.float(), fit.to(torch.float32), check.to(torch.float32)
         ridge = best_ridge(w, fit, check, torch.ones(w.shape[:2], dtype=torch.float64), biased)
         return w if ridge is None else optimum(w, fit, ridge, biased)
 
@@ -170,7 +173,8 @@ def choose(aim: Tensor, biased: bool, gram: Tensor, wanted: Wanted) -> Chosen:
     found = wanted.technique.fit(matrix, w, facts)
     if not isinstance(found, Affine):
         raise TypeError(f"{wanted.technique} gave {type(found).__name__}; folders hold affine grids.")
-    codes, scale = _stored(found, w, quadratic(gram, free_bias=biased).gram, wanted)
+    q = quadratic(gram, free_bias=biased).gram
+    codes, scale = _stored(found, w, q.float() if columns >= WIDE else q, wanted)
     chosen = Chosen(codes, scale, wanted.scheme, None)
     if not biased:
         return chosen
@@ -183,14 +187,9 @@ def _stored(found: Affine, w: Tensor, gram: Tensor, wanted: Wanted) -> tuple[Ten
     if wanted.dtype == torch.float32:
         return found.codes, found.scale
     scale = found.scale.clamp_min(torch.finfo(wanted.dtype).tiny).to(wanted.dtype)
-    wide = found.wide(scale.double(), w)[None]
-    codes = polish(
-        found.codes.double()[None],
-        w.double()[None],
-        gram,
-        Lattice(wide, torch.zeros_like(wide), found.low, -found.low),
-        sweeps=1,
-    )
+    kept = by_column(scale.double(), 1, len(w))
+    points = Lattice(kept, found.run, torch.zeros_like(kept), found.low, -found.low)
+    codes = polish(found.codes[None], w[None], gram, points, sweeps=1)
     return codes[0].to(torch.int8), scale
 
 

@@ -28,10 +28,11 @@ def damage(delta: Tensor, gram: Tensor, fisher: Tensor) -> float:
 
 
 def by_row(delta: Tensor, gram: Tensor) -> Tensor:
-    """(groups, rows): `d H d^T` of every row d of `delta` (groups, rows, c)."""
+    """(groups, rows): `d H d^T` of every row d of `delta` (groups, rows, c); in float32 where both are, else in float64."""
     c = delta.shape[2]
-    d = delta.double()
-    return ((d @ gram[:, :c, :c].double()) * d).sum(2)
+    kind = torch.float32 if delta.dtype == gram.dtype == torch.float32 else torch.float64
+    d = delta.to(kind)
+    return ((d @ gram[:, :c, :c].to(kind)) * d).sum(2)
 
 
 def best_bias(w: Tensor, v: Tensor, gram: Tensor, drift: Tensor | None = None) -> Tensor:

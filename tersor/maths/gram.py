@@ -39,12 +39,14 @@ class Scatter:
 
 def scatter(rows: Tensor, items: int = BLOCKS) -> Scatter:
     """Of (groups, positions, c), those of one of `items` side by side, in parts of the same length, at most BLOCKS and
-    `items`; what is left over at the end is not looked at. Cost: positions^2 c / BLOCKS operations, for `|X^T X| = |X X^T|`."""
+    `items`; what is left over at the end is not looked at. Cost: positions c min(c, positions / BLOCKS) operations, for
+    `|X^T X| = |X X^T|`."""
     length = max(1, rows.shape[1] // min(BLOCKS, items))
     whole = rows.shape[1] // length
-    centred = rows.double() - rows.mean(1, keepdim=True, dtype=torch.float64)
+    centred = rows - rows.mean(1, keepdim=True, dtype=torch.float64).to(rows.dtype)
     parts = centred[:, : whole * length].unflatten(1, (whole, length))
-    return Scatter((parts @ parts.mT / length).square().sum((1, 2, 3)), whole)
+    squares = parts.mT @ parts if rows.shape[2] <= length else parts @ parts.mT
+    return Scatter((squares / length).square().sum((1, 2, 3), dtype=torch.float64), whole)
 
 
 def shrunk(gram: Tensor, seen: Scatter) -> Tensor:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from tersor.errors import InputError
-from tersor.maths.points import Lattice, Points
+from tersor.maths.points import Lattice, Points, by_column
 
-CHUNK = 1 << 18  # values whose grids are searched together: more would not stay in the processor's cache
+CHUNK = 1 << 16  # values whose grids are searched together: more would not stay in the processor's cache
 CLIPS = {True: (20, 0.5), False: (40, 0.2)}  # by `Kind.fine`: how many, down to which share of the range
 
 
@@ -59,7 +59,7 @@ class Cells(ABC):
 
     @abstractmethod
     def codes(self, w: Tensor) -> Tensor:
-        """The nearest codes to `w` (rows, c), as float64 integers."""
+        """The nearest codes to `w` (rows, c), as integers in the floats of `w`."""
 
     @abstractmethod
     def values(self, codes: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Cells(ABC):
 
     @abstractmethod
     def points(self, like: Tensor) -> Points:
-        """What each weight of `like` (groups, rows, c) may be."""
+        """What each weight of a matrix such as `like` (groups, rows, c) may be."""
 
     @abstractmethod
     def where(self, better: Tensor, other: Self) -> Self:
@@ -77,13 +77,18 @@ class Cells(ABC):
     def above(self, others: Sequence[Self]) -> Self:
         """The grid of more rows, those of the `others` below."""
 
+    @abstractmethod
+    def joined(self, rows: int, run: int) -> Self:
+        """Of a grid whose rows are runs: that of `rows` rows, cut into runs of `run` columns."""
+
     def round(self, w: Tensor) -> Tensor:
         """The nearest grid values to `w` (rows, c)."""
         return self.values(self.codes(w))
 
     def wide(self, t: Tensor, like: Tensor) -> Tensor:
-        """(rows or 1, runs) -> (rows, c)."""
-        return t.repeat_interleave(self.run, 1)[:, : like.shape[1]].expand(like.shape)
+        """(rows or 1, runs) -> (rows, c), in the floats of `like`."""
+        t = t.to(like.dtype)
+        return (t if t.shape[1] == 1 else t.repeat_interleave(self.run, 1)[:, : like.shape[1]]).expand(like.shape)
 
 
 C = TypeVar("C", bound=Cells)
@@ -93,6 +98,10 @@ class Kind(ABC, Generic[C]):
     """Which grids a matrix may choose from."""
 
     granularity: Granularity
+
+    @abstractmethod
+    def by_row(self) -> Self:
+        """The same with a scale for each row."""
 
     @property
     @abstractmethod
@@ -126,6 +135,9 @@ class Integers(Kind["Grid"]):
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise InputError(f"A grid of {self.bits} bits was asked for; 1 to 8 bits are possible.")
+
+    def by_row(self) -> Integers:
+        return replace(self, granularity=PerChannel())
 
     @property
     def low(self) -> int:
@@ -176,15 +188,14 @@ class Grid(Cells):
     high: int
 
     def codes(self, w: Tensor) -> Tensor:
-        return (w.double() / self.wide(self.scale, w) + self.wide(self.zero, w)).round().clamp(self.low, self.high)
+        return (w / self.wide(self.scale, w)).add_(self.wide(self.zero, w)).round_().clamp_(self.low, self.high)
 
     def values(self, codes: Tensor) -> Tensor:
         return self.wide(self.scale, codes) * (codes - self.wide(self.zero, codes))
 
     def points(self, like: Tensor) -> Lattice:
-        rows = like.flatten(0, 1)
-        scale, zero = (self.wide(t, rows).reshape(like.shape) for t in (self.scale, self.zero))
-        return Lattice(scale, zero, self.low, self.high)
+        scale, zero = (by_column(t, *like.shape[:2]) for t in (self.scale, self.zero))
+        return Lattice(scale, self.run, zero, self.low, self.high)
 
     def where(self, better: Tensor, other: Grid) -> Grid:
         scale, zero = torch.where(better, other.scale, self.scale), torch.where(better, other.zero, self.zero)
@@ -194,6 +205,9 @@ class Grid(Cells):
         scale = torch.cat([self.scale, *(other.scale for other in others)])
         zero = torch.cat([self.zero, *(other.zero for other in others)])
         return replace(self, scale=scale, zero=zero)
+
+    def joined(self, rows: int, run: int) -> Grid:
+        return replace(self, scale=self.scale.reshape(rows, -1), zero=self.zero.reshape(rows, -1), run=run)
 
 
 def absmax(w: Tensor, kind: Kind[C]) -> C:
@@ -207,18 +221,22 @@ def search(w: Tensor, importance: Tensor, kind: Kind[C]) -> C:
     importance: broadcasts to (rows, c); for example `g_i H_jj`. Ranges in which `w` would already lie on a grid of
     fewer bits are tried too. Cost: 40 rows c operations. Never worse than `absmax` in this sum.
     """
+    if isinstance(kind.granularity, PerGroup) and kind.run(w.shape[1]) < w.shape[1]:
+        runs, weights = _runs(w, kind), _runs(importance.expand(w.shape), kind)
+        joined = search(runs.flatten(0, 1), weights.flatten(0, 1), kind.by_row())
+        return joined.joined(len(w), kind.run(w.shape[1]))
     some = max(1, CHUNK // max(1, w.shape[1]))
     if len(w) > some and not isinstance(kind.granularity, PerTensor):
         importances = importance.expand(w.shape).split(some)
         first, *others = (search(part, i, kind) for part, i in zip(w.split(some), importances, strict=True))
         return first.above(others)
     low, high = _extremes(w, kind)
-    weight = importance.double().expand(w.shape)
+    weight = importance.to(w.dtype).expand(w.shape)
     best = kind.grid(low, high, w.shape[1])
-    least = _per_run((best.round(w) - w).square() * weight, kind)
+    least = _per_run(best.round(w).sub_(w).square_().mul_(weight), kind)
     for clip in _clips(kind):
         grid = kind.grid(low * clip, high * clip, w.shape[1])
-        error = _per_run((grid.round(w) - w).square() * weight, kind)
+        error = _per_run(grid.round(w).sub_(w).square_().mul_(weight), kind)
         best = best.where(error < least, grid)
         least = torch.minimum(error, least)
     return best

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tersor.errors import InputError
 from tersor.maths.grid import Cells, Granularity, Kind, PerChannel, PerGroup, storable
-from tersor.maths.points import Listed, nearest_of
+from tersor.maths.points import Listed, by_column, nearest_of
 
 _NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
@@ -71,6 +71,9 @@ class Levels(Kind["Table"]):
     granularity: Granularity
     shifted: bool = False
 
+    def by_row(self) -> Levels:
+        return replace(self, granularity=PerChannel())
+
     @property
     def bits(self) -> int:
         """Of a code."""
@@ -99,20 +102,22 @@ class Table(Cells):
     run: int
 
     def codes(self, w: Tensor) -> Tensor:
-        return nearest_of(w.double() / self.wide(self.scale, w), self.listed).double()
+        return nearest_of(w / self.wide(self.scale, w), self.listed.to(w.dtype)).to(w.dtype)
 
     def values(self, codes: Tensor) -> Tensor:
-        return self.wide(self.scale, codes) * self.listed[codes.long()]
+        return self.wide(self.scale, codes) * self.listed.to(codes.dtype)[codes.long()]
 
     def points(self, like: Tensor) -> Listed:
-        rows = like.flatten(0, 1)
-        return Listed(self.wide(self.scale, rows).reshape(like.shape), self.listed)
+        return Listed(by_column(self.scale, *like.shape[:2]), self.run, self.listed)
 
     def where(self, better: Tensor, other: Table) -> Table:
         return replace(self, scale=torch.where(better, other.scale, self.scale))
 
     def above(self, others: Sequence[Table]) -> Table:
         return replace(self, scale=torch.cat([self.scale, *(other.scale for other in others)]))
+
+    def joined(self, rows: int, run: int) -> Table:
+        return replace(self, scale=self.scale.reshape(rows, -1), run=run)
 
 
 def levels_called(name: str, granularity: Granularity | None = None) -> Levels:

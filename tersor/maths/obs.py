@@ -52,7 +52,9 @@ def damped(gram: Tensor, damping: float) -> Tensor:
     diagonal = gram.diagonal(dim1=-2, dim2=-1)[..., :-1]
     mean = diagonal.mean(-1, keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)
     extra = damping * mean + torch.where(diagonal <= 1e-12 * mean, mean, torch.zeros_like(mean))
-    return gram + torch.diag_embed(torch.cat([extra, torch.zeros_like(mean)], -1))
+    out = gram.clone()
+    out.diagonal(dim1=-2, dim2=-1)[..., :-1] += extra
+    return out
 
 
 def solve(target: Tensor, gram: Tensor) -> Tensor:

@@ -1,71 +1,74 @@
 """For every weight of a matrix, the values that it may take: what rounding with error feedback asks of a grid.
 
-Shapes: (groups, rows, c) in float64, one entry a weight.
+Scales are (groups, runs, rows): a run of consecutive columns of a row shares one, and those of a column lie side by side.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
 class Points(ABC):
-    """The values, in the order of the columns."""
+    """scale: (groups, runs, rows); run: columns of one run."""
+
+    scale: Tensor
+    run: int
 
     @abstractmethod
-    def ordered(self, order: Tensor) -> Points:
-        """The same with the columns in the `order` (groups, c)."""
-
-    @abstractmethod
-    def nearest(self, wanted: Tensor, j: int) -> tuple[Tensor, Tensor]:
-        """Codes and values (groups, rows) nearest to what is `wanted` in column j."""
+    def nearest(self, wanted: Tensor, column: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Codes and values (groups, rows) nearest to what is `wanted` in a column, the same or one for each group."""
 
     @abstractmethod
     def values(self, codes: Tensor) -> Tensor:
         """(groups, rows, c) of the codes."""
+
+    def of(self, t: Tensor, column: Tensor | int, like: Tensor) -> Tensor:
+        """(groups, rows): of `t` (groups, runs, rows), what holds in the column, in the floats of `like`."""
+        if not isinstance(column, int):
+            every = torch.arange(len(t)) if len(t) > 1 else 0
+            return t[every, column // self.run].to(like.dtype)
+        return t[:, column // self.run].to(like.dtype)
+
+    def wide(self, t: Tensor, like: Tensor) -> Tensor:
+        """(groups, rows, c): `t` (groups, runs, rows) for every weight of `like`."""
+        return t.mT.repeat_interleave(self.run, 2)[:, :, : like.shape[2]].expand(like.shape)
 
 
 @dataclass(frozen=True)
 class Lattice(Points):
     """`scale * (code - zero)`, codes the integers in [low, high]."""
 
-    scale: Tensor
     zero: Tensor
     low: int
     high: int
 
-    def ordered(self, order: Tensor) -> Lattice:
-        return replace(self, scale=columns(self.scale, order), zero=columns(self.zero, order))
-
-    def nearest(self, wanted: Tensor, j: int) -> tuple[Tensor, Tensor]:
-        scale, zero = self.scale[:, :, j], self.zero[:, :, j]
-        codes = (wanted / scale + zero).round().clamp(self.low, self.high)
+    def nearest(self, wanted: Tensor, column: Tensor | int) -> tuple[Tensor, Tensor]:
+        scale, zero = self.of(self.scale, column, wanted), self.of(self.zero, column, wanted)
+        codes = (wanted / scale).add_(zero).round_().clamp_(self.low, self.high)
         return codes, scale * (codes - zero)
 
     def values(self, codes: Tensor) -> Tensor:
-        return self.scale * (codes - self.zero)
+        return self.wide(self.scale, codes) * (codes - self.wide(self.zero, codes))
 
 
 @dataclass(frozen=True)
 class Listed(Points):
     """`scale * listed[code]`, for ascending values (n,) that are the same everywhere."""
 
-    scale: Tensor
     listed: Tensor
 
-    def ordered(self, order: Tensor) -> Listed:
-        return replace(self, scale=columns(self.scale, order))
-
-    def nearest(self, wanted: Tensor, j: int) -> tuple[Tensor, Tensor]:
-        scale = self.scale[:, :, j]
-        codes = nearest_of(wanted / scale, self.listed)
-        return codes.double(), scale * self.listed[codes]
+    def nearest(self, wanted: Tensor, column: Tensor | int) -> tuple[Tensor, Tensor]:
+        scale, listed = self.of(self.scale, column, wanted), self.listed.to(wanted.dtype)
+        codes = nearest_of(wanted / scale, listed)
+        return codes.to(wanted.dtype), scale * listed[codes]
 
     def values(self, codes: Tensor) -> Tensor:
-        return self.scale * self.listed[codes.long()]
+        return self.wide(self.scale, codes) * self.listed[codes.long()]
 
 
 def nearest_of(wanted: Tensor, listed: Tensor) -> Tensor:
@@ -73,6 +76,6 @@ def nearest_of(wanted: Tensor, listed: Tensor) -> Tensor:
     return torch.bucketize(wanted.contiguous(), (listed[1:] + listed[:-1]) / 2)
 
 
-def columns(t: Tensor, order: Tensor) -> Tensor:
-    """(groups, rows, c) with the columns of each group in the `order` (groups, c)."""
-    return t.gather(2, order[:, None, :].expand_as(t))
+def by_column(t: Tensor, groups: int, rows: int) -> Tensor:
+    """(groups, runs, rows) of a grid's scales `t` (groups * rows or 1, runs)."""
+    return t.expand(groups * rows, -1).reshape(groups, rows, -1).mT.contiguous()

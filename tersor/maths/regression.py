@@ -29,10 +29,18 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         total = self.count + other.count
-        a, b = self.count / total, other.count / total
-        return Moments(
-            a * self.gram + b * other.gram, a * self.cross + b * other.cross, a * self.power + b * other.power, total
+        gram, cross, power = (
+            mine.lerp(theirs, other.count / total)
+            for mine, theirs in zip(self._tensors(), other._tensors(), strict=True)
         )
+        return Moments(gram, cross, power, total)
+
+    def to(self, dtype: torch.dtype) -> Moments:
+        """The same in other floats."""
+        return Moments(self.gram.to(dtype), self.cross.to(dtype), self.power.to(dtype), self.count)
+
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.gram, self.cross, self.power
 
 
 def moments(rows: Tensor, wanted: Tensor) -> Moments:
@@ -53,11 +61,14 @@ def optimum(w: Tensor, m: Moments, ridge: float, biased: bool = True) -> Tensor:
 
     Without `biased` the constant column stays as it is in `w`. Cost: c^3 / 3 + r c^2 operations a group.
     """
+    return _pulled(w, m.gram, m.cross - w @ m.gram, ridge, biased)
+
+
+def _pulled(w: Tensor, gram: Tensor, gap: Tensor, ridge: float, biased: bool) -> Tensor:
     size = w.shape[2] if biased else w.shape[2] - 1
-    h = damped(m.gram, ridge)
-    gap = (m.cross - w @ m.gram)[:, :, :size]
+    h = damped(gram, ridge)
     out = w.clone()
-    out[:, :, :size] += solve(gap, h[:, :size, :size])
+    out[:, :, :size] += solve(gap[:, :, :size], h[:, :size, :size])
     return out
 
 
@@ -69,8 +80,9 @@ def best_ridge(
     None where staying at `w` is better than all of them.
     """
     errors: dict[float | None, float] = {None: float((weigh * error(w, check)).sum())}
+    gap = fit.cross - w @ fit.gram
     for ridge in ridges:
-        errors[ridge] = float((weigh * error(optimum(w, fit, ridge, biased), check)).sum())
+        errors[ridge] = float((weigh * error(_pulled(w, fit.gram, gap, ridge, biased), check)).sum())
     return min(errors, key=lambda r: errors[r])
 
 

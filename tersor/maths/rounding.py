@@ -14,7 +14,7 @@ from tersor.maths.gptq import DAMPINGS, conditional_variances, factor, feedback,
 from tersor.maths.grid import C, Kind, PerTensor, absmax, search
 
 FLOOR = 1e-3
-WIDE = 4096  # columns from which on a factor takes seconds: one damping, one grid
+WIDE = 2048  # columns from which on a factor takes seconds: one damping, one grid, float32
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,23 @@ def nearest(target: Tensor, gram: Tensor, fisher: Tensor, kind: Kind[C]) -> Roun
 def fed_back(target: Tensor, gram: Tensor, fisher: Tensor, kind: Kind[C]) -> Rounded[C]:
     """GPTQ: the best of rounding and of error feedback at several dampings and grids, then coordinate descent.
 
-    Coarse grids are worth more effort: a second grid, searched with the conditional variances `1 / U_jj^2` (what an
+    Coarse grids are worth more effort: a second grid, searched with the conditional variances `R_jj^2` (what an
     error costs after feedback), more dampings and a second sweep; wide matrices take one of each. Shapes as in `nearest`;
     never worse than it.
     """
-    start = nearest(target, gram, fisher, kind)
     wide = target.shape[2] >= WIDE
+    if wide:
+        target, gram = target.float(), gram.float()
+    start = nearest(target, gram, fisher, kind)
     grids = (start.grid,) if kind.fine or wide else (start.grid, _second(target, gram, fisher, kind))
     dampings = (1e-2,) if wide else DAMPINGS[::2] if kind.fine else DAMPINGS
 
     def candidates() -> Iterator[Rounded[C]]:
         yield start
         for damping in dampings:
-            order, u = factor(gram, damping)
+            order, r = factor(gram, damping)
             for grid in grids:
-                yield Rounded(feedback(target, order, u, grid.points(target)), grid)
+                yield Rounded(feedback(target, order, r, grid.points(target)), grid)
 
     chosen = best(candidates(), target, gram, fisher, kind)
     codes = polish(chosen.codes, target, gram, chosen.grid.points(target), sweeps=1 if kind.fine or wide else 2)
@@ -83,7 +85,7 @@ def best(candidates: Iterator[Rounded[C]], target: Tensor, gram: Tensor, fisher:
 
 
 def _cost(rounded: Rounded[C], target: Tensor, gram: Tensor, fisher: Tensor, kind: Kind[C]) -> Tensor:
-    cost = by_row(rounded.values() - target, gram).flatten()
+    cost = by_row((rounded.values() - target).to(gram.dtype), gram).flatten()
     return (cost * fisher).sum().reshape(1) if isinstance(kind.granularity, PerTensor) else cost
 
 

@@ -10,8 +10,9 @@ def damped(gram: Tensor, damping: float) -> Tensor:
     """`H + damping * mean(diag H) I`, and 1 on the diagonal where an input is dead (a zero row). (groups, c, c)."""
     diagonal = gram.diagonal(dim1=1, dim2=2)
     ridge = damping * diagonal.clamp_min(0).mean(1, keepdim=True)
-    dead = diagonal <= 0
-    return gram + torch.diag_embed(torch.where(dead, torch.ones_like(diagonal), ridge.expand_as(diagonal)))
+    out = gram.clone()
+    out.diagonal(dim1=1, dim2=2).add_(torch.where(diagonal <= 0, torch.ones_like(diagonal), ridge))
+    return out
 
 
 def solve(gram: Tensor, right: Tensor, damping: float) -> Tensor:

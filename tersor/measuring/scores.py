@@ -93,6 +93,36 @@ def cosine(predict: Predict, batches: Batches) -> float:
     return _share(np.concatenate(values))
 
 
+def spearman(predict: Predict, batches: Batches) -> float:
+    """Rank correlation between the cosine of two items' outputs and the score of their pair; labels (items, 2) are the number
+    of the pair and its score, and an item whose partner is missing is left out. Where labels are outputs: the mean cosine.
+    """
+    from scipy.stats import rankdata
+
+    vectors, labels = [], []
+    for batch in batches:
+        out, wanted = _flat(first(predict(*batch.arrays()))), labels_of(batch, "spearman")
+        if wanted.shape == out.shape and out.shape[1] != 2:
+            return cosine(predict, batches)
+        if wanted.shape != (len(out), 2):
+            raise MetricError(
+                f"spearman needs labels (pair, score) of each item; the labels have the shape {wanted.shape}."
+            )
+        vectors.append(out)
+        labels.append(wanted.astype(np.float64))
+    v, y = np.concatenate(vectors), np.concatenate(labels)
+    order = np.argsort(y[:, 0], kind="stable")
+    at = np.flatnonzero(np.diff(y[order, 0]) == 0)
+    left, right = order[at], order[at + 1]
+    norm = np.linalg.norm(v, axis=1)
+    near = (v[left] * v[right]).sum(1) / np.maximum(norm[left] * norm[right], 1e-300)
+    if len(at) < 3 or np.ptp(y[left, 1]) == 0:
+        raise MetricError(f"spearman needs three pairs with scores that differ; {len(at)} whole pairs were found.")
+    if np.ptp(near) == 0:
+        return 0.0
+    return float(np.corrcoef(rankdata(near), rankdata(y[left, 1]))[0, 1])
+
+
 def mse(predict: Predict, batches: Batches) -> float:
     """Mean squared error to the labels."""
     return _mean_error(predict, batches, "mse", 2)
@@ -134,6 +164,7 @@ BUILT_IN: Mapping[str, Metric] = MappingProxyType(
         "iou": Metric("iou", iou, bounded=True),
         "agreement": Metric("agreement", agreement, bounded=True, original="labels"),
         "cosine": Metric("cosine", cosine, bounded=True, original="spare"),
+        "spearman": Metric("spearman", spearman, bounded=True, original="spare"),
         "r2": Metric("r2", r2, bounded=True, original="spare"),
         "cross_entropy": Metric("cross_entropy", cross_entropy, lower=True, bounded=False),
         "perplexity": Metric("perplexity", perplexity, lower=True, bounded=False),

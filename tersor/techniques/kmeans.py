@@ -92,7 +92,7 @@ def fitted_table(table: Table, codes: Tensor, target: Tensor, gram: Tensor, fish
 
     Normal equations in the n values: `sum_i g_i s_i^2 A_i H A_i^T`, A_i (n, c) the indicators of row i.
     """
-    scale = table.points(target).scale
+    scale = table.wide(table.scale, target.flatten(0, 1)).reshape(target.shape)
     count = table.listed.numel()
     normal, right = target.new_zeros(count, count), target.new_zeros(count)
     for group in range(target.shape[0]):

@@ -29,19 +29,19 @@ def problem(seed: int, groups: int = 2, rows: int = 3, c: int = 5) -> tuple[torc
 def test_one_step_is_the_least_squares_answer_of_the_other_columns(seed: int):
     """After the first column is rounded, the others stand where least squares puts them: what GPTQ claims."""
     _, h = problem(seed, groups=1, rows=1)
-    order, u = factor(h, 0.0)
+    order, r = factor(h, 0.0)
     j = int(order[0, 0])
     rest = [k for k in range(5) if k != j]
     error = torch.tensor(0.3, dtype=torch.float64)
     exact = error * torch.linalg.solve(h[0][rest][:, rest], h[0][rest, j])
-    found = -error / u[0, 0, 0] * u[0, 0, 1:]
+    found = torch.linalg.solve_triangular(r[0, 1:, 1:], error * r[0, :1, 1:], upper=True, left=False)[0]
     assert torch.allclose(found[torch.argsort(order[0, 1:])], exact, atol=1e-8)
 
 
 @quick
 @given(st.integers(0, 99))
 def test_the_damage_is_the_sum_of_the_feedback_errors(seed: int):
-    """`d H d^T = sum_j e_j^2 / U_jj^2`: checked through the variances, whose product is the determinant of H."""
+    """`d H d^T = sum_j e_j^2 R_jj^2`: checked through the variances, whose product is the determinant of H."""
     _, h = problem(seed)
     assert torch.allclose(conditional_variances(h, 0.0).log().sum(1), torch.logdet(h), atol=1e-6)
 
@@ -50,13 +50,13 @@ def test_the_damage_is_the_sum_of_the_feedback_errors(seed: int):
 @given(st.integers(0, 99))
 def test_near_the_best_of_all_grid_points(seed: int):
     w, h = problem(seed, groups=1, rows=2, c=4)
-    scale, zero = torch.full_like(w, 0.8), torch.zeros_like(w)
+    lattice = Lattice(torch.full_like(w.mT, 0.8), 1, torch.zeros_like(w.mT), -1, 1)
     points = torch.tensor(list(itertools.product((-1.0, 0.0, 1.0), repeat=4)), dtype=torch.float64)
     least = torch.stack([by_row(0.8 * p - w, h) for p in points]).amin(0)
-    codes = gptq(w, h, Lattice(scale, zero, -1, 1), 1e-6)
-    polished = polish(codes, w, h, Lattice(scale, zero, -1, 1), 3)
-    assert (by_row(scale * polished - w, h) <= by_row(scale * codes - w, h) + 1e-9).all()
-    assert (by_row(scale * polished - w, h) >= least - 1e-9).all()
+    codes = gptq(w, h, lattice, 1e-6)
+    polished = polish(codes, w, h, lattice, 3)
+    assert (by_row(0.8 * polished - w, h) <= by_row(0.8 * codes - w, h) + 1e-9).all()
+    assert (by_row(0.8 * polished - w, h) >= least - 1e-9).all()
     assert torch.equal(codes, codes.round().clamp(-1, 1))
 
 
@@ -64,8 +64,11 @@ def test_near_the_best_of_all_grid_points(seed: int):
 @given(st.integers(0, 99))
 def test_a_list_of_evenly_spaced_values_is_a_lattice(seed: int):
     w, h = problem(seed)
-    scale = torch.full_like(w, 0.3)
-    lattice, listed = Lattice(scale, 0 * w, -3, 3), Listed(scale, torch.arange(-3.0, 4.0, dtype=torch.float64))
+    scale = torch.full_like(w.mT, 0.3)
+    lattice, listed = (
+        Lattice(scale, 1, 0 * scale, -3, 3),
+        Listed(scale, 1, torch.arange(-3.0, 4.0, dtype=torch.float64)),
+    )
     codes = [gptq(w, h, points, 1e-3) for points in (lattice, listed)]
     assert torch.equal(codes[0], codes[1] - 3)
     codes = [polish(c, w, h, points, 2) for c, points in zip(codes, (lattice, listed), strict=True)]
@@ -75,7 +78,7 @@ def test_a_list_of_evenly_spaced_values_is_a_lattice(seed: int):
 def test_exact_zeros_take_no_part():
     w, h = problem(1)
     w[:, :, 1] = 0
-    points = Lattice(torch.full_like(w, 0.01), 0 * w, -127, 127)
+    points = Lattice(torch.full_like(w.mT, 0.01), 1, 0 * w.mT, -127, 127)
     codes = gptq(w, h, points, 1e-2)
     assert codes.shape == w.shape
     assert (codes[..., 1] == 0).all()

@@ -55,7 +55,7 @@ def test_a_fitted_table_is_the_least_squares_answer():
     fitted = fitted_table(table, codes, target, gram, fisher)
 
     def lost(listed: torch.Tensor) -> float:
-        return damage(table.points(target).scale * listed[codes.long()] - target, gram, fisher.flatten())
+        return damage(table.scale * listed[codes.long()] - target, gram, fisher.flatten())
 
     least = lost(fitted.listed)
     assert least <= lost(table.listed) + 1e-9

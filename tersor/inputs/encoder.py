@@ -1,0 +1,182 @@
+"""Sentence encoders from a local Hugging Face folder: a module that gives one vector for a sentence, and its tokenizer.
+
+The folder holds config.json, safetensors and a tokenizer; where it is one of sentence-transformers, its modules.json says how
+token vectors become one (mean, or that of the first token) and whether it has unit length. Nothing is downloaded, no code of
+the folder is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tersor.errors import DataError, MissingRuntime, ModelError
+
+CONFIG, PARTS = "config.json", "modules.json"
+LENGTH = 64  # tokens of a sentence; shorter ones are padded, longer ones cut
+_MISSING = "Folders of encoders need transformers; install it: pip install transformers"
+
+
+class SentenceEncoder(nn.Module):
+    """(batch, width) sentence vectors of token ids and their mask, both (batch, tokens) int64."""
+
+    def __init__(self, tokens: nn.Module, first: bool, unit: bool):
+        super().__init__()
+        self.tokens, self._first, self._unit = tokens, first, unit
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        vectors = self.tokens(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self._first:
+            pooled = vectors[:, 0]
+        else:
+            there = attention_mask[:, :, None].to(vectors.dtype)
+            pooled = (vectors * there).sum(1) / there.sum(1).clamp_min(1.0)
+        return F.normalize(pooled, dim=-1) if self._unit else pooled
+
+
+@dataclass(frozen=True)
+class Tokenise:
+    """Sentences as the arguments of a `SentenceEncoder`, `length` tokens each."""
+
+    tokenizer: Any
+    length: int
+
+    def __call__(self, sentences: Sequence[str]) -> dict[str, Tensor]:
+        found = self.tokenizer(
+            list(sentences), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+        )
+        return {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"]}
+
+
+def sentence_encoder(path: str | Path, length: int = LENGTH) -> tuple[SentenceEncoder, Tokenise]:
+    """The encoder in the folder `path`, and what makes its inputs of sentences.
+
+    Raises `ModelError` where the folder holds no encoder that transformers knows, `MissingRuntime` without transformers.
+    """
+    try:
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError as cause:
+        raise MissingRuntime(_MISSING) from cause
+    folder = Path(path)
+    config = _json(folder / CONFIG)
+    kinds = [str(kind) for kind in config.get("architectures") or []]
+    if any(kind.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) for kind in kinds):
+        raise ModelError(
+            f"'{folder}' holds a language model ({', '.join(kinds)}); `tersor quantize` takes such folders. A folder of an "
+            "encoder was wanted, or a function that returns the model."
+        )
+    try:
+        tokens, seen = AutoModel.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, ImportError, RuntimeError) as cause:
+        raise ModelError(
+            f"transformers cannot load an encoder and its tokenizer from '{folder}': {' '.join(str(cause).split())[:300]}"
+        ) from cause
+    lacking = [name for name in seen["missing_keys"] if "pooler" not in name]  # which is not read
+    if lacking:
+        raise ModelError(
+            f"'{folder}' lacks the weights {', '.join(lacking[:3])}, {len(lacking)} in all; download it again."
+        )
+    first, unit = _pooling(folder)
+    return SentenceEncoder(tokens.eval(), first, unit), Tokenise(tokenizer, length)
+
+
+def holds_encoder(path: str | Path) -> bool:
+    """Whether `path` is the folder of an encoder, rather than of a language model."""
+    if not (Path(path) / CONFIG).is_file():
+        return False
+    kinds = [str(kind) for kind in _json(Path(path) / CONFIG).get("architectures") or []]
+    plain = bool(kinds) and all(kind.endswith("Model") and not kind.endswith("LMHeadModel") for kind in kinds)
+    return plain or (Path(path) / PARTS).is_file()
+
+
+def sentences(path: Path, what: str) -> tuple[list[str], list[float] | None]:
+    """Lines of a text file as sentences; of a .tsv file, `score<TAB>sentence<TAB>sentence`, both sentences of every line one
+    after the other, and the scores. Raises `DataError` where it cannot be read or holds nothing."""
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as cause:
+        raise DataError(f"{what} '{path}' cannot be read as UTF-8 text ({cause}); give a text file.") from cause
+    if not lines:
+        raise DataError(f"{what} '{path}' holds no sentence; write one in a line.")
+    if path.suffix != ".tsv":
+        return lines, None
+    found: list[str] = []
+    scores: list[float] = []
+    for number, line in enumerate(lines, 1):
+        fields = line.split("\t")
+        try:
+            scores.append(float(fields[0]))
+            found += [fields[1], fields[2]]
+        except (ValueError, IndexError) as cause:
+            raise DataError(
+                f"{what} '{path}', line {number} is {line[:60]!r}; wanted score, sentence, sentence with tabs between."
+            ) from cause
+    return found, scores
+
+
+def as_arrays(data: Any, tokenise: Tokenise, what: str, scored: bool) -> Any:
+    """Sentences (a .txt or .tsv file, or a list of strings) as arrays for `inputs.data`; anything else as it is.
+
+    scored: with labels (items, 2) where the file has scores: the number of the pair that a sentence belongs to, and its score.
+    """
+    scores: list[float] | None = None
+    if isinstance(data, str | Path) and str(data).endswith((".txt", ".tsv")):
+        found, scores = sentences(Path(data), what)
+    elif isinstance(data, Sequence) and not isinstance(data, str) and data and all(isinstance(s, str) for s in data):
+        found = list(data)
+    else:
+        return data
+    made = tokenise(found)
+    if scored and scores is not None:
+        each = torch.tensor(scores, dtype=torch.float64).repeat_interleave(2)
+        made["labels"] = torch.stack([torch.arange(len(each)) // 2, each], 1).float()
+    return made
+
+
+def _pooling(folder: Path) -> tuple[bool, bool]:
+    """(whether the first token stands for the sentence, whether vectors have unit length)."""
+    if not (folder / PARTS).is_file():
+        return False, False
+    first = unit = False
+    for part in json.loads((folder / PARTS).read_text(encoding="utf-8")):
+        kind = str(part.get("type", "")).rpartition(".")[2]
+        if kind == "Normalize":
+            unit = True
+        elif kind == "Pooling":
+            settings = _json(folder / Path(part.get("path", "")).name / CONFIG)
+            first = bool(settings.get("pooling_mode_cls_token"))
+            if not first and not settings.get("pooling_mode_mean_tokens"):
+                chosen = [key for key, value in settings.items() if key.startswith("pooling_mode") and value]
+                raise ModelError(
+                    f"'{folder}' pools by {', '.join(chosen) or 'nothing'}; mean or cls_token is known here."
+                )
+        elif kind != "Transformer":
+            raise ModelError(
+                f"'{folder}' ends in a module of the kind {kind!r}; bring the model as a function instead."
+            )
+    return first, unit
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as cause:
+        raise ModelError(f"'{path}' cannot be read as JSON ({cause}); a folder of an encoder was wanted.") from cause
+    if not isinstance(found, dict):
+        raise ModelError(f"'{path}' holds a {type(found).__name__}; wanted a JSON object.")
+    return found
