@@ -10,7 +10,7 @@ from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.inputs import data as data_input
 from tersor.inputs import models
-from tersor.site import Group, Matrix, groups, matrices
+from tersor.site import Group, Matrix, cells, groups, matrices, tables
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ def inspect(model: Any, data: Any = None) -> Inspection:
     example = None if data is None else data_input.example(data_input.bring(data), brought)
     captured = models.captured(brought, example)
     work = macs(captured)
-    layers = tuple(_counted(captured, matrix, work) for matrix in _once(matrices(captured)))
+    layers = tuple(_counted(captured, matrix, _kind(matrix), work) for matrix in _once(matrices(captured)))
+    for kind, some in (("embedding", tables(captured)), ("recurrent", cells(captured))):
+        layers += tuple(_counted(captured, matrix, kind, work) for matrix in _once(some))
     return Inspection(
         brought.name,
         tuple(
@@ -94,10 +96,10 @@ def _once(found: Iterable[Matrix]) -> Iterable[Matrix]:
     return {matrix.name: matrix for matrix in found}.values()
 
 
-def _counted(model: Model, matrix: Matrix, work: dict[str, int]) -> Counted:
+def _counted(model: Model, matrix: Matrix, kind: str, work: dict[str, int]) -> Counted:
     bias = model.tensor(matrix.bias).numel() if matrix.bias else 0
     return Counted(
-        matrix.name, _kind(matrix), matrix.shape, model.tensor(matrix.weight).numel() + bias, work.get(matrix.name, 0)
+        matrix.name, kind, matrix.shape, model.tensor(matrix.weight).numel() + bias, work.get(matrix.name, 0)
     )
 
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
-from operator import add
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -28,11 +27,13 @@ from tersor.language.reading import Site, seen, sites
 from tersor.maths.damage import best_bias, quadratic
 from tersor.maths.gptq import polish
 from tersor.maths.points import Lattice, by_column
-from tersor.maths.regression import Moments, best_ridge, moments, optimum
+from tersor.maths.regression import RIDGES, Moments, best_ridge, moments, optimum
 from tersor.maths.rounding import WIDE
 from tersor.profile import Facts
 from tersor.site import Matrix
 from tersor.technique import Technique
+
+TOGETHER = 4096  # positions of which moments are taken at once
 
 Part = Literal["fit", "check", "judge"]
 
@@ -118,7 +119,7 @@ class Walk:
 
     def _moments(self, index: int, original: nn.Module, now: nn.Module, site: Site) -> tuple[Moments, Moments]:
         """Of all layers of the site, outputs side by side: of the pieces fitted to, and of those that check."""
-        parts: dict[Part, list[Moments]] = {"fit": [], "check": []}
+        parts = {"fit": _Sums(), "check": _Sums()}
         for piece in self._pieces:
             if piece.part == "judge":
                 continue
@@ -132,9 +133,10 @@ class Walk:
                 raise ModelError(
                     f"What '{name}' reads is NaN or Inf on the given text; the model overflows there in float32."
                 )
-            parts[piece.part] = _added(parts[piece.part], moments(here.read[None], goal[None]))
-        (fit,) = parts["fit"]
-        return fit, parts["check"][0] if parts["check"] else fit
+            parts[piece.part].add(here.read, goal)
+        fit, check = parts["fit"].moments(), parts["check"].moments()
+        assert fit is not None  # some piece is fitted to
+        return fit, fit if check is None else check
 
     def _fit(self, place: str, now: nn.Module, site: Site, fit: Moments, check: Moments) -> dict[str, Chosen]:
         chosen: dict[str, Chosen] = {}
@@ -158,9 +160,11 @@ class Walk:
         w = torch.cat([layer.weight, bias[:, None]], 1).double()[None]
         if not self._aimed:
             return w
-        if w.shape[2] > WIDE:  # c^3 operations: half the time in float32, and what comes out is checked
+        ridges: Sequence[float] = RIDGES
+        if w.shape[2] > WIDE:  # c^3 operations each: half the time in float32, and what comes out is checked
             w, fit, check = w.float(), fit.to(torch.float32), check.to(torch.float32)
-        ridge = best_ridge(w, fit, check, torch.ones(w.shape[:2], dtype=torch.float64), biased)
+            ridges = RIDGES[1:4]
+        ridge = best_ridge(w, fit, check, torch.ones(w.shape[:2], dtype=torch.float64), biased, ridges)
         return w if ridge is None else optimum(w, fit, ridge, biased)
 
 
@@ -197,5 +201,27 @@ def _rows(m: Moments, rows: slice) -> Moments:
     return Moments(m.gram, m.cross[:, rows], m.power[:, rows], m.count)
 
 
-def _added(so_far: list[Moments], more: Moments) -> list[Moments]:
-    return [reduce(add, [*so_far, more])]
+class _Sums:
+    """Moments of piece after piece, many positions at a time: c^2 values each time are most of the work otherwise."""
+
+    def __init__(self) -> None:
+        self._sum: Moments | None = None
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, read: Tensor, goal: Tensor) -> None:
+        """read: (positions, c); goal: (positions, r)."""
+        self._waiting.append((read, goal))
+        if sum(len(x) for x, _ in self._waiting) >= TOGETHER:
+            self._flush()
+
+    def moments(self) -> Moments | None:
+        """Of all that was added; None where there was nothing."""
+        if self._waiting:
+            self._flush()
+        return self._sum
+
+    def _flush(self) -> None:
+        x, t = (torch.cat(some)[None] for some in zip(*self._waiting, strict=True))
+        self._waiting = []
+        more = moments(x, t)
+        self._sum = more if self._sum is None else self._sum + more

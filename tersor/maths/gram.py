@@ -19,10 +19,10 @@ def with_constant(rows: Tensor) -> Tensor:
 
 def products(left: Tensor, right: Tensor) -> Tensor:
     """`sum_p left_p right_p^T`, float64 `(groups, l, r)` of `(groups, positions, l)` and `(groups, positions, r)`."""
-    total = torch.zeros(left.shape[0], left.shape[2], right.shape[2], dtype=torch.float64)
-    for start in range(0, left.shape[1], _PIECE):
+    total = (left[:, :_PIECE].mT @ right[:, :_PIECE]).double()
+    for start in range(_PIECE, left.shape[1], _PIECE):
         piece = slice(start, start + _PIECE)
-        total += (left[:, piece].mT @ right[:, piece]).double()
+        total.add_(left[:, piece].mT @ right[:, piece])
     return total
 
 

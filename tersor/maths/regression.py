@@ -48,7 +48,7 @@ def moments(rows: Tensor, wanted: Tensor) -> Moments:
     x = with_constant(rows)
     count = rows.shape[1]
     power = wanted.double().square().sum(1)
-    return Moments(products(x, x) / count, products(wanted, x) / count, power / count, count)
+    return Moments(products(x, x).div_(count), products(wanted, x).div_(count), power / count, count)
 
 
 def error(w: Tensor, m: Moments) -> Tensor:
