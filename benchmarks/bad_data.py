@@ -4,8 +4,8 @@
     python -m benchmarks.bad_data --part held      # while developing
 
 300 calibration images, of which something is wrong: one value Inf, one value 1e30, one image in thirty a hundred times too
-bright, everything zero, or one channel constant in all images. A tool may refuse (its message is kept), or quantise: then its
-accuracy is compared, in pairs, with what the same tool reaches from good images.
+bright, everything zero, or one channel constant in all images. A tool may refuse or warn (its words are kept), or quantise:
+then its accuracy is compared, in pairs, with what the same tool reaches from good images.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tersor
 from benchmarks import environment, figures, zoo
 from benchmarks.peers import QUANTISERS
 from benchmarks.quantization import in_parts
+from tersor.errors import DataWarning
 
 RESULTS = environment.ROOT / "benchmarks" / "results" / "bad_data.jsonl"
 ITEM = 17  # of the image that is damaged
@@ -96,8 +97,12 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         for name, damage in CASES.items():
             images = good.copy()
             damage(images)
-            found = answer(tool, given.model, images, inputs, given.threads, given.seed)
+            with warnings.catch_warnings(record=True) as heard:
+                warnings.simplefilter("always")
+                found = answer(tool, given.model, images, inputs, given.threads, given.seed)
             row: dict[str, Any] = {"tool": tool, "data": name}
+            named = [str(w.message) for w in heard if issubclass(w.category, DataWarning)]
+            row |= {"warned": named[0]} if named else {}
             if isinstance(found, str):
                 row["refused"] = found
             else:
@@ -116,9 +121,10 @@ def table(line: dict[str, Any]) -> str:
     for name in CASES:
         cells = [found[tool, name] for tool in TOOLS]
         shown = [f"{c['accuracy']:.2f} %" if "accuracy" in c else "refused" for c in cells]
+        shown = [f"{text}, warned" if "warned" in c else text for text, c in zip(shown, cells, strict=True)]
         out.append(f"| {name} | {' | '.join(shown)} |")
-    refusals = [f"* {row['tool']}, {row['data']}: {row['refused']}" for row in line["rows"] if "refused" in row]
-    return "\n".join([*out, "", *refusals])
+    said = [(row, row.get("refused") or row.get("warned")) for row in line["rows"]]
+    return "\n".join([*out, "", *(f"* {row['tool']}, {row['data']}: {words}" for row, words in said if words)])
 
 
 def main(words: Sequence[str] | None = None) -> None:

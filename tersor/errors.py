@@ -78,3 +78,7 @@ class StorageError(TersorError):
     """The disk is read-only, full, or the folder is not ours to replace."""
 
     exit_code = 6
+
+
+class DataWarning(UserWarning):
+    """Something about the data that looks like a mistake, and may be meant."""

@@ -5,6 +5,7 @@ A batch is the inputs alone or (inputs, labels); inputs are one tensor or array,
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from tersor.errors import DataError
+from tersor.errors import DataError, DataWarning
 from tersor.graph.model import Model
 from tersor.inputs import arrays, functions
 from tersor.inputs.models import Brought
@@ -24,6 +25,7 @@ from tersor.measuring.batches import Batch, Batches, Labels
 _INPUT_KEYS = ("x", "inputs", "images", "input")
 _LABEL_KEYS = ("y", "labels", "label", "targets", "target")
 _HUGE = 1e18
+_APART, _FEW = 30, 0.1  # times the usual size, and the share of items, that look like mistakes
 _EVALUATION = 200  # items: fewer cannot tell a drop of 0.5 % from chance
 
 
@@ -94,6 +96,7 @@ def batches(source: Source, model: Model | Taken, labels: bool = False) -> Batch
     found = Batches(parts)
     _check_labels(found, source.name, labels)
     _check_constant(found, source.name)
+    _warn_of_outliers(found, model, source.name)
     return found.rebatch(64) if source.whole else found
 
 
@@ -272,6 +275,25 @@ def _check_labels(found: Batches, name: str, wanted: bool) -> None:
             f"Batch {missing[0]} of {name} has no labels; give (inputs, labels), or choose a metric that needs none "
             "(agreement, cosine)."
         )
+
+
+def _warn_of_outliers(found: Batches, model: Model | Taken, name: str) -> None:
+    """A `DataWarning` where few items are far larger than the others: ranges and repairs would follow these."""
+    for place, called in enumerate(model.inputs):
+        parts = [batch.inputs[place] for batch in found]
+        if not parts[0].is_floating_point() or not parts[0][0].numel():
+            continue
+        sizes = torch.cat([x.reshape(len(x), -1).abs().amax(1) for x in parts])
+        usual = float(sizes.median())
+        apart = (sizes > _APART * usual).nonzero().flatten()
+        if usual > 0 and 0 < len(apart) <= _FEW * len(sizes):
+            warnings.warn(
+                f"{len(apart)} of {len(sizes)} items of {name} hold values of '{called}' more than {_APART} times as large as "
+                f"those of a usual item, the first is item {int(apart[0])}; if they are mistakes, remove them: everything that "
+                "is calibrated follows them.",
+                DataWarning,
+                stacklevel=2,
+            )
 
 
 def _check_constant(found: Batches, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tersor.errors import DataError
+from tersor.errors import DataError, DataWarning
 from tersor.graph.model import Model
 from tersor.inputs import data
 from tersor.inputs.models import bring, captured
@@ -234,3 +235,15 @@ def test_split_is_seeded_disjoint_and_large_enough() -> None:
     assert [len(p) for p in data.split(whole.take(100))] == [50, 50]
     with pytest.raises(DataError, match="separate evaluation data"):
         data.split(whole.take(1))
+
+
+def test_few_items_far_larger_than_the_others_are_named(one: Model) -> None:
+    images = torch.randn(60, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    images[[17, 40]] *= 100
+    with pytest.warns(DataWarning, match=r"2 of 60 items of list hold .* more than 30 times .* the first is item 17"):
+        opened(list(images.split(20)), one)
+    images[40] /= 100
+    images[1::2] *= 100  # half of them: such is the data
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        opened(list(images.split(20)), one)
