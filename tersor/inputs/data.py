@@ -277,22 +277,38 @@ def _check_labels(found: Batches, name: str, wanted: bool) -> None:
         )
 
 
+def without_outliers(found: Batches) -> Batches:
+    """The items, but for few that are far larger than the others: one grid cannot hold both, and most are the usual ones."""
+    odd = torch.zeros(len(found), dtype=torch.bool)
+    for place in range(len(found.parts[0].inputs)):
+        odd |= _outliers(found, place)
+    if not bool(odd.any()):
+        return found
+    masks = odd.split([len(part) for part in found.parts])
+    return Batches(tuple(part.pick(~mask) for part, mask in zip(found.parts, masks, strict=True)))
+
+
+def _outliers(found: Batches, place: int) -> Tensor:
+    """bool (items,): whose values of this input reach _APART times as far as a usual item's; none where they are many."""
+    parts = [batch.inputs[place] for batch in found]
+    nobody = torch.zeros(len(found), dtype=torch.bool)
+    if not parts[0].is_floating_point() or not parts[0][0].numel():
+        return nobody
+    sizes = torch.cat([x.reshape(len(x), -1).abs().amax(1) for x in parts])
+    odd = sizes > _APART * sizes.median()
+    return odd if sizes.median() > 0 and int(odd.sum()) <= _FEW * len(sizes) else nobody
+
+
 def _warn_of_outliers(found: Batches, model: Model | Taken, name: str) -> None:
-    """A `DataWarning` where few items are far larger than the others: ranges and repairs would follow these."""
     for place, called in enumerate(model.inputs):
-        parts = [batch.inputs[place] for batch in found]
-        if not parts[0].is_floating_point() or not parts[0][0].numel():
-            continue
-        sizes = torch.cat([x.reshape(len(x), -1).abs().amax(1) for x in parts])
-        usual = float(sizes.median())
-        apart = (sizes > _APART * usual).nonzero().flatten()
-        if usual > 0 and 0 < len(apart) <= _FEW * len(sizes):
+        apart = _outliers(found, place).nonzero().flatten()
+        if len(apart):
             warnings.warn(
-                f"{len(apart)} of {len(sizes)} items of {name} hold values of '{called}' more than {_APART} times as large as "
-                f"those of a usual item, the first is item {int(apart[0])}; if they are mistakes, remove them: everything that "
-                "is calibrated follows them.",
+                f"{len(apart)} of {len(found)} items of {name} hold values of '{called}' more than {_APART} times as large as "
+                f"those of a usual item, the first is item {int(apart[0])}. They are not calibrated on; where they are "
+                "mistakes, remove them.",
                 DataWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
 
 

@@ -171,6 +171,7 @@ def predict_with(model: Model) -> Predict:
 
 
 def _some(training: Batches, seed: int) -> Batches:
-    """Items to calibrate on, the same draw for the same seed."""
+    """Items to calibrate on, the same draw for the same seed, without what is far larger than the others."""
+    training = data.without_outliers(training)
     few = len(training) <= CALIBRATION_ITEMS
     return (training if few else training.split(CALIBRATION_ITEMS / len(training), seed + 2)[1]).shuffled(seed + 3)

@@ -241,9 +241,13 @@ def test_few_items_far_larger_than_the_others_are_named(one: Model) -> None:
     images = torch.randn(60, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     images[[17, 40]] *= 100
     with pytest.warns(DataWarning, match=r"2 of 60 items of list hold .* more than 30 times .* the first is item 17"):
-        opened(list(images.split(20)), one)
+        found = opened(list(images.split(20)), one)
+    usual = data.without_outliers(found)
+    assert len(usual) == 58
+    assert float(torch.cat([b.inputs[0] for b in usual]).abs().max()) < 10
     images[40] /= 100
     images[1::2] *= 100  # half of them: such is the data
     with warnings.catch_warnings():
         warnings.simplefilter("error", DataWarning)
-        opened(list(images.split(20)), one)
+        found = opened(list(images.split(20)), one)
+    assert data.without_outliers(found) is found
