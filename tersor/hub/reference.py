@@ -30,6 +30,10 @@ def apply(node: ir.Node, read: Sequence[Tensor | None]) -> list[Tensor]:
         return _quantised_now(read[0])
     if node.op_type == "ReduceMean" and read[0] is not None and len(read) > 1 and read[1] is not None:
         return [read[0].mean(tuple(read[1].tolist()), keepdim=bool(_int(node, "keepdims", 1)))]
+    if node.op_type == "GatherElements" and read[0] is not None and read[1] is not None:  # theirs takes one index a row
+        axis = _int(node, "axis", 0)
+        at = read[1].long()
+        return [read[0].gather(axis, torch.where(at < 0, at + read[0].shape[axis], at))]
     return _reference(node, read)
 
 
