@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 
 import tersor
 from benchmarks import environment, figures, zoo
+from benchmarks.command import one_line, parser
 from benchmarks.peers import QUANTISERS
 from benchmarks.quantization import in_parts
 from tersor.errors import DataWarning
@@ -129,19 +129,9 @@ def table(line: dict[str, Any]) -> str:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure, print the table, append the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet20", help="of " + ", ".join(zoo.CASES))
-    parser.add_argument("--part", default="test", choices=["test", "held"], help="'held' while developing")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args(words)
-    torch.set_num_threads(given.threads)
-    warnings.simplefilter("ignore")
-    line = run(given)
-    if given.part == "test":
-        environment.append(given.out, line)
-    print(table(line))
+    options = parser(__doc__, RESULTS, threads=2)
+    options.add_argument("--model", default="resnet20", help="of " + ", ".join(zoo.CASES))
+    one_line(options, words, run, table)
 
 
 if __name__ == "__main__":

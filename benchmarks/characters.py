@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import tersor
 from benchmarks import environment, zoo
+from benchmarks.command import one_line, parser
 from benchmarks.language import paired
 from tersor.maths.grid import Integers, PerChannel, PerGroup, absmax
 
@@ -83,8 +84,9 @@ def rounded(module: nn.Module, names: dict[str, int], groups: int) -> nn.Module:
     return found
 
 
-def run(part: str, threads: int, seed: int) -> dict[str, Any]:
+def run(given: argparse.Namespace) -> dict[str, Any]:
     """The line."""
+    part, threads, seed = given.part, given.threads, given.seed
     line = environment.record(benchmark="characters", model="textgenrnn", part=part, threads=threads, seed=seed)
     module, vocabulary = zoo.loaders().textgenrnn()
     start = vocabulary["<s>"]
@@ -134,17 +136,7 @@ def table(line: dict[str, Any]) -> str:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure, print the table, append the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", default="test", choices=["test", "held"], help="'held' while developing")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args(words)
-    torch.set_num_threads(given.threads)
-    line = run(given.part, given.threads, given.seed)
-    if given.part == "test":
-        environment.append(given.out, line)
-    print(table(line))
+    one_line(parser(__doc__, RESULTS, threads=1), words, run, table)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -28,6 +27,7 @@ from torch import Tensor
 
 import tersor
 from benchmarks import environment, zoo
+from benchmarks.command import one_line, parser
 from tersor.calibrated import NEEDS
 from tersor.fitting import Decisions, fit
 from tersor.graph.model import Model
@@ -350,19 +350,9 @@ def table(line: dict[str, Any]) -> str:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure, print the table, append the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", default="test", choices=["test", "held"], help="'held' while developing")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=40, help="of the clock; 0 times nothing")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args(words)
-    torch.set_num_threads(given.threads)
-    warnings.simplefilter("ignore")
-    line = run(given)
-    if given.part == "test":
-        environment.append(given.out, line)
-    print(table(line))
+    options = parser(__doc__, RESULTS, threads=2)
+    options.add_argument("--rounds", type=int, default=40, help="of the clock; 0 times nothing")
+    one_line(options, words, run, table)
 
 
 if __name__ == "__main__":

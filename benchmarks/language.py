@@ -16,7 +16,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import environment, zoo
+from benchmarks.command import one_line, parser
 from tersor.criteria.magnitude import Magnitude
 from tersor.fitting import Decisions, fit
 from tersor.graph.branches import branches, without
@@ -142,8 +142,9 @@ def paired(ours: np.ndarray, theirs: np.ndarray) -> list[float]:
     return [round(float(v), 4) for v in (np.percentile(draws, 2.5), apart.mean(), np.percentile(draws, 97.5))]
 
 
-def run(part: str, threads: int, seed: int) -> dict[str, Any]:
+def run(given: argparse.Namespace) -> dict[str, Any]:
     """The line."""
+    part, threads, seed = given.part, given.threads, given.seed
     line = environment.record(benchmark="language", model="stories260k", part=part, threads=threads, seed=seed)
     module, tokens = zoo.loaders().stories260k()
     first = tokens.encode("Once")[0]
@@ -194,17 +195,7 @@ def table(line: dict[str, Any]) -> str:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure, print the table, append the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", default="test", choices=["test", "held"], help="'held' while developing")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args(words)
-    torch.set_num_threads(given.threads)
-    line = run(given.part, given.threads, given.seed)
-    if given.part == "test":
-        environment.append(given.out, line)
-    print(table(line))
+    one_line(parser(__doc__, RESULTS, threads=2), words, run, table)
 
 
 if __name__ == "__main__":

@@ -200,7 +200,10 @@ class _Walk:
     def _fit_cells(self, here: Here) -> None:
         held = [_held_out(i, len(here.current)) for i in range(len(here.current))]
         recurrence = self._recurrent[here.node.name]
-        cells = CellFit(recurrence, self._model, self._now, self._decisions.techniques, held, self._places)
+        left = {
+            n: t for n, t in self._decisions.techniques.items() if n not in self._weights
+        }  # one cell may be called twice
+        cells = CellFit(recurrence, self._model, self._now, left, held, self._places)
         before, now = ([(args[0], start_of(args[1])) for args in batches] for batches in here.arguments)
         self._weights |= cells(before, now)
 

@@ -72,7 +72,8 @@ def inspect(model: Any, data: Any = None) -> Inspection:
     its first batch is the example. Raises `ModelError` or `DataError` whose message is one sentence.
     """
     brought = models.bring(model)
-    example = None if data is None else data_input.example(data_input.bring(data), brought)
+    known = data is None or brought.example is not None
+    example = None if known else data_input.example(data_input.bring(data), brought)
     captured = models.captured(brought, example)
     work = macs(captured)
     layers = tuple(_counted(captured, matrix, _kind(matrix), work) for matrix in _once(matrices(captured)))

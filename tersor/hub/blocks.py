@@ -35,7 +35,7 @@ def store_codes(exported: Exported, weights: Mapping[str, Weight]) -> ir.Model:
     onnx = exported.onnx.clone()
     version_converter.convert_version(onnx, OPSET, fallback=True)
     graph = onnx.graph
-    known = {name: w for name, w in weights.items() if isinstance(w, Affine) and len(w.shape) == 2 and w.groups == 1}
+    known = {name: w for name, w in weights.items() if isinstance(w, Affine) and len(w.shape) == 2}
     dense = {name: weight.dense().numpy() for name, weight in known.items()}
     for matrix in list(graph):
         array = constant(matrix.inputs[1]) if matrix.op_type in ("MatMul", "Gemm") else None
@@ -72,10 +72,13 @@ def _store(graph: ir.Graph, matrix: ir.Node, name: str, weight: Affine) -> None:
 def _dequantized(graph: ir.Graph, reader: ir.Node, name: str, weight: Affine) -> ir.Value:
     """The DequantizeLinear of the matrix (columns, rows), before `reader`."""
     codes = to_matrix(weight.codes, weight.groups, weight.transposed)[0].numpy().T
+    halved = bool(weight.zero.float().frac().any())  # of one bit, whose zero lies between its two codes
     columns = codes.shape[0]
     run = min(weight.run, columns)
     scale = np.broadcast_to(weight.scale.numpy(), (codes.shape[1], weight.scale.shape[1])).T
     zero = np.broadcast_to(weight.zero.float().numpy(), (codes.shape[1], weight.scale.shape[1])).T
+    if halved:
+        codes, scale, zero = 2 * codes + 1, scale / 2, np.zeros_like(zero)
     shared = gcd(run, columns)  # OpenVINO wants blocks that divide the columns
     block = next((b for b in BLOCKS if shared % b == 0), shared if scale.shape[0] > 1 else 0)
     kind = ir.DataType.INT4 if weight.bits <= 4 else ir.DataType.INT8

@@ -102,7 +102,6 @@ def polish(codes: Tensor, w: Tensor, h: Tensor, points: Points, sweeps: int) -> 
                 values[:, j] += step
                 slope[:, j:stop].addcmul_(h[:, j, j:stop, None], step[:, None])
                 steps[:, j - start] = step
-            slope[:, stop:].baddbmm_(
-                h[:, stop:, start:stop], steps
-            )  # the columns before are not read again in this sweep
+            # The columns before are not read again in this sweep.
+            slope[:, stop:].baddbmm_(h[:, stop:, start:stop], steps)
     return out.mT

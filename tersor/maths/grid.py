@@ -86,8 +86,8 @@ class Cells(ABC):
         return self.values(self.codes(w))
 
     def wide(self, t: Tensor, like: Tensor) -> Tensor:
-        """(rows or 1, runs) -> (rows, c), in the floats of `like`."""
-        t = t.to(like.dtype)
+        """(rows or 1, runs) -> (rows, c), in the floats of `like`, where those are floats."""
+        t = t.to(like.dtype) if like.is_floating_point() else t
         return (t if t.shape[1] == 1 else t.repeat_interleave(self.run, 1)[:, : like.shape[1]]).expand(like.shape)
 
 

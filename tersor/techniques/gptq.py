@@ -24,7 +24,7 @@ class GPTQ(Technique):
 
     The best, row by row, of plain rounding and of feedback at four dampings and two grids (two and one from 6 bits on),
     judged by the quadratic without damping, then polished by coordinate descent: never worse than `Rounding` with the
-    same settings. Cost: 8 (c^3 + r c^2) operations, a few r c float64 of memory. No help where inputs are uncorrelated.
+    same settings. Cost: 4 factors of c^3 / 6 and some 20 times r c^2 operations. No help where inputs are uncorrelated.
     Source: arXiv:2210.17323.
     """
 

@@ -31,7 +31,7 @@ class KMeans(Technique):
 
     Weighted Lloyd with importance `g_i H_jj`; then error feedback and coordinate descent on that table, then the table
     that is best for these codes (least squares in the whole quadratic), twice; the best of all by the quadratic. Never worse
-    than rounding to what Lloyd found. Cost: 8 (c^3 + r c^2) + r n c^2 operations. Sources: Han et al. 2016,
+    than rounding to what Lloyd found. Cost: 4 factors of c^3 / 6, some 20 times r c^2, and r n c^2. Sources: Han et al. 2016,
     arXiv:1510.00149; Kim et al. 2024, "SqueezeLLM", arXiv:2306.07629.
     """
 

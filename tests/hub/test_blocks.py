@@ -42,7 +42,9 @@ def outputs(path: Path, runtime: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize(("weights", "groups"), [(4, 32), (3, 0), (8, 16), ("2", 16), ("ternary", 0), (4, 24)])
+@pytest.mark.parametrize(
+    ("weights", "groups"), [(4, 32), (3, 0), (8, 16), ("2", 16), ("ternary", 0), (4, 24), ("binary", 0)]
+)
 def test_both_runtimes_compute_what_was_judged(tmp_path: Path, weights: int | str, groups: int, runtime: str):
     out = tmp_path / "small.onnx"
     found = tersor.quantize(Tower(), [(X,)], weights=weights, groups=groups, metric="cosine", out=out)
