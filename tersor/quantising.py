@@ -102,11 +102,12 @@ def quantize(
     Raises `InputError` for wishes that cannot be meant, and what `compress` raises for its inputs.
     """
     if isinstance(model, str | Path) and Path(model).is_dir() and not holds_encoder(model):
-        refuse_others(activations=activations, edges=edges, embeddings=embeddings, recover=recover, metric=metric)
+        refuse_others(edges=edges, embeddings=embeddings, recover=recover, metric=metric)
         return quantize_folder(
             Path(model),
             data,
             weights=weights,
+            activations=activations,
             groups=groups,
             method=method,
             eval_data=eval_data,

@@ -24,8 +24,7 @@ from tersor.language.decoder import Decoder
 from tersor.language.folder import CONFIG, WEIGHTS, Folder, open_folder
 from tersor.language.pack import BITS, Scheme, run_of, settings, specs, tensors
 from tersor.language.shard import DTYPES, Writer, nbytes
-from tersor.language.walk import Chosen, Part, Walk, Wanted
-from tersor.maths.grid import PerChannel, PerGroup
+from tersor.language.walk import Fitted, Part, Walk, Wanted
 from tersor.records import plain
 from tersor.store.files import staging
 from tersor.techniques.gptq import GPTQ
@@ -42,12 +41,14 @@ class QuantizedFolder:
     """A quantised language model, and its loss of the next token on text that nothing was fitted to, before and after.
 
     weights: bits of each matrix. bytes: of all tensors, before and after. windows, tokens: judged; calibrated: windows fitted
-    to. losses: nats a token of each judged window, before and after. out: where it was written, where it was.
+    to. losses: nats a token of each judged window, before and after. out: where it was written, where it was. activations: bits
+    of what the matrices read, 32 where that stays float.
     """
 
     name: str
     out: str | None
     weights: Mapping[str, int]
+    activations: int
     groups: int
     bytes: tuple[int, int]
     calibrated: int
@@ -70,6 +71,7 @@ def quantize_folder(
     data: Any,
     *,
     weights: int | str = 4,
+    activations: int | str = "none",
     groups: int = 0,
     method: str = "gptq",
     eval_data: Any = None,
@@ -82,17 +84,18 @@ def quantize_folder(
     """Quantise the linear layers of the decoder blocks of the model in `path` to 2, 3, 4 or 8 bits, symmetric.
 
     data, eval_data: token ids (`language.text.bring`), or "itself": text that the model draws, which takes it into memory
-    whole for that long. groups: columns that share a scale (or the next larger number that divides the columns of a matrix), 0
+    whole for that long. activations: 4 to 8 bits of what the layers read, each position on a grid of its own while it runs, or
+    "none". groups: columns that share a scale (or the next larger number that divides the columns of a matrix), 0
     for one scale an output. exclude: linear layers that stay as they are. out: the folder to write, whole or not at all.
     Raises `InputError` for wishes that cannot be meant, `ModelError` and `DataError` for what cannot be used, and
     `StorageError` where `out` cannot be written.
     """
-    bits = _checked(weights, groups, method)
+    bits, reads = _checked(weights, groups, method), _read(activations)
     with torch_threads(threads):
         progress("reading the model", 0, 0)
         folder = open_folder(path)
         decoder = Decoder(folder)
-        wanted = _wanted(folder, decoder, bits, groups, method, exclude)
+        wanted = _wanted(folder, decoder, bits, reads, groups, method, exclude)
         progress("reading the text", 0, 0)
         calibration, judged = _texts(folder, data, eval_data, decoder.vocabulary, seed)
         pieces = _pieces(calibration, judged, decoder)
@@ -105,6 +108,7 @@ def quantize_folder(
         name=path.resolve().name,
         out=None if out is None else str(out),
         weights={name: scheme.bits for name, scheme in schemes.items()},
+        activations=reads or 32,
         groups=groups,
         bytes=sizes,
         calibrated=sum(len(ids) for ids, part in pieces if part != "judge"),
@@ -115,13 +119,8 @@ def quantize_folder(
     )
 
 
-def refuse_others(*, activations: Any, edges: Any, embeddings: Any, recover: Any, metric: Any) -> None:
+def refuse_others(*, edges: Any, embeddings: Any, recover: Any, metric: Any) -> None:
     """Raises `InputError` for wishes that `quantize` takes for other models, and that folders do not have yet."""
-    if str(activations).strip() != "none":
-        raise InputError(
-            f"Activations of {activations!r} bits were asked for; of the folder of a language model only weights can be "
-            "quantised so far: leave --activations at none."
-        )
     if recover is not None:
         raise InputError(
             "Training afterwards was asked for; a folder of a language model cannot be trained here: leave it out."
@@ -148,8 +147,19 @@ def _checked(weights: int | str, groups: int, method: str) -> int:
     return int(word)
 
 
+def _read(bits: int | str) -> int:
+    word = str(bits).strip()
+    if word == "none":
+        return 0
+    if word.isdecimal() and 4 <= int(word) <= 8:
+        return int(word)
+    raise InputError(
+        f"Activations of {word!r} bits were asked for; of the folder of a language model they have 4 to 8, or none."
+    )
+
+
 def _wanted(
-    folder: Folder, decoder: Decoder, bits: int, groups: int, method: str, exclude: Sequence[str]
+    folder: Folder, decoder: Decoder, bits: int, reads: int, groups: int, method: str, exclude: Sequence[str]
 ) -> dict[str, Wanted]:
     inside = {n: m for n, m in decoder.linears.items() if n.startswith(decoder.place + ".")}
     for name in exclude:
@@ -163,9 +173,9 @@ def _wanted(
     for name, layer in inside.items():
         if name in exclude:
             continue
-        run = run_of(layer.in_features, groups)
-        technique = METHODS[method](bits, True, PerGroup(run) if run else PerChannel())
-        found[name] = Wanted(Scheme(bits, run), technique, DTYPES[held[decoder.stored(f"{name}.weight")].dtype])
+        scheme = Scheme(bits, run_of(layer.in_features, groups), reads)
+        technique = METHODS[method](bits, True, scheme.kind.granularity)
+        found[name] = Wanted(scheme, technique, DTYPES[held[decoder.stored(f"{name}.weight")].dtype])
     if not found:
         raise InputError(f"The blocks of {folder.path} have no linear layer that may be quantised; exclude fewer.")
     return found
@@ -225,18 +235,22 @@ def _carry_out(
         )
         with Writer(aside / WEIGHTS, planned) as writer:
             rest = set(held) - replaced
-            for done, chosen in enumerate(walk.blocks(), 1):
-                rest -= _put(writer, chosen, stored)
+            for done, block in enumerate(walk.blocks(), 1):
+                rest -= _put(writer, block, stored)
+                for name, value in block.norms.items():
+                    key = decoder.stored(name)
+                    writer.put(key, value.to(DTYPES[held[key].dtype]))
+                    rest.discard(key)
                 progress("fitting", done, len(decoder.blocks))
             for name in sorted(rest):
                 writer.put(name, folder.read([name])[name])
     return sizes
 
 
-def _put(writer: Writer, chosen: Mapping[str, Chosen], stored: Mapping[str, str]) -> set[str]:
+def _put(writer: Writer, block: Fitted, stored: Mapping[str, str]) -> set[str]:
     """Write the matrices of a block; the names of the biases that took new values."""
     biases = set()
-    for name, found in chosen.items():
+    for name, found in block.matrices.items():
         for key, tensor in tensors(stored[name], found.codes, found.scale, found.scheme).items():
             writer.put(key, tensor)
         if found.bias is not None:

@@ -65,7 +65,7 @@ def ids(windows: int = 40, length: int = 16, vocabulary: int = 64) -> Tensor:
 
 
 def dense(path: Path) -> dict[str, Tensor]:
-    """The state of a written folder with every packed matrix unpacked."""
+    """The state of a written folder with every matrix of codes in floats."""
     held = load_file(path / "model.safetensors")
     bits = {
         g["weights"]["num_bits"]
@@ -79,6 +79,9 @@ def dense(path: Path) -> dict[str, Tensor]:
         codes = unpacked(held.pop(key), only, columns)
         held[name] = codes.to(scale.dtype) * scale.repeat_interleave(columns // scale.shape[1], 1)
         assert held[name].shape == (rows, columns)
+    for name in [k for k, t in held.items() if t.dtype == torch.int8]:
+        scale = held.pop(f"{name}_scale")
+        held[name] = held[name].to(scale.dtype) * scale.repeat_interleave(held[name].shape[1] // scale.shape[1], 1)
     return held
 
 

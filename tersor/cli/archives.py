@@ -128,7 +128,9 @@ def quantize(
         str,
         typer.Option(metavar="BITS", help="1 to 8, ternary, binary, codebook16, nf4, fp8, mxfp4, log4, bf16, ..."),
     ] = "4",
-    activations: Annotated[str, typer.Option(metavar="BITS", help="2 to 8, or none: float.")] = "none",
+    activations: Annotated[
+        str, typer.Option(metavar="BITS", help="2 to 8 (of a language model 4 to 8), or none: float.")
+    ] = "none",
     edges: Annotated[
         str, typer.Option(metavar="BITS", help="Of the first and last matrix; auto: 8 where others have fewer.")
     ] = "auto",

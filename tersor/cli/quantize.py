@@ -36,6 +36,7 @@ def _show_folder(found: QuantizedFolder) -> None:
     grain = f", {found.groups} columns a scale" if found.groups else ""
     rows = [
         (f"{len(found.weights)} matrices", "float", f"{', '.join(map(str, bits))} bits{grain}"),
+        ("what they read", "float", "float" if found.activations == 32 else f"{found.activations} bits, by position"),
         ("bytes", *map(count, found.bytes)),
         ("loss of the next token", number(found.before), number(found.after)),
         ("perplexity", *map(number, found.perplexity)),

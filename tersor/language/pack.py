@@ -1,9 +1,10 @@
-"""Integer weights as compressed-tensors stores them ("pack-quantized"), written without that library.
+"""Integer weights as compressed-tensors stores them ("pack-quantized", "int-quantized"), written without that library.
 
 For `X.weight` (r, c) of b bits: `X.weight_packed`, int32 (r, ceil(c b / 32)), codes + 2^(b - 1) without gaps, the first
 in the lowest bits; `X.weight_scale` (r, c / run) in the model's type; `X.weight_shape`, int64 [r, c]. The value is
 scale * code. 2, 4 and 8 bits are the same in every version of the library; 3 bits need its version 0.18 or later, which
-packs across words as is done here. Source: compressed-tensors 0.20, compressors/pack_quantized.
+packs across words as is done here. Where inputs have grids, too, codes are not packed ("int-quantized"): `X.weight`, int8
+(r, c), and the scale. Source: compressed-tensors 0.20, compressors/pack_quantized and naive_quantized.
 """
 
 from __future__ import annotations
@@ -19,16 +20,29 @@ from torch.nn import functional as F
 
 from tersor.language.folder import Spec
 from tersor.maths.bits import pack, unpack
+from tersor.maths.grid import Integers, PerChannel, PerGroup
 
 BITS = (2, 3, 4, 8)
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How one matrix is stored: `bits` a code, and a scale for each `run` consecutive columns, 0 for each row."""
+    """How one matrix is stored: `bits` a code, and a scale for each `run` consecutive columns, 0 for each row. `reads`: bits
+    of what it reads, each position on a grid of its own while it runs; 0 where that stays float."""
 
     bits: int
     run: int
+    reads: int = 0
+
+    @property
+    def kind(self) -> Integers:
+        """The grids that it may choose from."""
+        return Integers(self.bits, True, PerGroup(self.run) if self.run else PerChannel())
+
+    @property
+    def packs(self) -> bool:
+        """Whether codes lie in words without gaps."""
+        return self.reads == 0
 
 
 def packed(codes: Tensor, bits: int) -> Tensor:
@@ -62,16 +76,20 @@ def run_of(columns: int, groups: int) -> int:
 def specs(name: str, weight: Spec, scheme: Scheme) -> dict[str, Spec]:
     """The tensors that stand for `name`.weight."""
     rows, columns = weight.shape
-    scales = columns // scheme.run if scheme.run else 1
+    scale = {f"{name}.weight_scale": Spec(weight.dtype, (rows, columns // scheme.run if scheme.run else 1))}
+    if not scheme.packs:
+        return {f"{name}.weight": Spec("I8", (rows, columns)), **scale}
     return {
         f"{name}.weight_packed": Spec("I32", (rows, words(columns, scheme.bits))),
-        f"{name}.weight_scale": Spec(weight.dtype, (rows, scales)),
+        **scale,
         f"{name}.weight_shape": Spec("I64", (2,)),
     }
 
 
 def tensors(name: str, codes: Tensor, scale: Tensor, scheme: Scheme) -> dict[str, Tensor]:
     """Their values, for int8 `codes` (rows, c) and a `scale` (rows, runs) in the type in which it is stored."""
+    if not scheme.packs:
+        return {f"{name}.weight": codes, f"{name}.weight_scale": scale}
     return {
         f"{name}.weight_packed": packed(codes, scheme.bits),
         f"{name}.weight_scale": scale,
@@ -92,10 +110,10 @@ def settings(schemes: Mapping[str, Scheme], linears: Iterable[str], block: str) 
     groups = {}
     for number, (scheme, names) in enumerate(kinds.items()):
         targets = ["Linear"] if len(kinds) == 1 else _patterns(names, block)
-        groups[f"group_{number}"] = {"targets": targets, "weights": _weights(scheme)}
+        groups[f"group_{number}"] = {"targets": targets, "weights": _weights(scheme), **_inputs(scheme)}
     return {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
+        "format": "pack-quantized" if any(scheme.packs for scheme in kinds) else "int-quantized",
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": [name for name in linears if name not in schemes],
@@ -105,6 +123,13 @@ def settings(schemes: Mapping[str, Scheme], linears: Iterable[str], block: str) 
 def _weights(scheme: Scheme) -> dict[str, Any]:
     grouped = {"strategy": "group", "group_size": scheme.run} if scheme.run else {"strategy": "channel"}
     return {"num_bits": scheme.bits, "type": "int", "symmetric": True, "dynamic": False, **grouped}
+
+
+def _inputs(scheme: Scheme) -> dict[str, Any]:
+    if not scheme.reads:
+        return {}
+    args = {"num_bits": scheme.reads, "type": "int", "strategy": "token", "symmetric": True, "dynamic": True}
+    return {"input_activations": args}
 
 
 def _patterns(names: Sequence[str], block: str) -> list[str]:

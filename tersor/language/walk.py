@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from tersor.errors import ModelError
 from tersor.forms.affine import Affine
 from tersor.language.decoder import Decoder
+from tersor.language.easing import ease
 from tersor.language.pack import Scheme
 from tersor.language.reading import Site, seen, sites
 from tersor.maths.damage import best_bias, quadratic
 from tersor.maths.gptq import polish
 from tersor.maths.points import Lattice, by_column
+from tersor.maths.ranges import by_position
 from tersor.maths.regression import RIDGES, Moments, best_ridge, moments, optimum
 from tersor.maths.rounding import WIDE
 from tersor.profile import Facts
@@ -64,6 +66,24 @@ class Chosen:
         wide = self.scale.repeat_interleave(self.scheme.run or self.codes.shape[1], 1)
         return (self.codes.to(self.scale.dtype) * wide).float()
 
+    @property
+    def by_row(self) -> list[Tensor]:
+        """What is stored of it for each row."""
+        return [self.scale] if self.bias is None else [self.scale, self.bias]
+
+    def divided(self, scale: Tensor) -> Chosen:
+        """With outputs divided by `scale` (r,), powers of two."""
+        bias = None if self.bias is None else (self.bias.float() / scale).to(self.bias.dtype)
+        return replace(self, scale=(self.scale.float() / scale[:, None]).to(self.scale.dtype), bias=bias)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A block: its `matrices`, and the parameters of norms that took new values (float32), both by name in the model."""
+
+    matrices: Mapping[str, Chosen]
+    norms: Mapping[str, Tensor]
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -75,16 +95,16 @@ class Wanted:
 
 
 class Walk:
-    """One walk of `pieces` of ids through `decoder`. wanted: by name of the matrix in the model. aimed: whether targets are
-    refitted to what has drifted; else each matrix is quantised as it is."""
+    """One walk of `pieces` of ids through `decoder`. wanted: by name of the matrix in the model. aimed: whether scale moves
+    to where it costs less, and targets are refitted to what has drifted; else each matrix is quantised as it is."""
 
     def __init__(self, decoder: Decoder, ids: Sequence[tuple[Tensor, Part]], wanted: Mapping[str, Wanted], aimed: bool):
         self._decoder, self._wanted, self._aimed = decoder, wanted, aimed
         entered = [(piece, part, decoder.enter(piece)) for piece, part in ids]
         self._pieces = [Piece(piece, part, hidden, hidden) for piece, part, hidden in entered]
 
-    def blocks(self) -> Iterator[dict[str, Chosen]]:
-        """Fit one block after the other; what was chosen in each, by name of the matrix in the model."""
+    def blocks(self) -> Iterator[Fitted]:
+        """Fit one block after the other; what was chosen in each."""
         for index in range(len(self._decoder.blocks)):
             yield self._block(index)
 
@@ -99,20 +119,39 @@ class Walk:
         scores = self._decoder.leave(ids, hidden)[:, :-1].float()
         return F.cross_entropy(scores.mT, ids[:, 1:], reduction="none").mean(1)
 
-    def _block(self, index: int) -> dict[str, Chosen]:
+    def _block(self, index: int) -> Fitted:
         original = self._decoder.block(index)
         now = copy.deepcopy(original)
         place = f"{self._decoder.place}.{index}."
         inside = [name.removeprefix(place) for name in self._wanted if name.startswith(place)]
         chosen: dict[str, Chosen] = {}
-        if inside:
-            for site in sites(original, self._run(index, self._pieces[0].original), inside):
-                fit, check = self._moments(index, original, now, site)
-                chosen |= self._fit(place, now, site, fit, check)
+        norms: dict[str, Tensor] = {}
+        for site in sites(original, self._run(index, self._pieces[0].original), inside) if inside else ():
+            if self._aimed:
+                norms |= self._ease(index, now, site, chosen)
+            for name in site.names:
+                _read_on_grids(now.get_submodule(name), self._wanted[place + name].scheme.reads)
+            fit, check = self._moments(index, original, now, site)
+            chosen |= self._fit(place, now, site, fit, check)
         for piece in self._pieces:
             piece.original = self._decoder.run(original, index, piece.original)
             piece.now = self._decoder.run(now, index, piece.now)
-        return chosen
+        return Fitted(chosen, norms)
+
+    def _ease(self, index: int, now: nn.Module, site: Site, chosen: dict[str, Chosen]) -> dict[str, Tensor]:
+        """Move scale before `site`: layers that were chosen already take their share in `chosen`, what norms have is given."""
+        place = f"{self._decoder.place}.{index}."
+        wanted = self._wanted[place + site.names[0]]
+        fitted = {name.removeprefix(place): found.by_row for name, found in chosen.items()}
+        run = self._run(index, self._pieces[0].now)
+        move = ease(now, run, site, fitted, wanted.scheme.kind, wanted.scheme.reads, wanted.dtype)
+        if move is None:
+            return {}
+        if move.giver in fitted:
+            chosen[place + move.giver] = chosen[place + move.giver].divided(move.scale)
+            return {}
+        own = now.get_submodule(move.giver).named_parameters(recurse=False)
+        return {f"{place}{move.giver}.{leaf}": value.detach() for leaf, value in own}
 
     def _run(self, index: int, hidden: Tensor) -> Any:
         return partial(self._decoder.run, index=index, hidden=hidden)
@@ -166,6 +205,12 @@ class Walk:
             ridges = RIDGES[1:4]
         ridge = best_ridge(w, fit, check, torch.ones(w.shape[:2], dtype=torch.float64), biased, ridges)
         return w if ridge is None else optimum(w, fit, ridge, biased)
+
+
+def _read_on_grids(layer: nn.Module, bits: int) -> None:
+    """From now on each position of what `layer` reads is on a grid of its own; `bits` 0: nothing happens."""
+    if bits:
+        layer.register_forward_pre_hook(lambda _, args: (by_position(args[0], bits), *args[1:]))
 
 
 def choose(aim: Tensor, biased: bool, gram: Tensor, wanted: Wanted) -> Chosen:

@@ -103,6 +103,14 @@ def least_damage(
     return min([careful, shrunk(best), *(shrunk(best * more) for more in FINER)], key=damage)
 
 
+def by_position(x: Tensor, bits: int) -> Tensor:
+    """Each position (..., c) of x on a symmetric grid of its own, as compressed-tensors makes them while it runs ("token",
+    dynamic): 2^bits codes over twice the largest magnitude."""
+    scale = x.abs().amax(-1, keepdim=True) / ((2**bits - 1) / 2)
+    scale = torch.where(scale > 0, scale, 1.0)
+    return (x / scale).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale
+
+
 def _squared_error(counts: Tensor, edges: Tensor, grid: tuple[float, int], bits: int) -> float:
     scale, zero = grid
     centres = (edges[1:] + edges[:-1]).double() / 2
