@@ -74,6 +74,7 @@ def quantize(
     *,
     weights: int | str = 4,
     activations: int | str = "none",
+    kv_cache: int | str = "none",
     edges: int | str = "auto",
     embeddings: int | str = "none",
     groups: int = 0,
@@ -98,7 +99,8 @@ def quantize(
     ("2epochs", "10m", or a `Recovery`), with the original as the teacher and the steps of the grids learned.
     out: a `torch.export` archive (.pt2) with packed codes, which torch loads without Tersor; or an ONNX file (.onnx), where
     linear layers keep their codes, in 4 or 8 bits, and all else is float.
-    Where `model` is a folder of a language model (config.json, safetensors): see `quantize_folder`, which does that.
+    Where `model` is a folder of a language model (config.json, safetensors): see `quantize_folder`, which does that, and which
+    alone has a use for kv_cache.
     Raises `InputError` for wishes that cannot be meant, and what `compress` raises for its inputs.
     """
     if isinstance(model, str | Path) and Path(model).is_dir() and not holds_encoder(model):
@@ -108,6 +110,7 @@ def quantize(
             data,
             weights=weights,
             activations=activations,
+            kv_cache=kv_cache,
             groups=groups,
             method=method,
             eval_data=eval_data,
@@ -117,6 +120,8 @@ def quantize(
             out=out,
             progress=progress,
         )
+    if str(kv_cache).strip() != "none":
+        raise InputError(f"A key/value cache of {kv_cache!r} was asked for; only folders of language models have one.")
     how = recover if isinstance(recover, Recovery) else Recovery.of(recover)
     if str(embeddings).strip() != "none":
         _technique(embeddings, "rounding", groups)  # words are judged before anything is loaded

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from tersor.errors import InputError
 from tersor.inputs.job import Progress, quiet, torch_threads
+from tersor.language import kv_cache as keys_values
 from tersor.language import text
 from tersor.language.decoder import Decoder
 from tersor.language.folder import CONFIG, WEIGHTS, Folder, open_folder
 from tersor.language.pack import BITS, Scheme, run_of, settings, specs, tensors
-from tersor.language.shard import DTYPES, Writer, nbytes
+from tersor.language.shard import DTYPES, Spec, Writer, nbytes
 from tersor.language.walk import Fitted, Part, Walk, Wanted
 from tersor.records import plain
 from tersor.store.files import staging
@@ -42,13 +43,14 @@ class QuantizedFolder:
 
     weights: bits of each matrix. bytes: of all tensors, before and after. windows, tokens: judged; calibrated: windows fitted
     to. losses: nats a token of each judged window, before and after. out: where it was written, where it was. activations: bits
-    of what the matrices read, 32 where that stays float.
+    of what the matrices read, 32 where that stays float. kv_cache: "8", "fp8", or None where it stays float.
     """
 
     name: str
     out: str | None
     weights: Mapping[str, int]
     activations: int
+    kv_cache: str | None
     groups: int
     bytes: tuple[int, int]
     calibrated: int
@@ -72,6 +74,7 @@ def quantize_folder(
     *,
     weights: int | str = 4,
     activations: int | str = "none",
+    kv_cache: int | str = "none",
     groups: int = 0,
     method: str = "gptq",
     eval_data: Any = None,
@@ -85,12 +88,14 @@ def quantize_folder(
 
     data, eval_data: token ids (`language.text.bring`), or "itself": text that the model draws, which takes it into memory
     whole for that long. activations: 4 to 8 bits of what the layers read, each position on a grid of its own while it runs, or
-    "none". groups: columns that share a scale (or the next larger number that divides the columns of a matrix), 0
-    for one scale an output. exclude: linear layers that stay as they are. out: the folder to write, whole or not at all.
+    "none". kv_cache: 8 (integers) or "fp8" for the keys and values that attention keeps, or "none". groups: columns that share
+    a scale (or the next larger number that divides the columns of a matrix), 0 for one scale an output. exclude: linear layers that stay as they are. out: the folder to write,
+    whole or not at all.
     Raises `InputError` for wishes that cannot be meant, `ModelError` and `DataError` for what cannot be used, and
     `StorageError` where `out` cannot be written.
     """
     bits, reads = _checked(weights, groups, method), _read(activations)
+    cache = keys_values.checked(kv_cache)
     with torch_threads(threads):
         progress("reading the model", 0, 0)
         folder = open_folder(path)
@@ -99,9 +104,9 @@ def quantize_folder(
         progress("reading the text", 0, 0)
         calibration, judged = _texts(folder, data, eval_data, decoder.vocabulary, seed)
         pieces = _pieces(calibration, judged, decoder)
-        walk = Walk(decoder, pieces, wanted, aimed=method != "rounding")
+        walk = Walk(decoder, pieces, wanted, method != "rounding", cache)
         schemes = {name: each.scheme for name, each in wanted.items()}
-        sizes = _carry_out(folder, decoder, walk, schemes, out, progress)
+        sizes = _carry_out(folder, decoder, walk, schemes, cache, out, progress)
         progress("judging", 0, 0)
         before, after = walk.losses()
     return QuantizedFolder(
@@ -109,6 +114,7 @@ def quantize_folder(
         out=None if out is None else str(out),
         weights={name: scheme.bits for name, scheme in schemes.items()},
         activations=reads or 32,
+        kv_cache=cache,
         groups=groups,
         bytes=sizes,
         calibrated=sum(len(ids) for ids, part in pieces if part != "judge"),
@@ -212,6 +218,7 @@ def _carry_out(
     decoder: Decoder,
     walk: Walk,
     schemes: Mapping[str, Scheme],
+    cache: str | None,
     out: str | Path | None,
     progress: Progress,
 ) -> tuple[int, int]:
@@ -222,6 +229,8 @@ def _carry_out(
     planned = {name: spec for name, spec in held.items() if name not in replaced}
     for name, scheme in schemes.items():
         planned |= specs(stored[name], held[f"{stored[name]}.weight"], scheme)
+    scales = _cache_scales(decoder) if cache else {}
+    planned |= dict.fromkeys(scales.values(), Spec(held[next(iter(replaced))].dtype, (1,)))
     sizes = sum(map(nbytes, held.values())), sum(map(nbytes, planned.values()))
     if out is None:
         for done, _ in enumerate(walk.blocks(), 1):
@@ -230,6 +239,7 @@ def _carry_out(
     with staging(Path(out), _not_ours) as aside:
         folder.copy_rest(aside)
         config = settings(schemes, decoder.linears, decoder.place)
+        config |= {"kv_cache_scheme": keys_values.settings(cache)} if cache else {}
         (aside / CONFIG).write_text(
             json.dumps({**folder.config, "quantization_config": config}, indent=2) + "\n", encoding="utf-8"
         )
@@ -237,6 +247,8 @@ def _carry_out(
             rest = set(held) - replaced
             for done, block in enumerate(walk.blocks(), 1):
                 rest -= _put(writer, block, stored)
+                for name, scale in block.caches.items():
+                    writer.put(scales[name], scale)
                 for name, value in block.norms.items():
                     key = decoder.stored(name)
                     writer.put(key, value.to(DTYPES[held[key].dtype]))
@@ -245,6 +257,18 @@ def _carry_out(
             for name in sorted(rest):
                 writer.put(name, folder.read([name])[name])
     return sizes
+
+
+def _cache_scales(decoder: Decoder) -> dict[str, str]:
+    """Under which names the scales of caches are stored, by their names in the model: beside the projections."""
+    found: dict[str, str] = {}
+    for index, block in enumerate(decoder.blocks):
+        for name in keys_values.caches(block):
+            place = f"{decoder.place}.{index}.{name}"
+            beside = next(n for n in decoder.linears if n.startswith(f"{place}."))
+            prefix = decoder.stored(f"{beside}.weight").removesuffix(beside.removeprefix(place) + ".weight")
+            found |= {f"{place}.{word}": f"{prefix}.{word}" for word in ("k_scale", "v_scale")}
+    return found
 
 
 def _put(writer: Writer, block: Fitted, stored: Mapping[str, str]) -> set[str]:

@@ -70,6 +70,42 @@ def test_compressed_tensors_rounds_activations_alike(tmp_path: Path, name: str, 
     assert not np.allclose(losses(rebuilt(tmp_path / "out", name), judged()), found.losses[1], atol=1e-4)
 
 
+class Rounding(transformers.DynamicCache):
+    """Keys and values go through the stored scales of their layer."""
+
+    def __init__(self, config: Any, scales: list[tuple[Tensor, Tensor]], kind: str):
+        super().__init__(config=config)
+        self.scales, self.kind = scales, kind
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *rest: Any, **more: Any) -> Any:
+        rounded = [self.rounded(t, scale) for t, scale in zip((keys, values), self.scales[layer], strict=True)]
+        return super().update(*rounded, layer, *rest, **more)
+
+    def rounded(self, t: Tensor, scale: Tensor) -> Tensor:
+        if self.kind == "fp8":
+            return (t / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
+        return (t / scale).round().clamp(-128, 127) * scale
+
+
+@pytest.mark.parametrize(("name", "place"), [("llama", "model"), ("opt", "model.decoder"), ("gemma3", "model")])
+@pytest.mark.parametrize("kind", ["8", "fp8"])
+def test_keys_and_values_go_through_the_scales_that_are_stored(tmp_path: Path, name: str, place: str, kind: str):
+    found = tersor.quantize(folder(tmp_path / "in", name), [ids()], kv_cache=kind, out=tmp_path / "out")
+    assert found.kv_cache == kind
+    held = load_file(tmp_path / "out" / "model.safetensors")
+    count = sum(key.endswith("k_scale") for key in held)
+    assert count == (3 if name == "gemma3" else 2)
+    scales = [tuple(held[f"{place}.layers.{i}.self_attn.{w}_scale"] for w in "kv") for i in range(count)]
+    small, some = rebuilt(tmp_path / "out", name), judged()
+    with torch.no_grad():
+        scores = small(some, past_key_values=Rounding(small.config, scales, kind), use_cache=True).logits  # type: ignore[arg-type]
+    after = F.cross_entropy(scores[:, :-1].mT, some[:, 1:], reduction="none").mean(1)
+    assert np.allclose(after, found.losses[1], atol=1e-4)
+    assert not np.allclose(losses(small, some), found.losses[1], atol=1e-4)
+    told = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["kv_cache_scheme"]
+    assert told["type"] == ("float" if kind == "fp8" else "int")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_short_floats_are_stored_as_they_compute(tmp_path: Path, dtype: torch.dtype):
     pytest.importorskip("compressed_tensors")
@@ -247,6 +283,7 @@ def test_an_already_quantised_folder_is_refused_and_replaced_only_as_output(tmp_
     ("wish", "said"),
     [
         ({"activations": 3}, "of the folder of a language model they have 4 to 8, or none"),
+        ({"kv_cache": 4}, "key/value cache of 4 was asked for; write 8 or fp8, or none"),
         ({"weights": 5}, "hold 2, 3, 4 or 8"),
         ({"weights": "ternary"}, "hold 2, 3, 4 or 8"),
         ({"groups": -1}, "groups is -1"),
@@ -260,6 +297,11 @@ def test_an_already_quantised_folder_is_refused_and_replaced_only_as_output(tmp_
 def test_wishes_that_folders_do_not_have(tmp_path: Path, wish: dict, said: str):
     with pytest.raises(InputError, match=said):
         tersor.quantize(folder(tmp_path / "in", "llama"), [ids()], **wish)
+
+
+def test_attention_whose_cache_readers_do_not_know(tmp_path: Path):
+    with pytest.raises(ModelError, match="leave the key/value cache at none"):
+        tersor.quantize(folder(tmp_path / "in", "bloom"), [ids()], kv_cache="fp8")
 
 
 def test_ids_outside_the_vocabulary_are_refused(tmp_path: Path):

@@ -131,6 +131,9 @@ def quantize(
     activations: Annotated[
         str, typer.Option(metavar="BITS", help="2 to 8 (of a language model 4 to 8), or none: float.")
     ] = "none",
+    kv_cache: Annotated[
+        str, typer.Option(metavar="KIND", help="Of a language model: 8, fp8, or none: float.")
+    ] = "none",
     edges: Annotated[
         str, typer.Option(metavar="BITS", help="Of the first and last matrix; auto: 8 where others have fewer.")
     ] = "auto",
@@ -160,6 +163,7 @@ def quantize(
             data,
             weights=weights,
             activations=activations,
+            kv_cache=kv_cache,
             edges=edges,
             embeddings=embeddings,
             groups=groups,

@@ -37,6 +37,7 @@ def _show_folder(found: QuantizedFolder) -> None:
     rows = [
         (f"{len(found.weights)} matrices", "float", f"{', '.join(map(str, bits))} bits{grain}"),
         ("what they read", "float", "float" if found.activations == 32 else f"{found.activations} bits, by position"),
+        *([("key/value cache", "float", found.kv_cache)] if found.kv_cache else []),
         ("bytes", *map(count, found.bytes)),
         ("loss of the next token", number(found.before), number(found.after)),
         ("perplexity", *map(number, found.perplexity)),

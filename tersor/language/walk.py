@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tersor.errors import ModelError
 from tersor.forms.affine import Affine
+from tersor.language import kv_cache
 from tersor.language.decoder import Decoder
 from tersor.language.easing import ease
 from tersor.language.pack import Scheme
@@ -79,10 +80,12 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A block: its `matrices`, and the parameters of norms that took new values (float32), both by name in the model."""
+    """A block, by names in the model: its `matrices`, parameters of norms that took new values (float32), and scales of its
+    cache (1,), as they are stored."""
 
     matrices: Mapping[str, Chosen]
     norms: Mapping[str, Tensor]
+    caches: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,18 @@ class Wanted:
 
 class Walk:
     """One walk of `pieces` of ids through `decoder`. wanted: by name of the matrix in the model. aimed: whether scale moves
-    to where it costs less, and targets are refitted to what has drifted; else each matrix is quantised as it is."""
+    to where it costs less, and targets are refitted to what has drifted; else each matrix is quantised as it is. cache: of
+    `kv_cache.KINDS`, None where keys and values stay float."""
 
-    def __init__(self, decoder: Decoder, ids: Sequence[tuple[Tensor, Part]], wanted: Mapping[str, Wanted], aimed: bool):
-        self._decoder, self._wanted, self._aimed = decoder, wanted, aimed
+    def __init__(
+        self,
+        decoder: Decoder,
+        ids: Sequence[tuple[Tensor, Part]],
+        wanted: Mapping[str, Wanted],
+        aimed: bool,
+        cache: str | None = None,
+    ):
+        self._decoder, self._wanted, self._aimed, self._cache = decoder, wanted, aimed, cache
         entered = [(piece, part, decoder.enter(piece)) for piece, part in ids]
         self._pieces = [Piece(piece, part, hidden, hidden) for piece, part, hidden in entered]
 
@@ -126,6 +137,7 @@ class Walk:
         inside = [name.removeprefix(place) for name in self._wanted if name.startswith(place)]
         chosen: dict[str, Chosen] = {}
         norms: dict[str, Tensor] = {}
+        caches = self._cached(index, now) if self._cache else {}
         for site in sites(original, self._run(index, self._pieces[0].original), inside) if inside else ():
             if self._aimed:
                 norms |= self._ease(index, now, site, chosen)
@@ -136,7 +148,24 @@ class Walk:
         for piece in self._pieces:
             piece.original = self._decoder.run(original, index, piece.original)
             piece.now = self._decoder.run(now, index, piece.now)
-        return Fitted(chosen, norms)
+        return Fitted(chosen, norms, caches)
+
+    def _cached(self, index: int, now: nn.Module) -> dict[str, Tensor]:
+        """Put what attention keeps on grids, for good; their scales."""
+        assert self._cache is not None
+        grids = {name: kv_cache.Grids(self._cache) for name in kv_cache.caches(now)}
+        for name, each in grids.items():
+            kv_cache.put(now.get_submodule(name), each)
+        for piece in self._pieces:
+            if piece.part == "fit":
+                self._decoder.run(now, index, piece.now)
+        dtype = next(iter(self._wanted.values())).dtype
+        scales: dict[str, Tensor] = {}
+        for name, each in grids.items():
+            each.settle(dtype)
+            for word, scale in zip(("k_scale", "v_scale"), each.scales, strict=True):
+                scales[f"{self._decoder.place}.{index}.{name}.{word}"] = scale
+        return scales
 
     def _ease(self, index: int, now: nn.Module, site: Site, chosen: dict[str, Chosen]) -> dict[str, Tensor]:
         """Move scale before `site`: layers that were chosen already take their share in `chosen`, what norms have is given."""
