@@ -38,6 +38,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.quantization
 	$(BIN)/python -m benchmarks.characters
 	$(BIN)/python -m benchmarks.bad_data
+	$(BIN)/python -m benchmarks.cost
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.low_bits
 	$(BIN)/python -m benchmarks.students

@@ -5,7 +5,8 @@
     python -m benchmarks.language_quantization --big           # a billion random parameters: peak memory and seconds
 
 The small model is stories260K as a Llama folder, calibrated on text that it draws itself; the loss is that of the next token
-on five published stories, which nothing else reads. Plain rounding: nearest values on grids that reach the extremes.
+on five published stories, which nothing else reads. Plain rounding: nearest values on grids that reach the extremes. Where
+what matrices read has bits, each position is on a grid of its own, in all of them.
 """
 
 from __future__ import annotations
@@ -32,10 +33,22 @@ from benchmarks.language import paired, stories, written
 from tersor.language.pack import run_of
 from tersor.language.shard import NAMES, Spec, Writer
 from tersor.maths.grid import Integers, PerChannel, PerGroup, absmax
+from tersor.maths.ranges import by_position
 from tersor.streaming import quantize_folder
 
 RESULTS = environment.ROOT / "benchmarks" / "results" / "language_quantization.jsonl"
-CELLS = ((8, 0), (4, 32), (3, 32), (2, 32))  # bits, columns that share a scale
+Cell = tuple[int, int, int, str]
+CELLS: tuple[Cell, ...] = (  # bits of weights, columns that share a scale, bits of what is read, the key/value cache
+    (8, 0, 0, "none"),
+    (4, 32, 0, "none"),
+    (3, 32, 0, "none"),
+    (2, 32, 0, "none"),
+    (8, 0, 8, "none"),
+    (4, 32, 8, "none"),
+    (8, 0, 4, "none"),
+    (8, 0, 0, "8"),
+    (8, 0, 0, "fp8"),
+)
 BIG = {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "vocab_size": 32000}
 BIG_HEADS = {"num_attention_heads": 16, "num_key_value_heads": 8, "bos_token_id": 1}
 
@@ -90,14 +103,16 @@ def loaded(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
-def rounded(folder: Path, bits: int, groups: int) -> Any:
-    """Each matrix at its nearest values."""
+def rounded(folder: Path, bits: int, groups: int, reads: int) -> Any:
+    """Each matrix at its nearest values, and what it reads, too, where `reads` bits are asked for."""
     model = loaded(folder)
     for layer in model.model.layers.modules():
         if isinstance(layer, nn.Linear):
             run = run_of(layer.in_features, groups)
             grid = absmax(layer.weight.data, Integers(bits, True, PerGroup(run) if run else PerChannel()))
             layer.weight.data = grid.round(layer.weight.data).float()
+            if reads:
+                layer.register_forward_pre_hook(lambda _, args: (by_position(args[0], reads),))
     return model
 
 
@@ -136,19 +151,30 @@ def small(part: str, peer: str, threads: int, seed: int) -> dict[str, Any]:
         line |= {"windows": len(judged), "tokens_calibrated": text.numel(), "loss": float(whole.mean()), "rows": []}
         if peer:
             line["peer"] = _peer_versions(peer)
-        for bits, groups in CELLS:
+        for bits, groups, reads, cache in CELLS:
             start = time.perf_counter()
-            out = quantize_folder(folder, [text], weights=bits, groups=groups, eval_data=[judged], threads=threads)
+            wish: dict[str, Any] = {
+                "weights": bits,
+                "groups": groups,
+                "activations": reads or "none",
+                "kv_cache": cache,
+            }
+            out = quantize_folder(folder, [text], **wish, eval_data=[judged], threads=threads)
             seconds = time.perf_counter() - start
-            ours, theirs = np.array(out.losses[1]), {"rounding": losses(rounded(folder, bits, groups), judged)}
-            if peer:
+            ours, theirs = np.array(out.losses[1]), {}
+            if cache == "none":
+                theirs["rounding"] = losses(rounded(folder, bits, groups, reads), judged)
+            if peer and cache == "none" and not reads:
                 theirs["peer"] = losses(of_peer(peer, folder, text, bits, groups), judged)
             row: dict[str, Any] = {
                 "bits": bits,
                 "groups": groups,
+                "activations": reads or 32,
+                "kv_cache": cache,
                 "bytes": list(out.bytes),
                 "seconds": round(seconds, 1),
             }
+            row["ours_to_original"] = paired(ours, whole)
             row["ours"] = round(float((ours - whole).mean()), 5)
             for name, found in theirs.items():
                 row[name] = round(float((found - whole).mean()), 5)
@@ -254,16 +280,21 @@ def table(line: dict[str, Any]) -> str:
     out = [
         f"stories260K, loss {line['loss']:.4f} on {line['windows']} windows, part: {line['part']}; nats a token lost",
         "",
-        "| bits | groups | bytes | ours | rounding | peer | ours - rounding [95 %] | ours - peer [95 %] | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| weights | groups | activations | cache | bytes | ours | rounding | peer | ours - rounding [95 %] | ours - peer "
+        "[95 %] | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in line["rows"]:
         out.append(
-            f"| {row['bits']} | {row['groups'] or 'output'} | {row['bytes'][1] / 1000:.0f} k | {row['ours']:+.4f} | "
-            f"{row['rounding']:+.4f} | {row.get('peer', float('nan')):+.4f} | {_interval(row['ours_minus_rounding'])} | "
-            f"{_interval(row.get('ours_minus_peer'))} | {row['seconds']:.0f} |"
+            f"| {row['bits']} | {row['groups'] or 'output'} | {row['activations']} | {row['kv_cache']} | "
+            f"{row['bytes'][1] / 1000:.0f} k | {_loss(row, 'ours')} | {_loss(row, 'rounding')} | {_loss(row, 'peer')} | "
+            f"{_interval(row.get('ours_minus_rounding'))} | {_interval(row.get('ours_minus_peer'))} | {row['seconds']:.0f} |"
         )
     return "\n".join(out)
+
+
+def _loss(row: dict[str, Any], whose: str) -> str:
+    return f"{row[whose]:+.4f}" if whose in row else ""
 
 
 def _interval(found: Sequence[float] | None) -> str:

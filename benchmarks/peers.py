@@ -349,7 +349,7 @@ def prepare(key: str, name: str, folder: Path) -> dict[str, Any]:
     peer, before = PEERS[name], environment.load()
     folder.mkdir(parents=True, exist_ok=True)
     zoo.part(key, "calibration")
-    _warm(name)  # decoding and imports are not compression
+    warm(name)  # decoding and imports are not compression
     begin = time.perf_counter()
     seconds = peer.prepare(key, folder)
     seconds = time.perf_counter() - begin if seconds is None else seconds
@@ -366,12 +366,13 @@ def prepare(key: str, name: str, folder: Path) -> dict[str, Any]:
     return record
 
 
-def _warm(name: str) -> None:
+def warm(name: str) -> None:
     """Import what the peer needs."""
     needed = ["torch"]
     needed += ["torch.onnx", "onnxruntime.quantization"] if name.startswith("ort") else []
     needed += ["openvino"] if name.startswith(("ov", "nncf")) else []
     needed += ["nncf"] if name == "nncf_int8" else []
+    needed += ["torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"] if name == "torchao_int8" else []
     for module in needed:
         importlib.import_module(module)
 

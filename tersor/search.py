@@ -106,7 +106,8 @@ class Search:
         self.targets = [best.candidate.target if target == standard else target for target in self.targets]
 
     def ladder(self) -> None:
-        """Plan under budgets of seconds around all-int8: bolder while it looks good, else gentler until it does."""
+        """Plan under budgets of seconds around all-int8: bolder while it looks good, else gentler until it does; then once
+        more between the last two."""
         int8 = self._fastest_int8()
         if int8 is None:
             return
@@ -115,12 +116,16 @@ class Search:
             int8 = self._trained(int8) or int8
             bold = self.bench.promising(int8.name)
         table = self._table(int8, bold)
+        last = int8.seconds or 0.0
         for seconds in self._rungs(int8, bold):
             best = self.bench.fastest_promising()
             if self.job.late or (best is not None and not bold and seconds >= (best.seconds or 0.0)):
                 return
             if self._rung(table, seconds) != bold:
+                if not self.job.late:
+                    self._rung(table, (last + seconds) / 2)
                 return
+            last = seconds
 
     def follow(self, recipe: Recipe) -> None:
         """Re-apply a saved decision instead of searching."""

@@ -89,8 +89,8 @@ def quantize_folder(
     data, eval_data: token ids (`language.text.bring`), or "itself": text that the model draws, which takes it into memory
     whole for that long. activations: 4 to 8 bits of what the layers read, each position on a grid of its own while it runs, or
     "none". kv_cache: 8 (integers) or "fp8" for the keys and values that attention keeps, or "none". groups: columns that share
-    a scale (or the next larger number that divides the columns of a matrix), 0 for one scale an output. exclude: linear layers that stay as they are. out: the folder to write,
-    whole or not at all.
+    a scale (or the next larger number that divides the columns of a matrix), 0 for one scale an output. exclude: linear layers
+    that stay as they are. out: the folder to write, whole or not at all.
     Raises `InputError` for wishes that cannot be meant, `ModelError` and `DataError` for what cannot be used, and
     `StorageError` where `out` cannot be written.
     """
