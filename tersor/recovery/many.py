@@ -80,5 +80,17 @@ def group() -> Group:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Alone()
     if not dist.is_initialized():
-        dist.init_process_group("gloo")
+        store, rank, count = next(dist.rendezvous("env://"))
+        dist.init_process_group("gloo", store=_apart(store), rank=rank, world_size=count)
     return Shared()
+
+
+def _apart(store: dist.Store) -> dist.Store:
+    """A store without what processes left in it before they were started again: the addresses of those that died.
+
+    torchrun keeps one store over restarts. Only on one machine do all processes know the same number of them.
+    """
+    one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    return (
+        dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store) if one_machine else store
+    )
