@@ -59,14 +59,12 @@ def quadratic(gram: Tensor, drift: Tensor | None = None, free_bias: bool = True)
     """The quadratic in the weights alone; with `free_bias` the bias always takes its best value (`best_bias`)."""
     c = gram.shape[1] - 1
     h = gram.double()
-    x = h if drift is None else drift.double()
-    if not free_bias:
-        return Quadratic(h[:, :c, :c], x[:, :c, :c])
     mean = _mean(gram)
-    return Quadratic(
-        h[:, :c, :c] - mean[:, :, None] * h[:, None, c, :c],
-        x[:, :c, :c] - x[:, :c, c, None] * mean[:, None, :],
-    )
+    now = h[:, :c, :c] - mean[:, :, None] * h[:, None, c, :c] if free_bias else h[:, :c, :c]
+    if drift is None:
+        return Quadratic(now, now)
+    x = drift.double()
+    return Quadratic(now, x[:, :c, :c] - x[:, :c, c, None] * mean[:, None, :] if free_bias else x[:, :c, :c])
 
 
 def aim(w: Tensor, q: Quadratic, keep: Sequence[int] | None = None, damping: float = 1e-4) -> Tensor:

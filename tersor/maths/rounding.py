@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic
 
 import torch
@@ -19,10 +19,12 @@ WIDE = 2048  # columns from which on a factor takes seconds: one damping, one gr
 
 @dataclass(frozen=True)
 class Rounded(Generic[C]):
-    """`codes` (groups, rows, c) on `grid`, whose rows are those of all groups, stacked."""
+    """`codes` (groups, rows, c) on `grid`, whose rows are those of all groups, stacked; `cost`: what they lose, where that is
+    known (`best`)."""
 
     codes: Tensor
     grid: C
+    cost: Tensor | None = None
 
     def values(self) -> Tensor:
         return self.grid.values(self.codes.flatten(0, 1)).reshape(self.codes.shape)
@@ -79,12 +81,14 @@ def best(candidates: Iterator[Rounded[C]], target: Tensor, gram: Tensor, fisher:
         cost = _cost(other, target, gram, fisher, kind)
         better = cost < least
         codes = torch.where(better.reshape(-1, 1), other.codes.flatten(0, 1), chosen.codes.flatten(0, 1))
-        chosen = Rounded(codes.reshape(target.shape), chosen.grid.where(better.reshape(-1, 1), other.grid))
         least = torch.where(better, cost, least)
-    return chosen
+        chosen = Rounded(codes.reshape(target.shape), chosen.grid.where(better.reshape(-1, 1), other.grid), least)
+    return replace(chosen, cost=least)
 
 
 def _cost(rounded: Rounded[C], target: Tensor, gram: Tensor, fisher: Tensor, kind: Kind[C]) -> Tensor:
+    if rounded.cost is not None:
+        return rounded.cost
     cost = by_row((rounded.values() - target).to(gram.dtype), gram).flatten()
     return (cost * fisher).sum().reshape(1) if isinstance(kind.granularity, PerTensor) else cost
 
