@@ -65,17 +65,32 @@ class Wide(nn.Module):
         return F.avg_pool2d(self.head(y), 4).flatten(1)
 
 
+class Positions(nn.Module):
+    """What is learned for each position, looked up where nobody asks, added to what is looked up for each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(20, 8), nn.Embedding(4000, 8)
+        self.norm, self.score = nn.LayerNorm(8), nn.Linear(8, 3)
+        self.register_buffer("order", torch.arange(7)[None])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.score(self.norm(self.words(ids) + self.places(self.order)))
+
+
 def example(name: str, items: int, seed: int = 0) -> tuple[Tensor, ...]:
     draw = torch.Generator().manual_seed(seed)
     if name == "several":
         return torch.randn(items, 7, 6, generator=draw), torch.randn(items, 3, generator=draw)
+    if name == "positions":
+        return (torch.randint(0, 20, (items, 7), generator=draw),)
     return (torch.randn(items, 3, 8, 8, generator=draw),)
 
 
 @cache
 def captured(name: str) -> Model:
     torch.manual_seed(1)
-    module = {"residual": Residual, "several": Several, "wide": Wide}[name]().eval()
+    module = {"residual": Residual, "several": Several, "wide": Wide, "positions": Positions}[name]().eval()
     if isinstance(module, Residual):
         nn.init.normal_(module.norm.running_mean, std=0.2)
         nn.init.uniform_(module.norm.running_var, 0.5, 2.0)

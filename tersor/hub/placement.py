@@ -1,9 +1,9 @@
 """Where Q/DQ pairs go. The rule is one; a target chooses its flags.
 
 An activation gets a pair when an integer kernel wants it on a grid: the input of each matrix whose weight is stored in
-integers (and its output, past the ReLU or clip that kernels absorb), both inputs of each add, every part of a concat,
-input and output of each average. Operators that only move values (slice, pad, reshape, max pool) take the grid of what
-they move, before and after.
+integers (and its output, past the ReLU or clip that kernels absorb), both inputs of each add and every part of a concat (unless
+one of them is the same for all inputs), input and output of each average. Operators that only move values (slice, pad, reshape,
+max pool) take the grid of what they move, before and after.
 """
 
 from __future__ import annotations
@@ -44,8 +44,11 @@ def wanted(
 ) -> list[ir.Value]:
     """Values to read through a grid, in execution order: `integer` matrices want them, and `fed` says who has one."""
     found: dict[ir.Value, None] = {}
+    reached = set(graph.inputs)  # by what the model is given
     for node in graph:
-        values = _wanted_by(node, node in integer, placement)
+        if any(value in reached for value in node.inputs):
+            reached.update(node.outputs)
+        values = _wanted_by(node, node in integer, placement, reached)
         # A sum or a concat of which one part stays float is computed in float: no grid helps it.
         joins = node.op_type in ("Add", "Concat") and not all(fed(v) for v in values)
         for value in values:
@@ -55,13 +58,13 @@ def wanted(
     return list(found)
 
 
-def _wanted_by(node: ir.Node, integer: bool, placement: Placement) -> list[ir.Value]:
+def _wanted_by(node: ir.Node, integer: bool, placement: Placement, reached: Collection[ir.Value]) -> list[ir.Value]:
     first, out = node.inputs[0] if node.inputs else None, node.outputs[0]
     if integer and first is not None:
         return [first, after_activation(out)]
     if node.op_type in ("Add", "Concat"):
         parts = [v for v in node.inputs if v is not None]
-        return [] if any(constant(v) is not None for v in parts) else parts
+        return parts if all(v in reached for v in parts) else []
     if node.op_type in AVERAGES and placement.averages and first is not None:
         return [first, out]
     return []

@@ -18,7 +18,7 @@ def inputs(name: str, items: int) -> list[np.ndarray]:
     return [t.numpy() for t in example(name, items, seed=5)]
 
 
-@pytest.fixture(scope="module", params=["residual", "wide", "several"])
+@pytest.fixture(scope="module", params=["residual", "wide", "several", "positions"])
 def quantised(request) -> tuple[str, ir.Model]:
     made = compressed(request.param)
     return request.param, insert_grids(hub(request.param), made, Placement())
