@@ -17,6 +17,7 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -319,9 +320,9 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     line |= {"pairs": len(scores), "sentences_calibrated": len(calibration["input_ids"]), "original": round(before, 4)}
     rows: list[Row] = []
     with TemporaryDirectory() as place:
-        for row, vectors in (
-            *ours(calibration, Path(place), given.threads, given.seed),
-            *peers(calibration, Path(place), given.threads),
+        for row, vectors in chain(
+            ours(calibration, Path(place), given.threads, given.seed),
+            peers(calibration, Path(place), given.threads),
         ):
             after, now = correlation(vectors, judged, scores)
             rows.append(row | {"spearman": round(after, 4), "to_original": lost(now, cosines, scores)})
