@@ -26,7 +26,7 @@ from tersor.fitting import Decisions
 from tersor.graph.branches import branches
 from tersor.graph.model import Model
 from tersor.maths import grid, pattern
-from tersor.site import groups, matrices
+from tersor.site import groups, matrices, tables
 from tersor.technique import Technique
 
 VERSION = 1
@@ -74,7 +74,7 @@ def plain(decisions: Decisions) -> dict[str, Any]:
 
 def refuse_strangers(decisions: Decisions, model: Model) -> None:
     """Raise `RecipeError` where decisions name layers, groups or blocks that `model` does not have."""
-    layers = {m.name for m in matrices(model)}
+    layers = {m.name for m in (*matrices(model), *tables(model))}
     axes = {g.name: g.blocks for g in groups(model) if g.refused is None}
     strange = [f"the layer {name}" for name in decisions.techniques if name not in layers]
     strange += [f"the prunable group {name}" for name in decisions.keep if name not in axes]

@@ -1,6 +1,7 @@
 """The search for the fastest artifact inside the budget.
 
-1. *Lossless*: every target at every float precision, and everything in int8, are exported and timed side by side. Where
+1. *Lossless*: every target at every float precision, and everything in int8, are exported and timed side by side. Large
+   embeddings have 8 bits wherever anything is in int8: looking up a row costs the same, and they may be most of a file. Where
    linear layers do most of the work, int8 is also tried with grids made at run time (dynamic feeds).
 2. *Ladder*: a planner decides per layer and per group under a budget of seconds. Where all-int8 keeps the promise the rungs
    go down (narrower layers), else up (some layers back in float), until the promise breaks or holds.
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 
 from tersor.calibrated import Calibrated
 from tersor.errors import BudgetError, RecipeError, TargetError
@@ -30,13 +32,17 @@ from tersor.recipe import Recipe, refuse_strangers, technique_called
 from tersor.recovering import Recovering, Recovery
 from tersor.recovery.loop import History
 from tersor.rewrites.shrink import shrink
-from tersor.site import matrices
+from tersor.site import matrices, tables
 from tersor.target import Compressed, Target
 from tersor.targets import target_called, target_name
+from tersor.technique import Technique
 from tersor.techniques.gptq import GPTQ
+from tersor.techniques.rounding import Rounding
 from tersor.trials import Candidate, Trial, Workbench
 
 TECHNIQUE = GPTQ(bits=weight_bits())
+LOOKED_UP = Rounding(8)  # embeddings: no kernel multiplies by them
+LARGE = 1 << 16  # values, from which on an embedding is worth it
 BOLDER = (0.85, 0.7, 0.55, 0.4)  # of the seconds with everything in int8
 LIMITS = (0.25, 0.375, 0.5, 0.625, 0.75)  # of its width that a group keeps at least
 GENTLER = (0.1, 0.25, 0.5, 0.75)  # of the way back from int8 to float
@@ -179,7 +185,8 @@ class Search:
         if trial.candidate.plan is not None:
             return trial.candidate.plan.damage
         decisions = self.decided[trial.name]
-        rows = [(name, repr(technique)) for name, technique in decisions.techniques.items()] if decisions else []
+        chosen = dict(decisions.techniques) if decisions else {}
+        rows = [(m.name, repr(chosen[m.name])) for m in matrices(self.model) if m.name in chosen]
         known = decisions is not None and not decisions.cuts and all(row in self.damage for row in rows)
         return sum(self.damage[row] for row in rows) if known else None
 
@@ -191,7 +198,13 @@ class Search:
 
     def _everything_int8(self, feeds: Feeds) -> Decisions:
         chosen = {m.name: TECHNIQUE for m in matrices(self.model) if m.name not in self.job.exclude}
-        return Decisions(keep={}, techniques=chosen, feeds=feeds)
+        return Decisions(keep={}, techniques=chosen | self._looked_up({}), feeds=feeds)
+
+    def _looked_up(self, keep: Keep) -> dict[str, Technique]:
+        """What is done to large embeddings: nothing to those that `keep` makes narrower."""
+        cut = {m.tensor for cut in self.cuts if cut.group.name in keep for m in cut.group.members}
+        large = [t for t in tables(self.model) if prod(t.shape) >= LARGE and t.weight not in cut]
+        return {t.name: LOOKED_UP for t in large if t.name not in self.job.exclude}
 
     def _try_whole(self, targets: Sequence[Target]) -> None:
         self._try([Candidate(_label(t), t, Compressed(self.model)) for t in targets], None)
@@ -325,10 +338,13 @@ class Search:
 
     def _decisions(self, plan: Plan) -> Decisions:
         """A plan's choices, as the fit takes them."""
+        keep = self._keep(plan)
         techniques = {
             m.name: technique_called(plan.choice[m.name]) for m in matrices(self.model) if plan.choice[m.name] != FLOAT
         }
-        return Decisions(keep=self._keep(plan), techniques=techniques, feeds="static" if techniques else "none")
+        if not techniques:
+            return Decisions(keep=keep)
+        return Decisions(keep=keep, techniques=techniques | self._looked_up(keep), feeds="static")
 
     def _best_reached(self) -> str:
         tried = [(self.bench.judge(name), name) for name in self.bench.alive()]

@@ -22,7 +22,7 @@ from tersor.profile import TEMPERATURE
 from tersor.recovery.loop import History
 from tersor.report import Compared, Course, Executed, Figures, Layer, Report, Share, Spot, Tried
 from tersor.search import ORIGINAL, Search
-from tersor.site import Matrix, matrices, sites
+from tersor.site import Matrix, matrices, sites, tables
 from tersor.target import Compressed, Dynamic, Runner
 from tersor.trials import Trial, answers
 
@@ -110,11 +110,12 @@ def _tried(search: Search, trial: Trial) -> Tried:
 
 def _layers(search: Search, chosen: Trial) -> tuple[Layer, ...]:
     compressed, decided = chosen.candidate.compressed, search.decided[chosen.name]
-    after = {matrix.name: matrix for matrix in matrices(compressed.model)}
     techniques = decided.techniques if decided is not None else {}
+    after = {matrix.name: matrix for matrix in (*matrices(compressed.model), *tables(compressed.model))}
+    looked_up = [table for table in tables(search.model) if table.name in techniques]
     return tuple(
         _layer(search, matrix, after.get(matrix.name), compressed, repr(techniques.get(matrix.name, "as it was")))
-        for matrix in matrices(search.model)
+        for matrix in (*looked_up, *matrices(search.model))
     )
 
 
@@ -138,8 +139,9 @@ def _layer(search: Search, before: Matrix, after: Matrix | None, compressed: Com
 
 
 def _read_by(model: Model, matrix: Matrix) -> str:
-    """The graph node whose value `matrix` reads."""
-    return next(site.activation for site in sites(model) if any(m.node == matrix.node for m in site.matrices))
+    """The graph node whose value `matrix` reads; of an embedding its own, which reads indices."""
+    found = (site.activation for site in sites(model) if any(m.node == matrix.node for m in site.matrices))
+    return next(found, matrix.node)
 
 
 def _time(before: Model, after: Model, seconds_before: float, seconds_after: float) -> tuple[Share, ...]:

@@ -30,6 +30,7 @@ class Placement:
     averages: averages run on grids on both sides.
     dynamic: linear layers may have their grids made at run time.
     padded_zero: moving operators that pad channels may carry a grid whose zero is not code 0.
+    sequences: sums and averages over what has three dimensions may read it through a grid.
     """
 
     signed: bool = False
@@ -37,6 +38,7 @@ class Placement:
     averages: bool = True
     dynamic: bool = False
     padded_zero: bool = True
+    sequences: bool = True
 
 
 def wanted(
@@ -66,8 +68,16 @@ def _wanted_by(node: ir.Node, integer: bool, placement: Placement, reached: Coll
         parts = [v for v in node.inputs if v is not None]
         return parts if all(v in reached for v in parts) else []
     if node.op_type in AVERAGES and placement.averages and first is not None:
-        return [first, out]
+        return [] if not placement.sequences and sums_a_sequence(node) else [first, out]
     return []
+
+
+def sums_a_sequence(node: ir.Node) -> bool:
+    """True for a sum or average over what has three dimensions, or who knows how many."""
+    if node.op_type not in ("ReduceMean", "ReduceSum") or node.inputs[0] is None:
+        return False
+    shape = node.inputs[0].shape
+    return shape is None or len(shape) == 3
 
 
 def after_activation(value: ir.Value) -> ir.Value:
