@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
@@ -58,3 +59,17 @@ def test_an_excluded_embedding_stays(tmp_path: Path) -> None:
         module, data(module), max_drop="20%", target=target, out=out, threads=1, time_limit="1s", exclude=("items",)
     )
     assert not [layer for layer in report.layers if layer.name == "items"]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_an_onnx_file_with_codes_has_rows_of_codes(tmp_path: Path, bits: int) -> None:
+    torch.manual_seed(0)
+    module, out = Recommender().eval(), tmp_path / "small.onnx"
+    found = tersor.quantize(module, data(module), weights=8, embeddings=bits, metric="agreement", threads=1, out=out)
+    assert out.stat().st_size < 0.4 * sum(p.numel() * 4 for p in module.parameters())
+    seen = np.random.default_rng(2).integers(0, ITEMS, (64, 5))
+    session = ort.InferenceSession(out, providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: seen})
+    with torch.no_grad():
+        wanted = found.module(torch.from_numpy(seen)).numpy()
+    assert np.abs(got - wanted).max() < 0.02 * np.abs(wanted).max()  # its kernel rounds what it reads to 8 bits

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from tersor.forms.affine import Affine
 from tersor.hub.export import Exported
+from tersor.hub.lookups import look_up_codes
 from tersor.hub.values import constant, drop_unused, flag, initializer, node, plain_product
 from tersor.maths.unfold import to_matrix
 from tersor.weight import Weight
@@ -26,7 +27,7 @@ BLOCKS = (128, 64, 32, 16)  # columns, best first
 
 
 def store_codes(exported: Exported, weights: Mapping[str, Weight]) -> ir.Model:
-    """The model of `exported` with the codes of `weights` in place of the matrices of its linear layers.
+    """The model of `exported` with the codes of `weights` in place of its embeddings and the matrices of its linear layers.
 
     What has no integer codes (tables, floats), and what no linear layer reads as it is, stays float.
     """
@@ -46,6 +47,7 @@ def store_codes(exported: Exported, weights: Mapping[str, Weight]) -> ir.Model:
         name = next(same, None)
         if name is not None:
             _store(graph, matrix, name, known[name])
+    look_up_codes(graph, weights)
     drop_unused(graph)
     return onnx
 

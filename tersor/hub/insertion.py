@@ -15,9 +15,10 @@ import onnx_ir as ir
 from tersor.errors import ExportError
 from tersor.hub.dynamic import can_feed, feed_at_run_time
 from tersor.hub.export import Exported
+from tersor.hub.lookups import look_up_codes
 from tersor.hub.placement import MATRICES, MOVES, Placement, moved_from, pads_channels, sums_a_sequence, wanted
 from tersor.hub.values import constant, drop_unused, initializer, node, plain_product, shared_initializer
-from tersor.hub.weights import Codes, integer_matrices, integer_tables
+from tersor.hub.weights import Codes, integer_matrices
 from tersor.target import Compressed, Dynamic, Grid
 
 _BIAS_LIMIT = 2**30
@@ -47,8 +48,7 @@ def insert_grids(exported: Exported, compressed: Compressed, placement: Placemen
         _read_through_grid(graph, value, grid, integer, placement)
     for matrix, codes in integer.items():
         _store_codes(graph, matrix, codes)
-    for lookup, codes in integer_tables(graph, compressed.weights).items():
-        _look_up(graph, lookup, codes)
+    look_up_codes(graph, compressed.weights)
     drop_unused(graph)
     return onnx
 
@@ -190,23 +190,6 @@ def _store_codes(graph: ir.Graph, matrix: ir.Node, codes: Codes) -> None:
         matrix.replace_input_with(2, _dequantized(graph, matrix, name, rounded, scale, 0))
     weight = _dequantized(graph, matrix, codes.name, codes.codes, codes.scale, codes.axis)
     matrix.replace_input_with(1, weight)
-
-
-def _look_up(graph: ir.Graph, lookup: ir.Node, codes: Codes) -> None:
-    """Rows of codes times the scales of these rows, in place of rows of floats: nothing unpacks the whole table."""
-    name, out, ids = codes.name, lookup.outputs[0], lookup.inputs[1]
-    stored = shared_initializer(graph, f"{name}_codes", f"{out.name}.{name}_codes", codes.codes)
-    scale = codes.scale.astype(np.float32)[:, None]
-    steps = shared_initializer(graph, f"{name}_scale", f"{out.name}.{name}_scale", scale)
-    rows = node("Gather", [stored, ids], f"{out.name}_rows", 0)
-    scales = node("Gather", [steps, ids], f"{out.name}_scales", 0)
-    floats = node("Cast", [rows.outputs[0]], f"{out.name}_floats")
-    floats.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
-    product = node("Mul", [floats.outputs[0], scales.outputs[0]], f"{out.name}_read")
-    graph.insert_before(lookup, [rows, scales, floats, product])
-    ir.convenience.replace_all_uses_with(out, product.outputs[0], replace_graph_outputs=True)
-    graph.remove(lookup, safe=True)
-    product.outputs[0].name = out.name
 
 
 def _with_room(codes: Codes, bias: np.ndarray, step: np.float32) -> Codes:

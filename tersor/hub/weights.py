@@ -61,27 +61,14 @@ def integer_matrices(graph: ir.Graph, weights: Mapping[str, Weight], kinds: tupl
     return found
 
 
-def integer_tables(graph: ir.Graph, weights: Mapping[str, Weight]) -> dict[ir.Node, Codes]:
-    """The lookups of rows of a constant that is exactly one of `weights`, with its codes: a scale for each row."""
-    known = [codes for name, weight in weights.items() if (codes := codes_of(name, weight)) is not None]
-    known = [codes for codes in known if codes.codes.ndim == 2 and codes.axis == 0]
-    found: dict[ir.Node, Codes] = {}
-    for node in graph:
-        rows = node.op_type == "Gather" and ("axis" not in node.attributes or node.attributes["axis"].as_int() == 0)
-        array = constant(node.inputs[0]) if rows else None
-        match = next((c for c in known if array is not None and _is(c, array)), None)
-        if match is not None:
-            found[node] = match
-    return found
-
-
-def _is(codes: Codes, array: np.ndarray) -> bool:
+def same(codes: Codes, array: np.ndarray) -> bool:
+    """Whether `array` is what the codes stand for."""
     return codes.codes.shape == array.shape and np.array_equal(codes.dense(), array)
 
 
 def _match(array: np.ndarray, known: list[Codes]) -> Codes | None:
     for codes in known:
         for candidate in (codes, codes.transposed()) if codes.codes.ndim == 2 else (codes,):
-            if _is(candidate, array):
+            if same(candidate, array):
                 return candidate
     return None
