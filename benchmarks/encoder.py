@@ -41,8 +41,10 @@ from tersor.measuring.scores import spearman
 from tersor.profile import measure
 from tersor.rewrites.equalise import equalise
 from tersor.rewrites.fold_norms import fold_norms
-from tersor.site import matrices
+from tersor.search import LOOKED_UP
+from tersor.site import matrices, tables
 from tersor.targets import target_called
+from tersor.technique import Technique
 from tersor.techniques.gptq import GPTQ
 
 RESULTS = environment.ROOT / "benchmarks" / "results" / "encoder.jsonl"
@@ -114,7 +116,8 @@ def ours(inputs: dict[str, Tensor], place: Path, threads: int, seed: int) -> Ite
     measuring = time.perf_counter() - begin
     for feeds in ("static", "dynamic"):
         begin = time.perf_counter()
-        techniques = {m.name: GPTQ(weight_bits()) for m in matrices(model)}
+        techniques: dict[str, Technique] = {m.name: GPTQ(weight_bits()) for m in matrices(model)}
+        techniques |= {t.name: LOOKED_UP for t in tables(model)}  # as the search does it
         made = fit(model, batches, profile, Decisions(techniques=techniques, feeds=feeds), seed=seed)
         seconds = measuring + time.perf_counter() - begin
         for runtime in RUNTIMES:
