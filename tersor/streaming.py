@@ -230,7 +230,7 @@ def _carry_out(
     for name, scheme in schemes.items():
         planned |= specs(stored[name], held[f"{stored[name]}.weight"], scheme)
     scales = _cache_scales(decoder) if cache else {}
-    planned |= dict.fromkeys(scales.values(), Spec(held[next(iter(replaced))].dtype, (1,)))
+    planned |= dict.fromkeys(scales.values(), Spec(held[f"{next(iter(stored.values()))}.weight"].dtype, (1,)))
     sizes = sum(map(nbytes, held.values())), sum(map(nbytes, planned.values()))
     if out is None:
         for done, _ in enumerate(walk.blocks(), 1):

@@ -7,7 +7,7 @@ What the file means in exact arithmetic is what any runtime may compute; integer
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -118,8 +118,10 @@ def _read_through_grid(
     graph: ir.Graph, value: ir.Value, grid: Grid, integer: Collection[ir.Node], placement: Placement
 ) -> None:
     """Put Q and DQ behind `value` for all that read it: one float reader would keep its producer in float."""
-    readers = [use for use in value.uses() if placement.padded_zero or grid.zero == 0 or not _comes_to_pad(use.node)]
-    readers = [use for use in readers if placement.sequences or not sums_a_sequence(use.node)]
+    readers = [
+        use for use in value.uses() if placement.padded_zero or grid.zero == 0 or not _comes_to(pads_channels, use.node)
+    ]
+    readers = [use for use in readers if placement.sequences or not _comes_to(sums_a_sequence, use.node)]
     dequantized = _pair(graph, value, grid)
     for reader, index in readers:
         stays_float = reader.op_type in MATRICES and reader not in integer and index == 0
@@ -155,11 +157,12 @@ def _channels_read(matrix: ir.Node) -> int | None:
     return weight.shape[1] if transposed else weight.shape[0]
 
 
-def _comes_to_pad(reader: ir.Node) -> bool:
-    """True where `reader` only moves values, and they are then padded with channels."""
-    if reader.op_type not in MOVES:
-        return False
-    return pads_channels(reader) or any(_comes_to_pad(use.node) for out in reader.outputs for use in out.uses())
+def _comes_to(kind: Callable[[ir.Node], bool], reader: ir.Node) -> bool:
+    """True where `reader` is of the `kind`, or only moves values, which then come to such a node."""
+    if kind(reader):
+        return True
+    moves = reader.op_type in MOVES
+    return moves and any(_comes_to(kind, use.node) for out in reader.outputs for use in out.uses())
 
 
 def _pair(graph: ir.Graph, value: ir.Value, grid: Grid) -> ir.Value:

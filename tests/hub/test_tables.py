@@ -46,7 +46,8 @@ def test_an_average_over_a_sequence_is_what_it_should_be(runtime: str):
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             hidden = torch.relu(self.first(x))
-            return self.last(hidden).mean(1) + self.last(hidden.mean(1))  # read by a matrix, and averaged
+            moved = self.last(hidden.transpose(1, 2).mean(2))  # averaged after it was moved
+            return self.last(hidden).mean(1) + self.last(hidden.mean(1)) + moved  # read by a matrix, and averaged
 
     torch.manual_seed(0)
     model = capture(Mean().eval(), (torch.randn(2, 5, 6),))
