@@ -29,7 +29,7 @@ from torch import Tensor
 import tersor
 from benchmarks import environment, zoo
 from benchmarks.command import one_line, parser
-from tersor.calibrated import NEEDS
+from tersor import calibrated
 from tersor.fitting import Decisions, fit
 from tersor.graph.model import Model
 from tersor.inputs import models
@@ -38,8 +38,6 @@ from tersor.measuring.batches import Batch, Batches
 from tersor.measuring.clock import Contender, race
 from tersor.measuring.machine import folder_bytes, weight_bits
 from tersor.measuring.scores import spearman
-from tersor.profile import measure
-from tersor.rewrites.equalise import equalise
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.search import LOOKED_UP
 from tersor.site import matrices, tables
@@ -103,9 +101,7 @@ def prepared(batches: Sequence[tuple[Tensor, ...]], seed: int) -> tuple[Model, A
     module, tokenise = encoder()
     example = tokenise(["A sentence.", "Another one."])
     folded = fold_norms(models.captured(models.bring((module, example))))
-    profile = measure(folded, batches, NEEDS, seed=seed)
-    model = equalise(folded, profile)
-    return model, profile if model is folded else measure(model, batches, NEEDS, seed=seed)
+    return calibrated.prepared(folded, batches, seed)
 
 
 def ours(inputs: dict[str, Tensor], place: Path, threads: int, seed: int) -> Iterator[tuple[Row, Vectors]]:

@@ -65,21 +65,16 @@ def compress(key: str, batch: int, folder: Path, max_drop: float, threads: int, 
 
 def int8(key: str, seed: int) -> Compressed:
     """Every matrix in int8, every activation on a grid, fitted as the search fits them."""
-    from tersor.calibrated import NEEDS, PROFILE_ITEMS, QUANTISING_ITEMS
+    from tersor.calibrated import PROFILE_ITEMS, QUANTISING_ITEMS, prepared
     from tersor.fitting import Decisions, fit
     from tersor.inputs import models
-    from tersor.profile import measure
-    from tersor.rewrites.equalise import equalise
     from tersor.rewrites.fold_norms import fold_norms
     from tersor.search import TECHNIQUE
     from tersor.site import matrices
 
     inputs = [(x,) for x, _ in batches(key, "search")[: PROFILE_ITEMS // _BATCH]]
     folded = fold_norms(models.captured(models.bring(zoo.module(key)), (inputs[0], {})))
-    profile = measure(folded, inputs, NEEDS, seed=seed)
-    model = equalise(folded, profile)
-    if model is not folded:
-        profile = measure(model, inputs, NEEDS, seed=seed)
+    model, profile = prepared(folded, inputs, seed)
     decisions = Decisions(keep={}, techniques={m.name: TECHNIQUE for m in matrices(model)}, feeds="static")
     return fit(model, inputs[: QUANTISING_ITEMS // _BATCH], profile, decisions, seed=seed)
 

@@ -28,15 +28,15 @@ import tersor
 from benchmarks import environment, figures, zoo
 from benchmarks.ours import predict
 from benchmarks.peers import QUANTISERS
-from tersor.calibrated import NEEDS, PROFILE_ITEMS, QUANTISING_ITEMS
+from tersor import calibrated
+from tersor.calibrated import PROFILE_ITEMS, QUANTISING_ITEMS
 from tersor.fitting import Decisions, fit
 from tersor.graph.model import Model, capture
 from tersor.maths.grid import Integers, PerChannel, absmax
 from tersor.maths.ranges import minmax
 from tersor.maths.unfold import from_matrix, to_matrix
 from tersor.measuring.machine import weight_bits
-from tersor.profile import Profile, measure
-from tersor.rewrites.equalise import equalise
+from tersor.profile import Profile
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.store_quantised import store_quantised
 from tersor.site import matrices, sites
@@ -59,10 +59,7 @@ Judge = Callable[[Predict], Hits]
 def prepared(key: str, images: Tensor, seed: int) -> tuple[Model, Profile]:
     """The folded and equalised network, and what was measured of it."""
     batches = [(x,) for x in images[:PROFILE_ITEMS].split(64)]
-    folded = fold_norms(capture(zoo.module(key), (images[:2],)))
-    profile = measure(folded, batches, NEEDS, seed=seed)
-    model = equalise(folded, profile)
-    return model, profile if model is folded else measure(model, batches, NEEDS, seed=seed)
+    return calibrated.prepared(fold_norms(capture(zoo.module(key), (images[:2],))), batches, seed)
 
 
 def int8(model: Model, profile: Profile, images: Tensor, seed: int) -> Compressed:

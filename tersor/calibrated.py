@@ -6,7 +6,7 @@ another budget, goes on from what was finished.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from tersor.inputs.job import Job
 from tersor.measuring.machine import versions
 from tersor.profile import Profile, measure
 from tersor.recipe import plain
-from tersor.rewrites.equalise import equalise
+from tersor.rewrites.equalise import equalise_where_it_gains
 from tersor.store import fits, profiles
 from tersor.store.cache import Cache, code, default_folder, digest, key
 from tersor.target import Compressed
@@ -45,15 +45,19 @@ class Calibrated:
         self._movement = dict(movement or {})
         self.cache = Cache(default_folder())
 
-    @cached_property
+    @property
     def model(self) -> Model:
         """The same function as the folded model, scales moved between layers where the quadratic falls by that."""
-        return equalise(self._folded, self.measured(self._folded))
+        return self._equalised[0]
 
     @cached_property
     def profile(self) -> Profile:
         """H, g and ranges of `model`."""
-        return self._with_movement(self.measured(self.model))
+        return self._with_movement(self._equalised[1])
+
+    @cached_property
+    def _equalised(self) -> tuple[Model, Profile]:
+        return equalised(self._folded, self.measured, self.needs)
 
     def _with_movement(self, seen: Profile) -> Profile:
         moved = {n: replace(seen.facts[n], movement=each) for n, each in self._movement.items()}
@@ -85,17 +89,18 @@ class Calibrated:
         wider = Calibrated(self._job, self._folded, needs=self.needs | asked)
         return self._with_movement(wider.measured(self.model))
 
-    def measured(self, model: Model) -> Profile:
-        """H, g and ranges of any model that takes the same inputs."""
+    def measured(self, model: Model, needs: frozenset[str] | None = None) -> Profile:
+        """H, g and ranges of any model that takes the same inputs; `needs` other than its own where they are given."""
+        needs = self.needs if needs is None else needs
         items = min(PROFILE_ITEMS, len(self._job.calibration))
         progress = self._progress("measuring activations")
 
         def measured() -> Profile:
             progress(0, items)
             batches, seed = self._inputs(items), self._job.seed
-            return measure(model, batches, self.needs, seed=seed, progress=lambda done: progress(done, items))
+            return measure(model, batches, needs, seed=seed, progress=lambda done: progress(done, items))
 
-        return profiles.remembered(self.cache, self.key(model, "profile", sorted(self.needs)), measured)
+        return profiles.remembered(self.cache, self.key(model, "profile", sorted(needs)), measured)
 
     def _progress(self, stage: str) -> Callable[[int, int], None]:
         return lambda done, total: self._job.progress(stage, done, total)
@@ -107,3 +112,17 @@ class Calibrated:
 
     def _inputs(self, items: int) -> list[tuple[Tensor, ...]]:
         return [batch.inputs for batch in self._job.calibration.take(items)]
+
+
+def equalised(
+    folded: Model, measured: Callable[[Model, frozenset[str]], Profile], needs: frozenset[str] = NEEDS
+) -> tuple[Model, Profile]:
+    """The model with scales moved where that pays, and its profile; `measured` makes one, of a model and what is needed."""
+    seen = measured(folded, needs)
+    model, facts = equalise_where_it_gains(folded, seen)
+    return model, seen if model is folded else replace(seen, facts=facts, ranges=measured(model, frozenset()).ranges)
+
+
+def prepared(folded: Model, batches: Sequence[Sequence[Tensor]], seed: int = 0) -> tuple[Model, Profile]:
+    """The same from flat input batches, kept nowhere."""
+    return equalised(folded, lambda model, needs: measure(model, batches, needs, seed=seed))

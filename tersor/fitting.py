@@ -27,7 +27,7 @@ from tersor.graph.branches import branches, without
 from tersor.graph.checked import checked
 from tersor.graph.likelihood import divergence
 from tersor.graph.lockstep import Here, Lockstep
-from tersor.graph.memory import peak_bytes
+from tersor.graph.memory import peak_bytes, together
 from tersor.graph.model import Model
 from tersor.graph.recurrent import recurrences, start_of
 from tersor.maths.damage import best_bias
@@ -36,7 +36,7 @@ from tersor.maths.histogram import Histogram
 from tersor.maths.ranges import least_damage, mse, robust
 from tersor.maths.regression import Moments, best_ridge, matched, moments, optimum
 from tersor.maths.unfold import from_matrix, to_matrix
-from tersor.profile import SLICE, Facts, Profile, measure, outputs_of, rows_of, sampled
+from tersor.profile import Facts, Profile, measure, outputs_of, rows_of, sampled
 from tersor.rewrites.shrink import mask, shrink
 from tersor.site import Matrix, matrices, tables
 from tersor.target import Compressed, Dynamic, Grid
@@ -106,7 +106,7 @@ def fit(
     whole = [tuple(b) for b in checked(model, batches)]
     best = Fitted(model, {}, 0.0)
     if decisions.cuts or decisions.techniques:
-        pieces = _pieces(whole, max(2, memory // (2 * max(1, peak_bytes(model)))))
+        pieces = _pieces(whole, max(2, memory // (2 * max(1, peak_bytes(model)))), together(model))
         matching = (False, True) if decisions.cuts else (False,)
         aiming = (False, True) if decisions.bits <= COARSE else (False,)
         walks = [_Walk(model, pieces, profile, decisions, seed, *how) for how in product(matching, aiming)]
@@ -317,10 +317,10 @@ def _held_out(index: int, count: int) -> bool:
     return count > 1 and index % HELD_OUT == min(HELD_OUT, count) - 1
 
 
-def _pieces(whole: Sequence[tuple[Tensor, ...]], most: int) -> list[tuple[Tensor, ...]]:
-    """The first `most` items, in pieces small enough that some can be held out."""
+def _pieces(whole: Sequence[tuple[Tensor, ...]], most: int, together: int) -> list[tuple[Tensor, ...]]:
+    """The first `most` items, in pieces of at most `together`, small enough that some can be held out."""
     items = min(most, sum(batch[0].shape[0] for batch in whole))
-    size = max(1, min(SLICE, items // HELD_OUT))
+    size = max(1, min(together, items // HELD_OUT))
     pieces: list[tuple[Tensor, ...]] = []
     for batch in whole:
         for start in range(0, batch[0].shape[0], size):

@@ -7,7 +7,7 @@ damage of replacing `W` by `V` is `1/2 tr(diag(g) (V - W) H (V - W)^T)`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from tersor.graph.checked import checked, finite
-from tersor.graph.fisher import squared_gradients, squared_weight_gradients
+from tersor.graph.fisher import gradients, squared_weight_gradients
+from tersor.graph.memory import cut, together
 from tersor.graph.model import Model
 from tersor.maths.gram import Scatter, products, scatter, shrunk, with_constant
 from tersor.maths.histogram import Histogram
@@ -23,7 +24,6 @@ from tersor.maths.unfold import positions, to_matrix, unfold
 from tersor.site import Matrix, matrices
 
 POSITIONS = 64  # output positions an item that enter the Gram matrix
-SLICE = 64  # items that go through the network together
 TEMPERATURE = 8.0  # on items that it was trained on a network is so sure of itself that its Fisher is mostly noise
 MEMORY = 2 << 30  # bytes of Gram matrices held at once
 
@@ -84,7 +84,7 @@ def measure(
 ) -> Profile:
     """Measure what `needs` asks for ("gram", "fisher", "gradient"), and the range of every float activation.
 
-    Streams over the flat input batches, `SLICE` items at a time, with at most `memory` bytes of Gram matrices; where they need
+    Streams over the flat input batches, a few items at a time, with at most `memory` bytes of Gram matrices; where they need
     more, the matrices are taken in parts, one pass each. `progress` hears the items seen so far.
     Class predictions are softened by `temperature` before the Fisher is drawn from them. Same seed, same answer.
     Raises `DataError` on data or activations that are not finite, and on empty, constant or ill-fitting data.
@@ -93,10 +93,10 @@ def measure(
     kept = tuple(batches) if len(parts) > 1 else batches
     facts: dict[str, Facts] = {}
     ranges: dict[str, Range] = {}
-    items = 0
+    items, size = 0, together(model)
     for index, part in enumerate(parts):
         one = _Pass(model, part, needs, seed, temperature, ranged=index == 0)
-        for piece in _pieces(checked(model, kept)):
+        for piece in (piece for batch in checked(model, kept) for piece in cut(batch, size)):
             one.see(piece)
             if progress is not None:
                 progress(one.items + index * items)
@@ -171,9 +171,11 @@ class _Pass:
             return value
 
         last = _last_readers(self._model)
-        self._model.interpret(flat, visit)
         if "fisher" in self._needs:
-            self._add_fisher(flat)
+            how = (self._by_node.keys(), self._labels, self._temperature)
+            gradients(self._model, flat, *how, visit, self._add_fisher)
+        else:
+            self._model.interpret(flat, visit)
         if "gradient" in self._needs:
             self._add_gradient(flat)
 
@@ -187,13 +189,12 @@ class _Pass:
             sums[matrix.name] = sums[matrix.name] + total if matrix.name in sums else total
         self._positions[matrix.name] = self._positions.get(matrix.name, 0) + rows.shape[1]
 
-    def _add_fisher(self, flat: Sequence[Tensor]) -> None:
-        squares = squared_gradients(self._model, flat, self._by_node.keys(), self._labels, self._temperature)
-        for node, square in squares.items():
-            matrix = self._by_node[node]
-            finite(node, square)
-            total = outputs_of(matrix, square).sum(1, dtype=torch.float64).reshape(-1)
-            self._fisher[matrix.name] = self._fisher.get(matrix.name, torch.zeros_like(total)) + total
+    def _add_fisher(self, node: str, gradient: Tensor) -> None:
+        matrix = self._by_node[node]
+        square = gradient.square() if matrix.convolution is not None else gradient.square().movedim(-1, 1)
+        finite(node, square)
+        total = square.reshape(*square.shape[:2], -1).sum(2).sum(0, dtype=torch.float64)
+        self._fisher[matrix.name] = self._fisher.get(matrix.name, torch.zeros_like(total)) + total
 
     def _add_gradient(self, flat: Sequence[Tensor]) -> None:
         names = {matrix.weight for matrix in self._by_node.values()}
@@ -206,17 +207,23 @@ class _Pass:
         found = {}
         for matrix in self._by_node.values():
             gram, active = self._gram.get(matrix.name), self._activity.get(matrix.name)
-            fisher, gradient = self._fisher.get(matrix.name), self._gradient.get(matrix.name)
+            gradient = self._gradient.get(matrix.name)
             rows = matrix.shape[1] * matrix.groups if _transposed(matrix) else matrix.shape[0]
             found[matrix.name] = Facts(
                 shrunk(gram / self._positions[matrix.name], self._scatters[matrix.name])
                 if gram is not None
                 else torch.zeros(matrix.groups, 0, 0),
-                fisher / self.items if fisher is not None else torch.ones(rows, dtype=torch.float64),
+                self._mean_fisher(matrix.name, rows),
                 active / self._positions[matrix.name] if active is not None else torch.zeros(matrix.groups, 2, 0),
                 gradient=gradient / self.items if gradient is not None else None,
             )
         return found
+
+    def _mean_fisher(self, name: str, rows: int) -> Tensor:
+        """Zero where the loss does not depend on the matrix, one where nothing was asked."""
+        if "fisher" not in self._needs:
+            return torch.ones(rows, dtype=torch.float64)
+        return self._fisher.get(name, torch.zeros(rows, dtype=torch.float64)) / self.items
 
     def ranges(self) -> dict[str, Range]:
         return {
@@ -247,12 +254,6 @@ def _parts(found: Sequence[Matrix], memory: int) -> list[tuple[Matrix, ...]]:
             parts.append((matrix,))
             held = size
     return parts or [()]
-
-
-def _pieces(batches: Iterable[Sequence[Tensor]]) -> Iterator[tuple[Tensor, ...]]:
-    for batch in batches:
-        for start in range(0, batch[0].shape[0], SLICE):
-            yield tuple(x[start : start + SLICE] for x in batch)
 
 
 def _last_readers(model: Model) -> dict[fx.Node, fx.Node]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -10,28 +10,29 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from tersor.graph.likelihood import sampled_loss
-from tersor.graph.model import Model
+from tersor.graph.model import Model, Visitor
 
 
-def squared_gradients(
-    model: Model, flat: Sequence[Tensor], nodes: Collection[str], generator: torch.Generator, temperature: float
-) -> dict[str, Tensor]:
-    """For each named node, the squared gradient of the sampled loss, in the shape of the node's value.
+def gradients(
+    model: Model,
+    flat: Sequence[Tensor],
+    nodes: Collection[str],
+    generator: torch.Generator,
+    temperature: float,
+    visit: Visitor,
+    seen: Callable[[str, Tensor], None],
+) -> None:
+    """Show `seen` the gradient of the sampled loss at each named node, in the shape of the node's value, and keep none.
 
-    The loss is summed over items, which evaluation mode keeps apart, so each item sees its own gradient.
+    The loss is summed over items, which evaluation mode keeps apart, so each item sees its own gradient. `visit` sees every
+    value on the way, as in `Model.interpret`, and leaves it as it is. Nodes that the loss does not depend on are not shown.
     """
-    tracking = _Tracking(model.module, nodes)
+    tracking = _Tracking(model.module, nodes, visit, seen)
     args, kwargs = model.arguments(flat)
     outputs = pytree.tree_leaves(tracking.run(*pytree.tree_leaves((args, kwargs))))
     loss = sampled_loss([o for o in outputs if isinstance(o, Tensor)], flat, generator, temperature)
-    names = list(tracking.seen)
-    if loss is None or not names:
-        return {name: torch.zeros_like(value) for name, value in tracking.seen.items()}
-    found = torch.autograd.grad(loss, [tracking.seen[n] for n in names], allow_unused=True)
-    return {
-        name: torch.zeros_like(tracking.seen[name]) if gradient is None else gradient.square()
-        for name, gradient in zip(names, found, strict=True)
-    }
+    if loss is not None and tracking.roots:
+        torch.autograd.grad(loss, tracking.roots, allow_unused=True)
 
 
 def squared_weight_gradients(
@@ -67,16 +68,22 @@ def _deepcopied(model: Model, names: Collection[str]) -> Model:
 
 
 class _Tracking(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, nodes: Collection[str]):
+    """Runs with gradients behind the first of `nodes`; `roots` are those among them that depend on no other."""
+
+    def __init__(
+        self, module: fx.GraphModule, nodes: Collection[str], visit: Visitor, seen: Callable[[str, Tensor], None]
+    ):
         super().__init__(module)
-        self._nodes = nodes
-        self.seen: dict[str, Tensor] = {}
+        self._nodes, self._visit, self._seen = nodes, visit, seen
+        self.roots: list[Tensor] = []
 
     def run_node(self, n: fx.Node) -> Any:
         with torch.enable_grad():
             value = super().run_node(n)
             if n.name in self._nodes:
                 if not value.requires_grad:
-                    value.requires_grad_()
-                self.seen[n.name] = value
-            return value
+                    self.roots.append(value.requires_grad_())
+                value.register_hook(lambda gradient: self._seen(n.name, gradient))
+        with torch.no_grad():
+            self._visit(n, value)
+        return value

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from tersor.graph.model import Model
+
+ITEMS = 64
+BYTES = 32 << 20
+"""Of activations: what stays in caches, and what the allocator keeps instead of asking the system each time."""
+
+
+def together(model: Model) -> int:
+    """How many items go through the model at once: at most ITEMS, and no more than BYTES of activations."""
+    return max(1, min(ITEMS, BYTES // max(1, peak_bytes(model))))
+
+
+def cut(batch: Sequence[Tensor], size: int) -> list[tuple[Tensor, ...]]:
+    """A batch in pieces of at most `size` items."""
+    return [tuple(x[start : start + size] for x in batch) for start in range(0, batch[0].shape[0], size)]
 
 
 def peak_bytes(model: Model) -> int:

@@ -8,7 +8,8 @@ nothing moves.
 
 With a profile, a pair takes its new scales only where the quadratic of B in 8 bits clearly falls: `W -> W S`,
 `H -> S^-1 H S^-1`, and the range of the input goes with its largest root mean square; no new forward pass. (A has a grid
-a row, so its damage stays: its error shrinks by s, and its `g` grows by s^2.)
+a row, so its damage stays: its error shrinks by s, and its `g` grows by s^2.) The facts follow in the same way; only ranges
+of activations between the two must be seen anew.
 
 Cost: a few passes over the weights. It does nothing where an activation saturates (ReLU6), branches, or where a norm has
 not been folded. Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019.
@@ -17,7 +18,7 @@ not been folded. Source: Nagel et al., Data-Free Quantization Through Weight Equ
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -26,7 +27,7 @@ from tersor.graph.arguments import bound
 from tersor.graph.model import Model
 from tersor.graph.operators import aten
 from tersor.maths.unfold import to_matrix
-from tersor.profile import Profile
+from tersor.profile import Facts, Profile
 from tersor.site import Group, Matrix, groups, matrices
 
 _HOMOGENEOUS = frozenset(
@@ -70,19 +71,31 @@ class _Pair:
     axis: int
 
 
-def equalise(model: Model, profile: Profile | None = None) -> Model:
-    """The same function with equal channel ranges on both sides of every pair of matrices.
+def equalise(model: Model) -> Model:
+    """The same function with equal channel ranges on both sides of every pair of matrices."""
+    return _moved(model, _moves(model))
 
-    With a profile of `model`, only where that gains in 8 bits; `model` itself where it does nowhere.
+
+def equalise_where_it_gains(model: Model, profile: Profile) -> tuple[Model, dict[str, Facts]]:
+    """The same, only where that gains in 8 bits by a profile of `model`, and the facts of the new model's matrices.
+
+    `model` itself and its own facts where it gains nowhere.
     """
+    moves = [(pair, scale) for pair, scale in _moves(model) if _gains(model, pair, scale, profile)]
+    facts = dict(profile.facts)
+    for pair, scale in moves:
+        _follow(facts, model, pair, scale)
+    return _moved(model, moves) if moves else model, facts
+
+
+def _moves(model: Model) -> list[tuple[_Pair, Tensor]]:
     pairs = list(_pairs(model))
-    moves = list(zip(pairs, _scales(model, pairs), strict=True))
-    if profile is not None:
-        moves = [(pair, scale) for pair, scale in moves if _gains(model, pair, scale, profile)]
-        if not moves:
-            return model
+    return list(zip(pairs, _scales(model, pairs), strict=True))
+
+
+def _moved(model: Model, moves: Sequence[tuple[_Pair, Tensor]]) -> Model:
     model = model.copy()
-    values = _values(model, pairs)
+    values = _values(model, [pair for pair, _ in moves])
     for pair, scale in moves:
         _move(values, pair, scale)
     for name, value in values.items():
@@ -117,14 +130,45 @@ def _values(model: Model, pairs: Sequence[_Pair]) -> dict[str, Tensor]:
 def _gains(model: Model, pair: _Pair, scale: Tensor, profile: Profile) -> bool:
     """Whether storing the second matrix in 8 bits, and reading its input so, costs clearly less damage than before."""
     matrix, facts = pair.second, profile.facts[pair.second.name]
-    weight = model.tensor(matrix.weight).double()
-    wide = _scaled(torch.ones_like(weight), pair.axis, pair.columns, scale)
-    w, s = (to_matrix(t, matrix.groups, matrix.transposed) for t in (weight, wide))
+    w = to_matrix(model.tensor(matrix.weight).double(), matrix.groups, matrix.transposed)
+    s = _as_rows(model, matrix, pair.axis, pair.columns, scale)
     step = profile.ranges[_input(model, matrix)].step
-    inverse = torch.cat([1 / s[:, 0], torch.ones_like(s[:, 0, :1])], 1)
-    gram = facts.gram * inverse[:, :, None] * inverse[:, None, :]
+    gram = _seen(facts.gram, s)
     after = _damage(w * s, gram, facts.fisher, step * _root_mean_square(gram) / _root_mean_square(facts.gram))
     return after < CLEARLY * _damage(w, facts.gram, facts.fisher, step)
+
+
+def _follow(facts: dict[str, Facts], model: Model, pair: _Pair, scale: Tensor) -> None:
+    """Outputs of the first and inputs of the second are divided by `scale`; gradients go the other way."""
+    out = _output_axis(pair.first)
+    assert out is not None
+    before = facts[pair.first.name]
+    s = _as_rows(model, pair.first, out, pair.rows, scale)
+    facts[pair.first.name] = replace(
+        before,
+        fisher=before.fisher * s[:, :, 0].reshape(-1).square(),
+        gradient=None if before.gradient is None else before.gradient * s.square(),
+    )
+    before = facts[pair.second.name]
+    s = _as_rows(model, pair.second, pair.axis, pair.columns, scale)
+    facts[pair.second.name] = replace(
+        before,
+        gram=_seen(before.gram, s),
+        activity=torch.stack([before.activity[:, 0] / s[:, 0], before.activity[:, 1]], 1),
+        gradient=None if before.gradient is None else before.gradient / s.square(),
+    )
+
+
+def _as_rows(model: Model, matrix: Matrix, axis: int, positions: tuple[tuple[int, ...], ...], scale: Tensor) -> Tensor:
+    """The factors of each weight, as (groups, rows, columns)."""
+    ones = torch.ones(model.tensor(matrix.weight).shape, dtype=torch.float64)
+    return to_matrix(_scaled(ones, axis, positions, scale), matrix.groups, matrix.transposed)
+
+
+def _seen(gram: Tensor, s: Tensor) -> Tensor:
+    """The Gram matrix of inputs that were divided by the columns of `s` (groups, rows, columns)."""
+    inverse = torch.cat([1 / s[:, 0], torch.ones_like(s[:, 0, :1])], 1)
+    return gram * inverse[:, :, None] * inverse[:, None, :]
 
 
 def _damage(w: Tensor, gram: Tensor, fisher: Tensor, step: float) -> float:

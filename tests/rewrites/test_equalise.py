@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from zoo import ZOO, batch, captured
 
 from tersor.graph.model import capture
-from tersor.rewrites.equalise import equalise
+from tersor.profile import measure
+from tersor.rewrites import equalise as rules
+from tersor.rewrites.equalise import equalise, equalise_where_it_gains
 from tersor.rewrites.fold_norms import fold_norms
 
 
@@ -68,3 +70,29 @@ def test_what_saturates_is_left_alone(between: nn.Module) -> None:
     module = nn.Sequential(nn.Linear(4, 6), between, nn.Linear(6, 3))
     model = capture(module.eval(), (torch.randn(2, 4),))
     assert torch.equal(equalise(model).tensor("0.weight"), model.tensor("0.weight"))
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+def test_facts_follow_the_scales(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "CLEARLY", float("inf"))  # every pair moves
+    monkeypatch.setattr("tersor.maths.gram.NEGLIGIBLE", float("inf"))  # nothing is shrunk
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 6, 3),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, groups=groups),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(24, 5),
+    ]
+    module = nn.Sequential(*layers).eval()
+    module[0].weight.data *= torch.logspace(-1, 1, 6).reshape(-1, 1, 1, 1)
+    needs = frozenset({"gram", "fisher", "gradient"})
+    model = capture(module, (torch.randn(2, 3, 6, 6),))
+    batches = [(torch.randn(40, 3, 6, 6, generator=torch.Generator().manual_seed(1)),)]
+    other, facts = equalise_where_it_gains(model, measure(model, batches, needs))
+    assert not torch.equal(other.tensor("2.weight"), model.tensor("2.weight"))
+    for name, seen in measure(other, batches, needs).facts.items():
+        for field in ("gram", "fisher", "activity", "gradient"):
+            wanted, got = getattr(seen, field), getattr(facts[name], field)
+            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
