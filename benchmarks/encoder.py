@@ -114,7 +114,9 @@ def ours(inputs: dict[str, Tensor], place: Path, threads: int, seed: int) -> Ite
         begin = time.perf_counter()
         techniques: dict[str, Technique] = {m.name: GPTQ(weight_bits()) for m in matrices(model)}
         techniques |= {t.name: LOOKED_UP for t in tables(model)}  # as the search does it
-        made = fit(model, batches, profile, Decisions(techniques=techniques, feeds=feeds), seed=seed)
+        decisions = Decisions(techniques=techniques, feeds=feeds)
+        ground = calibrated.smoothed(model, profile, batches, decisions)
+        made = fit(ground[0], batches, ground[1], decisions, seed=seed)
         seconds = measuring + time.perf_counter() - begin
         for runtime in RUNTIMES:
             folder = place / f"tersor {feeds} {runtime}"

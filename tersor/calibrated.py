@@ -20,6 +20,8 @@ from tersor.measuring.machine import versions
 from tersor.profile import Profile, measure
 from tersor.recipe import plain
 from tersor.rewrites.equalise import equalise_where_it_gains
+from tersor.rewrites.smooth import scales, smooth
+from tersor.site import sites
 from tersor.store import fits, profiles
 from tersor.store.cache import Cache, code, default_folder, digest, key
 from tersor.target import Compressed
@@ -66,20 +68,27 @@ class Calibrated:
     def fit(self, decisions: Decisions, items: int | None = None) -> Compressed:
         """Carry out decisions on `model`. items: of the calibration part; else as many as the decisions are worth."""
         items = items or (len(self._job.calibration) if decisions.cuts else QUANTISING_ITEMS)
+        divided = wanted_scales(self.model, decisions, self._scales)
 
         def fitted() -> Compressed:
-            batches, seed = self._inputs(items), self._job.seed
-            return fit(
-                self.model,
-                batches,
-                self._profile_for(decisions),
-                decisions,
-                seed=seed,
-                progress=self._progress("fitting weights"),
-            )
+            batches, seed, profile = self._inputs(items), self._job.seed, self._profile_for(decisions)
+            model, facts = smooth(self.model, divided, profile.facts)
+            known = replace(profile, facts=facts)
+            return fit(model, batches, known, decisions, seed=seed, progress=self._progress("fitting weights"))
 
-        key = self.key(self.model, "fit", items, plain(decisions), digest(self._movement), sorted(self.needs))
-        return fits.remembered(self.cache, key, lambda: decisions.cut(self.model), fitted)
+        digests = digest(self._movement), digest(divided)
+        key = self.key(self.model, "fit", items, plain(decisions), *digests, sorted(self.needs))
+        return fits.remembered(self.cache, key, lambda: decisions.cut(smooth(self.model, divided)[0]), fitted)
+
+    def _scales(self, weights: int, reads: int) -> Mapping[str, Tensor]:
+        """What `rewrites.smooth` finds for these bits."""
+        key = self.key(self.model, "scales", weights, reads)
+        entry = self.cache.get(key)
+        if entry is not None:
+            return entry.tensors
+        found = scales(self.model, self._inputs(PROFILE_ITEMS), weights, reads)
+        self.cache.put(key, found)
+        return found
 
     def _profile_for(self, decisions: Decisions) -> Profile:
         """The profile, with what the techniques need besides."""
@@ -123,6 +132,26 @@ def equalised(
     return model, seen if model is folded else replace(seen, facts=facts, ranges=measured(model, frozenset()).ranges)
 
 
+def wanted_scales(
+    model: Model, decisions: Decisions, found: Callable[[int, int], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Of the scales `found` for bits of weights and of what they read, those that the integer layers of `decisions` want."""
+    bits = {name: b for name, t in decisions.techniques.items() if isinstance(b := getattr(t, "bits", None), int)}
+    read = {site.activation for site in sites(model) if any(m.name in bits for m in site.matrices)}
+    if decisions.feeds == "none" or not read:
+        return {}
+    return {name: scale for name, scale in found(min(bits.values()), decisions.bits).items() if name in read}
+
+
 def prepared(folded: Model, batches: Sequence[Sequence[Tensor]], seed: int = 0) -> tuple[Model, Profile]:
-    """The same from flat input batches, kept nowhere."""
+    """`equalised` from flat input batches, kept nowhere."""
     return equalised(folded, lambda model, needs: measure(model, batches, needs, seed=seed))
+
+
+def smoothed(
+    model: Model, profile: Profile, batches: Sequence[Sequence[Tensor]], decisions: Decisions
+) -> tuple[Model, Profile]:
+    """The model and its profile with scales moved for the grids of `decisions`, kept nowhere."""
+    divided = wanted_scales(model, decisions, lambda weights, reads: scales(model, batches, weights, reads))
+    model, facts = smooth(model, divided, profile.facts)
+    return model, replace(profile, facts=facts)

@@ -1,8 +1,9 @@
 """Through which grid each activation is read: none, one fixed on calibration data, or one made at run time.
 
 A static grid clips what calibration did not see and costs nothing at run time, since integer kernels pass codes on to one
-another. A dynamic one always fits, and costs two passes over the activation; the layer gives floats. It pays where large
-matrices stand between operators that are float anyway (norms, softmax, GELU): linear layers of transformers and MLPs.
+another; it stands only where they do. A dynamic one always fits, and costs two passes over the activation; the layer gives
+floats. It pays where large matrices stand between operators that are float anyway (norms, softmax, GELU): linear layers of
+transformers and MLPs.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from typing import Literal
 
 from torch import Tensor
 
+from tersor.graph.codes import on_grids
 from tersor.graph.model import Model
 from tersor.maths.ranges import robust
 from tersor.profile import Range
-from tersor.site import matrix_of, sites
+from tersor.site import matrices, matrix_of, sites
 from tersor.target import Dynamic, Grid
 
 Feeds = Literal["none", "static", "dynamic"]
-"""No grids; a static one on every activation; a dynamic one for every linear layer and static ones around convolutions."""
+"""No grids; a static one wherever integer kernels read or hand on codes; a dynamic one for every linear layer and static ones
+around convolutions."""
 Feed = Callable[[Tensor, Tensor, float, float], tuple[float, int]]
 """(scale, zero) of an activation from its histogram: (counts, edges, low, high)."""
 
@@ -29,7 +32,7 @@ def feeds_of(model: Model, ranges: Mapping[str, Range], kind: Feeds, feed: Feed 
     if kind == "none":
         return {}
     dynamic = _read_by_linears(model) if kind == "dynamic" else frozenset()
-    static = _around_convolutions(model, ranges) if kind == "dynamic" else frozenset(ranges)
+    static = _around_convolutions(model, ranges) if kind == "dynamic" else _on_grids(model)
     found: dict[str, Grid | Dynamic] = {}
     for name, seen in ranges.items():
         if name in dynamic:
@@ -37,6 +40,12 @@ def feeds_of(model: Model, ranges: Mapping[str, Range], kind: Feeds, feed: Feed 
         elif name in static:
             found[name] = Grid(*feed(seen.counts, seen.edges, seen.low, seen.high))
     return found
+
+
+def _on_grids(model: Model) -> frozenset[str]:
+    """Activations that integer kernels read, give or hand on, and the model's outputs, which a target may want so."""
+    outputs = next(node for node in model.graph.nodes if node.op == "output").all_input_nodes
+    return on_grids(model.graph, {m.node for m in matrices(model)}) | {node.name for node in outputs}
 
 
 def _read_by_linears(model: Model) -> frozenset[str]:

@@ -8,7 +8,7 @@ damage of replacing `W` by `V` is `1/2 tr(diag(g) (V - W) H (V - W)^T)`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,17 @@ class Facts:
     drift: Tensor | None = None
     gradient: Tensor | None = None
     movement: Tensor | None = None
+
+    def with_inputs_divided(self, scale: Tensor) -> Facts:
+        """What they are when input j is divided by `scale[..., j]`, float64 (groups, 1 or rows, c), and column j times it."""
+        inverse = 1 / scale[:, 0]
+        wide = torch.cat([inverse, torch.ones_like(inverse[:, :1])], 1)
+        return replace(
+            self,
+            gram=self.gram * wide[:, :, None] * wide[:, None, :],
+            activity=torch.stack([self.activity[:, 0] * inverse, self.activity[:, 1]], 1),
+            gradient=None if self.gradient is None else self.gradient / scale.square(),
+        )
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """Where Q/DQ pairs go. The rule is one; a target chooses its flags.
 
 An activation gets a pair when an integer kernel wants it on a grid: the input of each matrix whose weight is stored in
-integers (and its output, past the ReLU or clip that kernels absorb), both inputs of each add and every part of a concat (unless
-one of them is the same for all inputs), input and output of each average. Operators that only move values (slice, pad, reshape,
-max pool) take the grid of what they move, before and after.
+integers, the output of each convolution (past the ReLU or clip that kernels absorb), input and output of each average. The
+output of other matrices, both inputs of each add and every part of a concat (unless one of them is the same for all inputs)
+get one where codes go on from there to such a kernel. Before a norm, a GELU or a softmax, which are float, a grid would gain
+nothing, and cost the most: residual streams of transformers have a few channels a hundred times as large as the others.
+Operators that only move values (slice, pad, reshape, max pool) take the grid of what they move, before and after.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ MATRICES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 AVERAGES = ("ReduceMean", "AveragePool", "GlobalAveragePool")
 MOVES = ("Slice", "Pad", "Reshape", "Transpose", "MaxPool", "Flatten", "Squeeze", "Unsqueeze", "Split", "Identity")
 ABSORBED = ("Relu", "Clip")
+JOINS = ("Add", "Concat")
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,14 @@ def wanted(
 ) -> list[ir.Value]:
     """Values to read through a grid, in execution order: `integer` matrices want them, and `fed` says who has one."""
     found: dict[ir.Value, None] = {}
+    taken = _taken_as_codes(graph, integer, placement)
     reached = set(graph.inputs)  # by what the model is given
     for node in graph:
         if any(value in reached for value in node.inputs):
             reached.update(node.outputs)
-        values = _wanted_by(node, node in integer, placement, reached)
+        values = _wanted_by(node, node in integer, placement, reached, taken)
         # A sum or a concat of which one part stays float is computed in float: no grid helps it.
-        joins = node.op_type in ("Add", "Concat") and not all(fed(v) for v in values)
+        joins = node.op_type in JOINS and not all(fed(v) for v in values)
         for value in values:
             only_output = value.is_graph_output() and not value.uses()
             if fed(value) and not joins and (placement.outputs or not only_output):
@@ -60,16 +64,36 @@ def wanted(
     return list(found)
 
 
-def _wanted_by(node: ir.Node, integer: bool, placement: Placement, reached: Collection[ir.Value]) -> list[ir.Value]:
+def _wanted_by(
+    node: ir.Node,
+    integer: bool,
+    placement: Placement,
+    reached: Collection[ir.Value],
+    taken: Collection[ir.Value],
+) -> list[ir.Value]:
     first, out = node.inputs[0] if node.inputs else None, node.outputs[0]
     if integer and first is not None:
-        return [first, after_activation(out)]
-    if node.op_type in ("Add", "Concat"):
+        after = after_activation(out)
+        return [first, after] if "Conv" in node.op_type or after in taken else [first]
+    if node.op_type in JOINS:
         parts = [v for v in node.inputs if v is not None]
-        return parts if all(v in reached for v in parts) else []
-    if node.op_type in AVERAGES and placement.averages and first is not None:
-        return [] if not placement.sequences and sums_a_sequence(node) else [first, out]
-    return []
+        return parts if out in taken and all(v in reached for v in parts) else []
+    return [first, out] if first is not None and _averages_codes(node, placement) else []
+
+
+def _taken_as_codes(graph: ir.Graph, integer: Collection[ir.Node], placement: Placement) -> set[ir.Value]:
+    """What an integer kernel reads, directly or past operators that hand codes on."""
+    taken = {value for value in graph.outputs if placement.outputs}
+    for node in reversed(graph):
+        if node in integer or _averages_codes(node, placement):
+            taken.update(node.inputs[:1])
+        elif node.op_type in (*JOINS, *MOVES, *ABSORBED) and any(out in taken for out in node.outputs):
+            taken.update(node.inputs if node.op_type in JOINS else node.inputs[:1])
+    return {value for value in taken if value is not None}
+
+
+def _averages_codes(node: ir.Node, placement: Placement) -> bool:
+    return node.op_type in AVERAGES and placement.averages and (placement.sequences or not sums_a_sequence(node))
 
 
 def sums_a_sequence(node: ir.Node) -> bool:

@@ -133,7 +133,7 @@ def _gains(model: Model, pair: _Pair, scale: Tensor, profile: Profile) -> bool:
     w = to_matrix(model.tensor(matrix.weight).double(), matrix.groups, matrix.transposed)
     s = _as_rows(model, matrix, pair.axis, pair.columns, scale)
     step = profile.ranges[_input(model, matrix)].step
-    gram = _seen(facts.gram, s)
+    gram = facts.with_inputs_divided(s).gram
     after = _damage(w * s, gram, facts.fisher, step * _root_mean_square(gram) / _root_mean_square(facts.gram))
     return after < CLEARLY * _damage(w, facts.gram, facts.fisher, step)
 
@@ -149,26 +149,14 @@ def _follow(facts: dict[str, Facts], model: Model, pair: _Pair, scale: Tensor) -
         fisher=before.fisher * s[:, :, 0].reshape(-1).square(),
         gradient=None if before.gradient is None else before.gradient * s.square(),
     )
-    before = facts[pair.second.name]
     s = _as_rows(model, pair.second, pair.axis, pair.columns, scale)
-    facts[pair.second.name] = replace(
-        before,
-        gram=_seen(before.gram, s),
-        activity=torch.stack([before.activity[:, 0] / s[:, 0], before.activity[:, 1]], 1),
-        gradient=None if before.gradient is None else before.gradient / s.square(),
-    )
+    facts[pair.second.name] = facts[pair.second.name].with_inputs_divided(s)
 
 
 def _as_rows(model: Model, matrix: Matrix, axis: int, positions: tuple[tuple[int, ...], ...], scale: Tensor) -> Tensor:
     """The factors of each weight, as (groups, rows, columns)."""
     ones = torch.ones(model.tensor(matrix.weight).shape, dtype=torch.float64)
     return to_matrix(_scaled(ones, axis, positions, scale), matrix.groups, matrix.transposed)
-
-
-def _seen(gram: Tensor, s: Tensor) -> Tensor:
-    """The Gram matrix of inputs that were divided by the columns of `s` (groups, rows, columns)."""
-    inverse = torch.cat([1 / s[:, 0], torch.ones_like(s[:, 0, :1])], 1)
-    return gram * inverse[:, :, None] * inverse[:, None, :]
 
 
 def _damage(w: Tensor, gram: Tensor, fisher: Tensor, step: float) -> float:

@@ -13,16 +13,18 @@ from torch import Tensor
 import tersor
 from tersor.language import easing, walk
 from tersor.language.decoder import Decoder
-from tersor.language.easing import Move, best_scale, ease
+from tersor.language.easing import CLEARLY, Move, ease
 from tersor.language.folder import open_folder
 from tersor.language.reading import sites
 from tersor.maths.grid import Integers, PerChannel
+from tersor.maths.ranges import by_position
+from tersor.maths.smoothing import best_scale
 
 INT8 = Integers(8, True, PerChannel())
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
-def drawn(x: Tensor, w: Tensor, kind: Any, reads: int, owner: Tensor) -> Tensor:
+def drawn(x: Tensor, w: Tensor, kind: Any, read: Any, clearly: float, owner: Tensor) -> Tensor:
     """Some powers of two."""
     return 2.0 ** torch.randint(-3, 4, (int(owner.max()) + 1,), generator=torch.Generator().manual_seed(2))
 
@@ -87,10 +89,10 @@ def test_scales_take_loudness_from_inputs_and_leave_quiet_ones_alone():
     draw = torch.Generator().manual_seed(0)
     x, w = torch.randn(300, 40, generator=draw), torch.randn(30, 40, generator=draw)
     owner = torch.arange(40)
-    assert best_scale(x, w, INT8, 8, owner) is None
+    assert best_scale(x, w, INT8, partial(by_position, bits=8), CLEARLY, owner) is None
     x[:, 5], w[:, 5] = x[:, 5] * 256, w[:, 5] / 256
     x[:, 7] = 0.0
-    scale = best_scale(x, w, INT8, 8, owner)
+    scale = best_scale(x, w, INT8, partial(by_position, bits=8), CLEARLY, owner)
     assert scale is not None
     assert scale[5] >= 16 * scale[torch.arange(40) != 5].amax()
     assert scale[7] == 1
