@@ -37,17 +37,22 @@ from tersor.maths.ranges import by_position
 from tersor.streaming import quantize_folder
 
 RESULTS = environment.ROOT / "benchmarks" / "results" / "language_quantization.jsonl"
-Cell = tuple[int, int, int, str]
-CELLS: tuple[Cell, ...] = (  # bits of weights, columns that share a scale, bits of what is read, the key/value cache
-    (8, 0, 0, "none"),
-    (4, 32, 0, "none"),
-    (3, 32, 0, "none"),
-    (2, 32, 0, "none"),
-    (8, 0, 8, "none"),
-    (4, 32, 8, "none"),
-    (8, 0, 4, "none"),
-    (8, 0, 0, "8"),
-    (8, 0, 0, "fp8"),
+Cell = tuple[int, int, int, str, int]
+CELLS: tuple[
+    Cell, ...
+] = (  # bits of weights, columns that share a scale, bits of what is read, the key/value cache, polish
+    (8, 0, 0, "none", 0),
+    (4, 32, 0, "none", 0),
+    (3, 32, 0, "none", 0),
+    (2, 32, 0, "none", 0),
+    (4, 32, 0, "none", 200),
+    (3, 32, 0, "none", 200),
+    (2, 32, 0, "none", 200),
+    (8, 0, 8, "none", 0),
+    (4, 32, 8, "none", 0),
+    (8, 0, 4, "none", 0),
+    (8, 0, 0, "8", 0),
+    (8, 0, 0, "fp8", 0),
 )
 BIG = {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "vocab_size": 32000}
 BIG_HEADS = {"num_attention_heads": 16, "num_key_value_heads": 8, "bos_token_id": 1}
@@ -151,26 +156,28 @@ def small(part: str, peer: str, threads: int, seed: int) -> dict[str, Any]:
         line |= {"windows": len(judged), "tokens_calibrated": text.numel(), "loss": float(whole.mean()), "rows": []}
         if peer:
             line["peer"] = _peer_versions(peer)
-        for bits, groups, reads, cache in CELLS:
+        for bits, groups, reads, cache, polish in CELLS:
             start = time.perf_counter()
             wish: dict[str, Any] = {
                 "weights": bits,
                 "groups": groups,
                 "activations": reads or "none",
                 "kv_cache": cache,
+                "polish": polish,
             }
             out = quantize_folder(folder, [text], **wish, eval_data=[judged], threads=threads)
             seconds = time.perf_counter() - start
             ours, theirs = np.array(out.losses[1]), {}
             if cache == "none":
                 theirs["rounding"] = losses(rounded(folder, bits, groups, reads), judged)
-            if peer and cache == "none" and not reads:
+            if peer and cache == "none" and not reads and not polish:
                 theirs["peer"] = losses(of_peer(peer, folder, text, bits, groups), judged)
             row: dict[str, Any] = {
                 "bits": bits,
                 "groups": groups,
                 "activations": reads or 32,
                 "kv_cache": cache,
+                "polish": polish,
                 "bytes": list(out.bytes),
                 "seconds": round(seconds, 1),
             }
@@ -286,7 +293,7 @@ def table(line: dict[str, Any]) -> str:
     ]
     for row in line["rows"]:
         out.append(
-            f"| {row['bits']} | {row['groups'] or 'output'} | {row['activations']} | {row['kv_cache']} | "
+            f"| {row['bits']}{', polished' if row.get('polish') else ''} | {row['groups'] or 'output'} | {row['activations']} | {row['kv_cache']} | "
             f"{row['bytes'][1] / 1000:.0f} k | {_loss(row, 'ours')} | {_loss(row, 'rounding')} | {_loss(row, 'peer')} | "
             f"{_interval(row.get('ours_minus_rounding'))} | {_interval(row.get('ours_minus_peer'))} | {row['seconds']:.0f} |"
         )

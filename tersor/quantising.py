@@ -79,6 +79,7 @@ def quantize(
     embeddings: int | str = "none",
     groups: int = 0,
     method: str = "gptq",
+    polish: int = 0,
     recover: Recovery | str | None = None,
     metric: Any = "accuracy",
     eval_data: Any = None,
@@ -100,7 +101,7 @@ def quantize(
     out: a `torch.export` archive (.pt2) with packed codes, which torch loads without Tersor; or an ONNX file (.onnx), where
     linear layers keep their codes, in 4 or 8 bits, and all else is float.
     Where `model` is a folder of a language model (config.json, safetensors): see `quantize_folder`, which does that, and which
-    alone has a use for kv_cache.
+    alone has a use for kv_cache and polish.
     Raises `InputError` for wishes that cannot be meant, and what `compress` raises for its inputs.
     """
     if isinstance(model, str | Path) and Path(model).is_dir() and not holds_encoder(model):
@@ -113,6 +114,7 @@ def quantize(
             kv_cache=kv_cache,
             groups=groups,
             method=method,
+            polish=polish,
             eval_data=eval_data,
             threads=threads,
             seed=seed,
@@ -122,6 +124,10 @@ def quantize(
         )
     if str(kv_cache).strip() != "none":
         raise InputError(f"A key/value cache of {kv_cache!r} was asked for; only folders of language models have one.")
+    if polish:
+        raise InputError(
+            f"{polish} steps of polish were asked for; only folders of language models have it, here `recover` does more."
+        )
     how = recover if isinstance(recover, Recovery) else Recovery.of(recover)
     if str(embeddings).strip() != "none":
         _technique(embeddings, "rounding", groups)  # words are judged before anything is loaded

@@ -77,6 +77,7 @@ def quantize_folder(
     kv_cache: int | str = "none",
     groups: int = 0,
     method: str = "gptq",
+    polish: int = 0,
     eval_data: Any = None,
     threads: int = 0,
     seed: int = 0,
@@ -89,12 +90,15 @@ def quantize_folder(
     data, eval_data: token ids (`language.text.bring`), or "itself": text that the model draws, which takes it into memory
     whole for that long. activations: 4 to 8 bits of what the layers read, each position on a grid of its own while it runs, or
     "none". kv_cache: 8 (integers) or "fp8" for the keys and values that attention keeps, or "none". groups: columns that share
-    a scale (or the next larger number that divides the columns of a matrix), 0 for one scale an output. exclude: linear layers
-    that stay as they are. out: the folder to write, whole or not at all.
+    a scale (or the next larger number that divides the columns of a matrix), 0 for one scale an output. polish: steps in which
+    the codes of each block are chosen again, all together, by what the block gives (`language.polishing`). exclude: linear
+    layers that stay as they are. out: the folder to write, whole or not at all.
     Raises `InputError` for wishes that cannot be meant, `ModelError` and `DataError` for what cannot be used, and
     `StorageError` where `out` cannot be written.
     """
     bits, reads = _checked(weights, groups, method), _read(activations)
+    if polish < 0:
+        raise InputError(f"polish is {polish}; write a number of steps, or 0 for none.")
     cache = keys_values.checked(kv_cache)
     with torch_threads(threads):
         progress("reading the model", 0, 0)
@@ -104,7 +108,7 @@ def quantize_folder(
         progress("reading the text", 0, 0)
         calibration, judged = _texts(folder, data, eval_data, decoder.vocabulary, seed)
         pieces = _pieces(calibration, judged, decoder)
-        walk = Walk(decoder, pieces, wanted, method != "rounding", cache)
+        walk = Walk(decoder, pieces, wanted, method != "rounding", cache, polish)
         schemes = {name: each.scheme for name, each in wanted.items()}
         sizes = _carry_out(folder, decoder, walk, schemes, cache, out, progress)
         progress("judging", 0, 0)

@@ -140,6 +140,10 @@ def quantize(
     embeddings: Annotated[str, typer.Option(metavar="BITS", help="Of embeddings, or none: float.")] = "none",
     groups: Annotated[int, typer.Option(min=0, help="Columns that share a scale; 0: what is usual.")] = 0,
     method: Annotated[str, typer.Option(help="gptq, or rounding integers to nearest.")] = "gptq",
+    polish: Annotated[
+        int,
+        typer.Option(min=0, metavar="STEPS", help="Of a language model: choose each block's codes again, together."),
+    ] = 0,
     recover: Annotated[
         str | None, typer.Option(metavar="LENGTH", help="Train afterwards: 2epochs, 10m.", show_default=False)
     ] = None,
@@ -168,6 +172,7 @@ def quantize(
             embeddings=embeddings,
             groups=groups,
             method=method,
+            polish=polish,
             recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment),
             metric=metric,
             eval_data=eval_data,

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tersor.errors import MissingRuntime, ModelError
 from tersor.language.folder import Folder
@@ -84,8 +85,12 @@ class Decoder:
     @torch.no_grad()
     def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
         """What `block`, standing at `index`, makes of `hidden`."""
+        return self.through(block, index, {}, hidden)
+
+    def through(self, block: nn.Module, index: int, values: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+        """The same with other parameters `values`, by their names in the block, and with gradients."""
         call = self.call(index, hidden.shape[:2])
-        found = block(hidden, *call.args, **call.kwargs)
+        found = functional_call(block, dict(values), (hidden, *call.args), dict(call.kwargs))
         return found[0] if isinstance(found, tuple) else found
 
     @torch.no_grad()

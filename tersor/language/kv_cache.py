@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tersor.errors import InputError, ModelError
 from tersor.maths.grid import Integers, PerTensor, search
+from tersor.maths.ranges import passing
 
 KINDS = ("8", "fp8")
 SOME = 1 << 18  # values of a piece of text that the search for a scale sees
@@ -54,8 +55,8 @@ class Grids:
 
     def _round(self, x: Tensor, scale: Tensor) -> Tensor:
         if self.kind == "fp8":
-            return (x / scale).clamp(-_E4M3, _E4M3).to(torch.float8_e4m3fn).to(x.dtype) * scale
-        return (x / scale).round().clamp(-128, 127) * scale
+            return passing((x / scale).clamp(-_E4M3, _E4M3).to(torch.float8_e4m3fn).to(x.dtype) * scale, x)
+        return passing((x / scale).round().clamp(-128, 127) * scale, x)
 
 
 def settings(kind: str) -> dict[str, Any]:

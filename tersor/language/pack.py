@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,9 +40,46 @@ class Scheme:
         return Integers(self.bits, True, PerGroup(self.run) if self.run else PerChannel())
 
     @property
+    def ends(self) -> tuple[int, int]:
+        """The lowest and the highest code."""
+        return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+
+    def wide(self, scale: Tensor, codes: Tensor) -> Tensor:
+        """The scale (r, runs) of each of the `codes` (r, c)."""
+        return scale.repeat_interleave(self.run or codes.shape[1], 1)
+
+    @property
     def packs(self) -> bool:
         """Whether codes lie in words without gaps."""
         return self.reads == 0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A quantised matrix: int8 `codes` (r, c), `scale` (r, runs) in the stored type, and its new bias, where it has one; `aim`,
+    float32 (r, c): what it should have been, where somebody still wants to know."""
+
+    codes: Tensor
+    scale: Tensor
+    scheme: Scheme
+    bias: Tensor | None
+    aim: Tensor | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """float32 (r, c): what a reader of the file computes with, rounded to the stored type as there."""
+        return (self.codes.to(self.scale.dtype) * self.scheme.wide(self.scale, self.codes)).float()
+
+    @property
+    def by_row(self) -> list[Tensor]:
+        """What is stored of it for each row."""
+        return [self.scale] if self.bias is None else [self.scale, self.bias]
+
+    def divided(self, scale: Tensor) -> Chosen:
+        """With outputs divided by `scale` (r,), powers of two."""
+        bias = None if self.bias is None else (self.bias.float() / scale).to(self.bias.dtype)
+        aim = None if self.aim is None else self.aim / scale[:, None]
+        return replace(self, scale=(self.scale.float() / scale[:, None]).to(self.scale.dtype), bias=bias, aim=aim)
 
 
 def packed(codes: Tensor, bits: int) -> Tensor:

@@ -24,12 +24,13 @@ from tersor.forms.affine import Affine
 from tersor.language import kv_cache
 from tersor.language.decoder import Decoder
 from tersor.language.easing import ease
-from tersor.language.pack import Scheme
+from tersor.language.pack import Chosen, Scheme
+from tersor.language.polishing import Goal, polished
 from tersor.language.reading import Site, seen, sites
 from tersor.maths.damage import best_bias, quadratic
 from tersor.maths.gptq import polish
 from tersor.maths.points import Lattice, by_column
-from tersor.maths.ranges import by_position
+from tersor.maths.ranges import by_position, passing
 from tersor.maths.regression import RIDGES, Moments, best_ridge, moments, optimum
 from tersor.maths.rounding import WIDE
 from tersor.profile import Facts
@@ -54,32 +55,6 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A quantised matrix: int8 `codes` (r, c), `scale` (r, runs) in the stored type, and its new bias, where it has one."""
-
-    codes: Tensor
-    scale: Tensor
-    scheme: Scheme
-    bias: Tensor | None
-
-    @property
-    def value(self) -> Tensor:
-        """float32 (r, c): what a reader of the file computes with, rounded to the stored type as there."""
-        wide = self.scale.repeat_interleave(self.scheme.run or self.codes.shape[1], 1)
-        return (self.codes.to(self.scale.dtype) * wide).float()
-
-    @property
-    def by_row(self) -> list[Tensor]:
-        """What is stored of it for each row."""
-        return [self.scale] if self.bias is None else [self.scale, self.bias]
-
-    def divided(self, scale: Tensor) -> Chosen:
-        """With outputs divided by `scale` (r,), powers of two."""
-        bias = None if self.bias is None else (self.bias.float() / scale).to(self.bias.dtype)
-        return replace(self, scale=(self.scale.float() / scale[:, None]).to(self.scale.dtype), bias=bias)
-
-
-@dataclass(frozen=True)
 class Fitted:
     """A block, by names in the model: its `matrices`, parameters of norms that took new values (float32), and scales of its
     cache (1,), as they are stored."""
@@ -101,7 +76,7 @@ class Wanted:
 class Walk:
     """One walk of `pieces` of ids through `decoder`. wanted: by name of the matrix in the model. aimed: whether scale moves
     to where it costs less, and targets are refitted to what has drifted; else each matrix is quantised as it is. cache: of
-    `kv_cache.KINDS`, None where keys and values stay float."""
+    `kv_cache.KINDS`, None where keys and values stay float. steps: in which the codes of each block are polished."""
 
     def __init__(
         self,
@@ -110,8 +85,10 @@ class Walk:
         wanted: Mapping[str, Wanted],
         aimed: bool,
         cache: str | None = None,
+        steps: int = 0,
     ):
         self._decoder, self._wanted, self._aimed, self._cache = decoder, wanted, aimed, cache
+        self._steps = steps
         entered = [(piece, part, decoder.enter(piece)) for piece, part in ids]
         self._pieces = [Piece(piece, part, hidden, hidden) for piece, part, hidden in entered]
 
@@ -146,10 +123,33 @@ class Walk:
                 _read_on_grids(now.get_submodule(name), self._wanted[place + name].scheme.reads)
             fit, check = self._moments(index, original, now, site)
             chosen |= self._fit(place, now, site, fit, check)
+        if self._steps and chosen:
+            chosen |= self._polish(index, original, now, chosen)
         for piece in self._pieces:
             piece.original = self._decoder.run(original, index, piece.original)
             piece.now = self._decoder.run(now, index, piece.now)
         return Fitted(chosen, norms, caches)
+
+    def _polish(
+        self, index: int, original: nn.Module, now: nn.Module, chosen: Mapping[str, Chosen]
+    ) -> dict[str, Chosen]:
+        """The codes chosen again by what the block gives; they are put into `now`."""
+        place = f"{self._decoder.place}.{index}."
+        inside = {name.removeprefix(place): found for name, found in chosen.items()}
+        goals: dict[Part, list[Goal]] = {"fit": [], "check": [], "judge": []}
+        for piece in self._pieces:
+            if piece.part != "judge":
+                goals[piece.part].append(Goal(piece.now, self._decoder.run(original, index, piece.original)))
+        found = polished(
+            partial(self._decoder.through, now, index),
+            inside,
+            goals["fit"],
+            goals["check"] or goals["fit"],
+            self._steps,
+        )
+        for name, each in found.items():
+            now.get_submodule(name).weight.data = each.value
+        return {place + name: each for name, each in found.items()}
 
     def _cached(self, index: int, now: nn.Module) -> dict[str, Tensor]:
         """Put what attention keeps on grids, for good; their scales."""
@@ -219,7 +219,7 @@ class Walk:
             layer.weight.data = found.value
             if found.bias is not None:
                 layer.bias.data = found.bias.float()
-            chosen[place + name] = found
+            chosen[place + name] = found if self._steps else replace(found, aim=None)
         return chosen
 
     def _target(self, layer: nn.Linear, fit: Moments, check: Moments) -> Tensor:
@@ -244,7 +244,7 @@ class Walk:
 def _read_on_grids(layer: nn.Module, bits: int) -> None:
     """From now on each position of what `layer` reads is on a grid of its own; `bits` 0: nothing happens."""
     if bits:
-        layer.register_forward_pre_hook(lambda _, args: (by_position(args[0], bits), *args[1:]))
+        layer.register_forward_pre_hook(lambda _, args: (passing(by_position(args[0], bits), args[0]), *args[1:]))
 
 
 def choose(aim: Tensor, biased: bool, gram: Tensor, wanted: Wanted) -> Chosen:
@@ -258,11 +258,11 @@ def choose(aim: Tensor, biased: bool, gram: Tensor, wanted: Wanted) -> Chosen:
         raise TypeError(f"{wanted.technique} gave {type(found).__name__}; folders hold affine grids.")
     q = quadratic(gram, free_bias=biased).gram
     codes, scale = _stored(found, w, q.float() if columns >= WIDE else q, wanted)
-    chosen = Chosen(codes, scale, wanted.scheme, None)
+    chosen = Chosen(codes, scale, wanted.scheme, None, w)
     if not biased:
         return chosen
     bias = aim[:, :, -1] + best_bias(aim[:, :, :-1], chosen.value.double()[None], gram)
-    return Chosen(codes, scale, wanted.scheme, bias[0].to(wanted.dtype))
+    return replace(chosen, bias=bias[0].to(wanted.dtype))
 
 
 def _stored(found: Affine, w: Tensor, gram: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor]:

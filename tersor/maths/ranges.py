@@ -103,6 +103,11 @@ def least_damage(
     return min([careful, shrunk(best), *(shrunk(best * more) for more in FINER)], key=damage)
 
 
+def passing(rounded: Tensor, x: Tensor) -> Tensor:
+    """`rounded`, with the gradient of `x`: straight through."""
+    return rounded.detach() + (x - x.detach()) if x.requires_grad else rounded
+
+
 def by_position(x: Tensor, bits: int) -> Tensor:
     """Each position (..., c) of x on a symmetric grid of its own, as compressed-tensors makes them while it runs ("token",
     dynamic): 2^bits codes over twice the largest magnitude."""
