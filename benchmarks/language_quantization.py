@@ -292,8 +292,9 @@ def table(line: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in line["rows"]:
+        how = ", polished" if row.get("polish") else ""
         out.append(
-            f"| {row['bits']}{', polished' if row.get('polish') else ''} | {row['groups'] or 'output'} | {row['activations']} | {row['kv_cache']} | "
+            f"| {row['bits']}{how} | {row['groups'] or 'output'} | {row['activations']} | {row['kv_cache']} | "
             f"{row['bytes'][1] / 1000:.0f} k | {_loss(row, 'ours')} | {_loss(row, 'rounding')} | {_loss(row, 'peer')} | "
             f"{_interval(row.get('ours_minus_rounding'))} | {_interval(row.get('ours_minus_peer'))} | {row['seconds']:.0f} |"
         )
