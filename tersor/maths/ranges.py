@@ -6,7 +6,7 @@ codes, because the fast integer kernels multiply unsigned activations with signe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -44,12 +44,48 @@ def mse(counts: Tensor, edges: Tensor, low: float, high: float, bits: int = 8) -
     def error(ends: tuple[float, float]) -> float:
         return _squared_error(counts, edges, _grid(*ends, bits), bits)
 
+    return _grid(*_shrunken(low, high, error), bits)
+
+
+def entropy(counts: Tensor, edges: Tensor, low: float, high: float, bits: int = 8) -> tuple[float, int]:
+    """The grid whose codes say most about the distribution: least Kullback-Leibler divergence, ends as in `mse`.
+
+    Of the histogram with what lies outside moved into its last bins, from the same with each code's share spread over the bins
+    that it stands for and that hold anything. Source: Migacz 2017, 8-bit Inference with TensorRT.
+    """
+    centres, held = (edges[1:] + edges[:-1]).double() / 2, counts.double()
+    if held.sum() <= 0:
+        return _grid(low, high, bits)
+
+    def divergence(ends: tuple[float, float]) -> float:
+        inside = (centres >= ends[0]) & (centres <= ends[1]) & (held > 0)
+        if not bool(inside.any()):
+            return float("inf")
+        first, last = int(inside.nonzero()[0]), int(inside.nonzero()[-1])
+        kept = held[first : last + 1]
+        clipped = kept.clone()
+        clipped[0] += held[:first].sum()
+        clipped[-1] += held[last + 1 :].sum()
+        scale, zero = _grid(*ends, bits)
+        codes = (centres[first : last + 1] / scale + zero).round().clamp(0, 2**bits - 1).long()
+        full = (kept > 0).double()
+        mass, bins = (torch.zeros(2**bits, dtype=torch.float64).scatter_add(0, codes, t) for t in (kept, full))
+        spread = full * (mass / bins.clamp_min(1))[codes]
+        p, q = clipped / clipped.sum(), spread / spread.sum()
+        some = p > 0  # there q is not zero either: the last bins are full
+        return float((p[some] * (p[some] / q[some]).log()).sum())
+
+    return _grid(*_shrunken(low, high, divergence), bits)
+
+
+def _shrunken(low: float, high: float, cost: Callable[[tuple[float, float]], float]) -> tuple[float, float]:
+    """The ends of least cost, out of STEPS shrunken ones each, one after the other."""
     shrunk = [1 - 0.9 * i / STEPS for i in range(STEPS)]
     best = (low, high)
     for _ in range(2):
-        best = min([best, *((best[0], high * f) for f in shrunk)], key=error)
-        best = min([best, *((low * f, best[1]) for f in shrunk)], key=error)
-    return _grid(*best, bits)
+        best = min([best, *((best[0], high * f) for f in shrunk)], key=cost)
+        best = min([best, *((low * f, best[1]) for f in shrunk)], key=cost)
+    return best
 
 
 def robust(counts: Tensor, edges: Tensor, low: float, high: float, bits: int = 8) -> tuple[float, int]:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tersor.maths.ranges import minmax, mse, percentile, robust
+from tersor.maths.ranges import entropy, minmax, mse, percentile, robust
 
 
 def histogram(x: torch.Tensor, bins: int = 512) -> tuple[torch.Tensor, torch.Tensor, float, float]:
@@ -21,7 +21,7 @@ def error(x: torch.Tensor, grid: tuple[float, int]) -> float:
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
-@given(st.integers(0, 99), st.floats(-3, 3), st.sampled_from([minmax, percentile, mse, robust]))
+@given(st.integers(0, 99), st.floats(-3, 3), st.sampled_from([minmax, percentile, mse, robust, entropy]))
 def test_zero_is_exact_and_codes_are_unsigned(seed: int, shift: float, method):
     x = torch.randn(2000, generator=torch.Generator().manual_seed(seed)) + shift
     scale, zero = method(*histogram(x))
@@ -83,3 +83,17 @@ def test_pixels_do_not_fall_half_way_between_codes():
         assert off.abs().min() > 1e-4
         assert (0 - zero) * scale <= -1 + scale
         assert (255 - zero) * scale >= 1 - scale
+
+
+def test_entropy_gives_up_a_long_tail_and_keeps_what_is_even():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.randn(100_000, generator=draw), torch.tensor([60.0, -60.0])])
+    counts, edges, low, high = histogram(x, 2048)
+    scale, _ = entropy(counts, edges, low, high)
+    assert 4 < 255 * scale / 2 < 15  # the grid reaches a few standard deviations, not 60
+    even = torch.linspace(-1, 1, 100_000)
+    scale, _ = entropy(*histogram(even, 2048))
+    assert 255 * scale == pytest.approx(2, rel=0.05)
+    assert entropy(torch.zeros(8), torch.linspace(0, 1, 9), 0.0, 1.0) == minmax(
+        torch.zeros(8), torch.linspace(0, 1, 9), 0.0, 1.0
+    )
