@@ -140,7 +140,8 @@ def wanted_scales(
     read = {site.activation for site in sites(model) if any(m.name in bits for m in site.matrices)}
     if decisions.feeds == "none" or not read:
         return {}
-    return {name: scale for name, scale in found(min(bits.values()), decisions.bits).items() if name in read}
+    weights = min(8, *bits.values())  # halves lose less than any grid
+    return {name: scale for name, scale in found(weights, decisions.bits).items() if name in read}
 
 
 def prepared(folded: Model, batches: Sequence[Sequence[Tensor]], seed: int = 0) -> tuple[Model, Profile]:

@@ -93,7 +93,8 @@ def quantize(
 
     model, data, metric, eval_data: as `compress` takes them. weights: integers of 1 to 8 bits, "ternary", "binary", a format of
     `maths.levels.FORMATS` ("nf4", "fp8", "mxfp4", "log4", ...), "codebook16" (16 learned values), "bf16" or "fp16".
-    activations: 2 to 8 bits of what matrices read (at 8 bits, of every activation), or "none". edges: the same for the first
+    activations: 2 to 8 bits of what matrices read (at 8 bits also of what integer kernels hand on), or "none".
+    edges: the same for the first
     and last matrix; "auto": 8 bits where the others have fewer. embeddings: the same for tables whose rows are looked up, or
     "none": float. groups: columns that share a scale, 0 for what is usual (one scale an output, or the format's).
     method: "gptq", or "rounding" integers to the nearest. recover: how to train afterwards

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tersor
 from tersor.calibrated import prepared, smoothed
 from tersor.fitting import Decisions, fit
 from tersor.graph.model import Model, capture
@@ -131,3 +132,20 @@ def test_a_weight_that_is_read_twice_is_left_alone() -> None:
 def test_without_scales_nothing_is_copied() -> None:
     model, _ = _made(False)
     assert smooth(model, {})[0] is model
+
+
+@pytest.mark.parametrize("weights", ["bf16", "1", "nf4"])
+def test_weights_of_any_format_are_taken(weights: str) -> None:
+    torch.manual_seed(0)
+    data = [x for (x,) in _made(True)[1]]
+    found = tersor.quantize(Pooled().eval(), data, weights=weights, activations=8, metric="agreement", threads=1)
+    assert any("smoothing" in node.name for node in found.model.graph.nodes)
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Block(post=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)[:, 0]
