@@ -208,7 +208,8 @@ class Recovering:
 
     def _stream(self) -> Stream:
         job, wish = self._job, self._wish
-        return Stream(job.training, min(wish.batch, len(job.training)), job.seed, wish.augment, wish.workers)
+        size = min(wish.batch, len(job.training))
+        return Stream(job.training, size, job.seed, wish.augment, wish.workers, self._device)
 
     def _key(self, compressed: Compressed, what: str) -> str:
         words = [dict(self._wish.written), sorted(compressed.weights), sorted(map(str, compressed.feeds.items()))]
@@ -262,7 +263,9 @@ class Recovering:
         each = (ends[-1] - ends[tried // 2 - 1]) / (tried - tried // 2)
         steps = max(1.0, (seconds - (ends[-1] - begin)) / each)
         together = group()
-        epochs = max(1, round(together.total(steps) / together.count)) / stream.steps  # the same for all processes
+        epochs = (
+            max(1, round(float(together.total(steps)) / together.count)) / stream.steps
+        )  # the same for all processes
         self._ground.cache.put(f"{key}e", {}, epochs)
         return replace(how, epochs=epochs)
 

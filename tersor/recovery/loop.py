@@ -140,9 +140,12 @@ class _Run:
         self.averaged = {n: p.detach().clone() for n, p in student.parameters.items()} if how.average else {}
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.rate = warmed(how.schedule, how.warm_up)
-        self._sum, self._count = 0.0, 0
+        self._sum: float | Tensor = 0.0
+        self._count = 0
         self._every = max(1, last // 200)  # points of the curve
-        self.passed = Replay(self._loss) if student.device.type == "cuda" else partial(passed, self._loss)
+        self._on_cpu = student.device.type == "cpu"  # its numbers can be read at no cost
+        self._buffers = list(student.buffers.values())
+        self.passed = partial(passed, self._loss) if self._on_cpu else Replay(self._loss)
 
     def batches(self) -> Iterator[tuple[int, list[tuple[Batch, Tensor]]]]:
         """(step, its batches and which items they are) from where the run stands."""
@@ -155,16 +158,11 @@ class _Run:
                 waiting = []
 
     def step(self, step: int, batches: list[tuple[Batch, Tensor]], observe: Observe | None) -> None:
-        total = 0.0
+        total: float | Tensor = 0.0
         for batch, items in batches:
             mine, which, share = self.group.part(batch, items)
             loss = self.passed(mine, which if self.stream.augment is None else None, share / len(batches))
-            if not math.isfinite(loss):
-                raise DataError(
-                    f"The loss is {loss} at step {step}; lower the learning rate (it is {self.how.rate:g}) "
-                    "or clip more, and look for wrong values in the data."
-                )
-            total += loss * share / len(batches)
+            total += (self._finite(loss, step) if self._on_cpu else loss.double()) * share / len(batches)
         self.group.add([p.grad for p in self.parameters.values() if p.grad is not None])
         if observe is not None:
             observe(step, self.student.parameters)
@@ -173,15 +171,26 @@ class _Run:
         for part in self.optimiser.param_groups:
             part["lr"] = self.how.rate * self.rate((step + 0.5) / self.last)
         self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=self.student.device.type == "cpu")
-        self.group.agree(self.student.buffers.values())
-        for name, mean in self.averaged.items():
+        self.optimiser.zero_grad(set_to_none=self._on_cpu)
+        self.group.agree(self._buffers)
+        if self.averaged:
             decay = min(self.how.average, (step + 1) / (step + 10))
-            mean.lerp_(self.student.parameters[name].detach(), 1 - decay)
+            now = [self.student.parameters[name].detach() for name in self.averaged]
+            torch._foreach_lerp_(list(self.averaged.values()), now, 1 - decay)
         self._sum, self._count = self._sum + self.group.total(total), self._count + 1
         if (step + 1) % self._every == 0 or step + 1 == self.last:
-            self.history.losses.append((step + 1, self._sum / self._count))
+            self.history.losses.append((step + 1, self._finite(self._sum / self._count, step)))
             self._sum, self._count = 0.0, 0
+
+    def _finite(self, loss: float | Tensor, step: int) -> float:
+        """The number; to read one of a GPU is to wait for it. Raises `DataError`."""
+        found = float(loss)
+        if not math.isfinite(found):
+            raise DataError(
+                f"The loss is {found} at step {step}; lower the learning rate (it is {self.how.rate:g}) or clip more, and "
+                "look for wrong values in the data."
+            )
+        return found
 
     def judge(self, judge: Callable[[Network], float]) -> None:
         with self._looking_averaged():
@@ -208,7 +217,8 @@ class _Run:
         if self.best is not None:
             tensors |= {f"best/{n}": t for n, t in self.best[1].items()}
         best = None if self.best is None else self.best[0]
-        save(path, tensors, {"history": self.history.values(), "best": best, "sum": self._sum, "count": self._count})
+        known = {"history": self.history.values(), "best": best, "sum": float(self._sum), "count": self._count}
+        save(path, tensors, known)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint that fits; begin anew where there is none."""
@@ -303,6 +313,7 @@ def _optimiser(parameters: Mapping[str, nn.Parameter], how: Training) -> torch.o
         {"params": [p for name, p in parameters.items() if decaying[name] == which], "weight_decay": how.decay * which}
         for which in (True, False)
     ]
+    fused = all(p.device.type == "cuda" for p in parameters.values())  # one kernel instead of dozens
     if how.optimiser == "adamw":
-        return torch.optim.AdamW(parts, lr=how.rate, betas=(how.momentum, 0.999))
-    return torch.optim.SGD(parts, lr=how.rate, momentum=how.momentum, nesterov=how.momentum > 0)
+        return torch.optim.AdamW(parts, lr=how.rate, betas=(how.momentum, 0.999), fused=fused)
+    return torch.optim.SGD(parts, lr=how.rate, momentum=how.momentum, nesterov=how.momentum > 0, fused=fused)

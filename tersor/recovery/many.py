@@ -33,7 +33,7 @@ class Alone:
     def agree(self, tensors: Iterable[Tensor]) -> None:
         """The mean over all processes, in place: the statistics of norms."""
 
-    def total(self, value: float) -> float:
+    def total(self, value: float | Tensor) -> float | Tensor:
         """The sum over all processes."""
         return value
 
@@ -66,8 +66,8 @@ class Shared(Alone):
         for tensor in floats:
             tensor /= self.count
 
-    def total(self, value: float) -> float:
-        found = torch.tensor([value], dtype=torch.float64)
+    def total(self, value: float | Tensor) -> float:
+        found = torch.tensor([float(value)], dtype=torch.float64)
         dist.all_reduce(found)
         return float(found)
 

@@ -52,7 +52,7 @@ class Network:
         device: where it computes; inputs are brought there, and what comes out of `compressed` is on the CPU again.
         """
         self.model, self.device = compressed.model.copy(), torch.device(device)
-        self.model.module.to(self.device)
+        _settle(self.model, self.device)
         self.names = _first_names(self.model)  # every name of a parameter, and the one it has in `parameters`
         self.kept: dict[str, Weight] = {self.names[n]: weight.to(device) for n, weight in compressed.weights.items()}
         self.feeds = dict(compressed.feeds)
@@ -89,7 +89,7 @@ class Network:
     def compressed(self) -> Compressed:
         """What it has become: norms folded, weights the nearest of their sets, nothing free."""
         model = self.model.copy()
-        model.module.to("cpu")
+        _settle(model, torch.device("cpu"))
         for name in self._changed:
             latent = self._latent(name).cpu()
             model.assign(name, self._settled(name, latent).dense() if name in self.kept else latent)
@@ -159,7 +159,7 @@ class Teacher:
         self.model, self.device = model, torch.device(device)
         if self.device.type != "cpu":
             self.model = model.copy()
-            self.model.module.to(device)
+            _settle(self.model, self.device)
         self._folder, self._items = folder, items
         self._known = torch.zeros(items, dtype=torch.bool)
         self._said: dict[str, np.memmap] = {}
@@ -213,7 +213,7 @@ class _Run(fx.Interpreter):
     def answers(self, model: Model, flat: Sequence[Tensor], device: torch.device) -> Seen:
         """What `model`, whose module this runs on `device`, says of flat inputs from anywhere."""
         self._device = device
-        args, kwargs = model.arguments([t.to(device) for t in flat])
+        args, kwargs = model.arguments([_laid(t.to(device)) for t in flat])
         outputs = pytree.tree_leaves(self.run(*pytree.tree_leaves((args, kwargs))))
         return Seen(dict(zip(model.outputs, outputs, strict=True)), self.seen)
 
@@ -231,6 +231,11 @@ class _Run(fx.Interpreter):
         read = self._read.get(n.all_input_nodes[0].name) if n.name in self._readers else None
         return (args, kwargs) if read is None else ((_rounded(args[0], *read), *args[1:]), kwargs)
 
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is aten.view.default and self._device.type != "cpu":  # a view of what lies in another order
+            target = aten.reshape.default
+        return super().call_function(target, args, kwargs)
+
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = self._values.get(str(target))
         found = super().get_attr(target, args, kwargs) if value is None else value
@@ -242,6 +247,19 @@ class _Run(fx.Interpreter):
         momentum, eps = rest[1:3] if whole else rest[:2]
         found = torch.nn.functional.batch_norm(x, mean, var, gamma, beta, True, momentum, eps)
         return found if whole else (found, None, None)
+
+
+def _settle(model: Model, device: torch.device) -> None:
+    """Bring a model to a device, laid out as it computes fastest."""
+    model.module.to(device)
+    for parameter in model.module.parameters():
+        parameter.data = _laid(parameter.data)
+
+
+def _laid(t: Tensor) -> Tensor:
+    """Images and kernels with their channels last on a GPU: what its matrix units read."""
+    far = t.ndim == 4 and t.device.type != "cpu"
+    return t.contiguous(memory_format=torch.channels_last if far else torch.contiguous_format)
 
 
 def _positive(step: Tensor) -> Tensor:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -23,12 +22,11 @@ Pass = Callable[[Batch, Tensor | None], Tensor]
 """The loss of a batch whose items, of the data, these are."""
 
 
-def passed(loss_of: Pass, batch: Batch, items: Tensor | None, factor: float) -> float:
+def passed(loss_of: Pass, batch: Batch, items: Tensor | None, factor: float) -> Tensor:
     """Forward and backward once: adds `factor` times the gradients to the parameters', gives the loss."""
     loss = loss_of(batch, items)
-    if torch.isfinite(loss):
-        (loss * factor).backward()
-    return float(loss.detach())
+    (loss * factor).backward()
+    return loss.detach()
 
 
 def local() -> torch.device:
@@ -36,9 +34,17 @@ def local() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count()))
 
 
-def apart(device: torch.device) -> AbstractContextManager[Any]:
+@contextmanager
+def apart(device: torch.device) -> Iterator[None]:
     """A stream of its own on a GPU, as recording asks for; nothing on a CPU."""
-    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
+    if device.type != "cuda":
+        yield
+        return
+    before, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    own.wait_stream(before)
+    with torch.cuda.stream(own):
+        yield
+    before.wait_stream(own)
 
 
 class Replay:
@@ -53,7 +59,7 @@ class Replay:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._runs, self._possible = 0, True
 
-    def __call__(self, batch: Batch, items: Tensor | None, factor: float) -> float:
+    def __call__(self, batch: Batch, items: Tensor | None, factor: float) -> Tensor:
         if self._graph is None and self._possible and self._runs >= _WARM:
             self._record(batch)
         if self._graph is None or _shapes(batch) != self._shapes:
@@ -63,7 +69,7 @@ class Replay:
             own.copy_(given)
         self._factor.fill_(factor)
         self._graph.replay()
-        return float(self._loss)
+        return self._loss
 
     def _record(self, batch: Batch) -> None:
         self._factor = torch.ones((), device="cuda")

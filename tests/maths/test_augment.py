@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from tersor.maths.augment import crop, flip
+from tersor.maths.augment import crop, flip, windows
 
 
 def test_augmented_images_are_mirrored_or_shifted():
@@ -15,3 +15,10 @@ def test_augmented_images_are_mirrored_or_shifted():
     wide = torch.nn.functional.pad(x[0], (1, 1, 1, 1))
     windows = [wide[:, i : i + 8, j : j + 8] for i in range(3) for j in range(3)]
     assert all(any(torch.equal(each, window) for window in windows) for each in z[::2])
+
+
+def test_windows_begin_where_they_are_asked_to():
+    wide = torch.randn(3, 2, 7, 9)
+    down, right = torch.tensor([0, 2, 1]), torch.tensor([3, 0, 1])
+    for found, image, top, left in zip(windows(wide, down, right, 5, 6), wide, down, right, strict=True):
+        assert torch.equal(found, image[:, top : top + 5, left : left + 6])
