@@ -27,7 +27,7 @@ from tersor.measuring.batches import Batch
 from tersor.recovery.checkpoint import load, save
 from tersor.recovery.many import Alone, Group
 from tersor.recovery.network import STEP, Network, Teacher
-from tersor.recovery.replay import Replay, apart, passed
+from tersor.recovery.replay import Aside, Recorded, Replay, apart, passed
 from tersor.recovery.stream import Stream
 
 Progress = Callable[[int, int], None]
@@ -146,6 +146,8 @@ class _Run:
         self._on_cpu = student.device.type == "cpu"  # its numbers can be read at no cost
         self._buffers = list(student.buffers.values())
         self.passed = partial(passed, self._loss) if self._on_cpu else Replay(self._loss)
+        self.update = self._update if self._on_cpu else Recorded(self._update)
+        self.aside = Aside(student.device)
 
     def batches(self) -> Iterator[tuple[int, list[tuple[Batch, Tensor]]]]:
         """(step, its batches and which items they are) from where the run stands."""
@@ -166,12 +168,10 @@ class _Run:
         self.group.add([p.grad for p in self.parameters.values() if p.grad is not None])
         if observe is not None:
             observe(step, self.student.parameters)
-        if self.how.clip:
-            nn.utils.clip_grad_norm_(self.parameters.values(), self.how.clip)
         for part in self.optimiser.param_groups:
-            part["lr"] = self.how.rate * self.rate((step + 0.5) / self.last)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=self._on_cpu)
+            rate = self.how.rate * self.rate((step + 0.5) / self.last)
+            part["lr"] = rate if self._on_cpu else part["lr"].fill_(rate)
+        self.update()
         self.group.agree(self._buffers)
         if self.averaged:
             decay = min(self.how.average, (step + 1) / (step + 10))
@@ -181,6 +181,13 @@ class _Run:
         if (step + 1) % self._every == 0 or step + 1 == self.last:
             self.history.losses.append((step + 1, self._finite(self._sum / self._count, step)))
             self._sum, self._count = 0.0, 0
+
+    def _update(self) -> None:
+        """Take the step that the gradients say."""
+        if self.how.clip:
+            nn.utils.clip_grad_norm_(self.parameters.values(), self.how.clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=self._on_cpu)
 
     def _finite(self, loss: float | Tensor, step: int) -> float:
         """The number; to read one of a GPU is to wait for it. Raises `DataError`."""
@@ -265,8 +272,10 @@ class _Run:
         ours, theirs = self._nodes()
         device, bf16 = self.student.device, self.how.precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=device.type == "cpu"):
-            told = self.teacher(batch.inputs, theirs, items)
+            with self.aside.work():
+                told = self.teacher(batch.inputs, theirs, items)
             said = self.student(batch.inputs, ours)
+            self.aside.join()
         floats = [replace(seen, outputs={n: _float(t) for n, t in seen.outputs.items()}) for seen in (said, told)]
         labels = pytree.tree_map_only(Tensor, lambda t: t.to(device), batch.labels)
         return self.how.loss(floats[0], floats[1], labels, self.learned)
@@ -313,7 +322,9 @@ def _optimiser(parameters: Mapping[str, nn.Parameter], how: Training) -> torch.o
         {"params": [p for name, p in parameters.items() if decaying[name] == which], "weight_decay": how.decay * which}
         for which in (True, False)
     ]
-    fused = all(p.device.type == "cuda" for p in parameters.values())  # one kernel instead of dozens
+    device = next(iter(parameters.values())).device
+    far = device.type != "cpu"  # one kernel instead of dozens, which reads its rate from memory
+    rate = torch.tensor(how.rate, device=device) if far else how.rate
     if how.optimiser == "adamw":
-        return torch.optim.AdamW(parts, lr=how.rate, betas=(how.momentum, 0.999), fused=fused)
-    return torch.optim.SGD(parts, lr=how.rate, momentum=how.momentum, nesterov=how.momentum > 0, fused=fused)
+        return torch.optim.AdamW(parts, lr=rate, betas=(how.momentum, 0.999), fused=far, capturable=far)
+    return torch.optim.SGD(parts, lr=rate, momentum=how.momentum, nesterov=how.momentum > 0, fused=far)

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ Pass = Callable[[Batch, Tensor | None], Tensor]
 """The loss of a batch whose items, of the data, these are."""
 
 
-def passed(loss_of: Pass, batch: Batch, items: Tensor | None, factor: float) -> Tensor:
+def passed(loss_of: Pass, batch: Batch, items: Tensor | None, factor: float | Tensor) -> Tensor:
     """Forward and backward once: adds `factor` times the gradients to the parameters', gives the loss."""
     loss = loss_of(batch, items)
     (loss * factor).backward()
@@ -47,47 +48,90 @@ def apart(device: torch.device) -> Iterator[None]:
     before.wait_stream(own)
 
 
-class Replay:
-    """`passed` for batches on a GPU. After a few passes one is recorded; batches of the same shapes replay it.
+class Aside:
+    """Work beside what is asked for next, until `join`; on a CPU before it."""
 
-    What cannot be recorded (a form of weight or a loss that must look at values on the way) is run as it is. Gradients must
-    stay where they are in memory between passes, and so must parameters.
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """What is asked for inside."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def join(self) -> None:
+        """What follows comes after all of it."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+
+class Recorded:
+    """Work on a GPU that does the same to the same memory every time: recorded after a few times, then replayed.
+
+    What cannot be recorded (a form of weight or a loss that must look at values on the way) is run as it is. What it gives is
+    overwritten by the next time.
     """
 
-    def __init__(self, loss_of: Pass):
-        self._loss_of = loss_of
+    def __init__(self, work: Callable[[], Any]):
+        self._work = work
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._runs, self._possible = 0, True
+        self._runs, self.possible = 0, True
 
-    def __call__(self, batch: Batch, items: Tensor | None, factor: float) -> Tensor:
-        if self._graph is None and self._possible and self._runs >= _WARM:
-            self._record(batch)
-        if self._graph is None or _shapes(batch) != self._shapes:
+    def __call__(self) -> Any:
+        if self._graph is None and self.possible and self._runs >= _WARM:
+            self._record()
+        if self._graph is None:
             self._runs += 1
-            return passed(self._loss_of, batch, items, factor)
-        for own, given in zip(_tensors(self._batch), _tensors(batch), strict=True):
-            own.copy_(given)
-        self._factor.fill_(factor)
+            return self._work()
         self._graph.replay()
-        return self._loss
+        return self._found
 
-    def _record(self, batch: Batch) -> None:
-        self._factor = torch.ones((), device="cuda")
-        inputs, labels = pytree.tree_map_only(Tensor, lambda t: t.cuda(), (batch.inputs, batch.labels))
-        self._batch, self._shapes = Batch(tuple(inputs), labels), _shapes(batch)
+    def _record(self) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-                loss = self._loss_of(self._batch, None)
-                (loss * self._factor).backward()
+            # other threads may use the GPU meanwhile
+            with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+                self._found = self._work()
         except RuntimeError as error:
             torch.cuda.synchronize()
-            self._possible = False
+            self.possible = False
             warnings.warn(
                 f"Steps of this training run kernel by kernel, for they could not be recorded: {error}", stacklevel=2
             )
             return
-        self._graph, self._loss = graph, loss.detach()
+        self._graph = graph
+
+
+class Replay:
+    """`passed` for batches on a GPU: batches of the same shapes are recorded. Gradients must stay where they are in memory
+    between passes, and so must parameters."""
+
+    def __init__(self, loss_of: Pass):
+        self._loss_of = loss_of
+        self._batch: Batch | None = None
+
+    def __call__(self, batch: Batch, items: Tensor | None, factor: float) -> Tensor:
+        if self._batch is None:
+            self._prepare(batch)
+        assert self._batch is not None
+        if not self._recorded.possible or _shapes(batch) != _shapes(self._batch):
+            return passed(self._loss_of, batch, items, factor)
+        for own, given in zip(_tensors(self._batch), _tensors(batch), strict=True):
+            own.copy_(given)
+        self._factor.fill_(factor)
+        return self._recorded()
+
+    def _prepare(self, first: Batch) -> None:
+        self._factor = torch.ones((), device="cuda")
+        inputs, labels = pytree.tree_map_only(Tensor, lambda t: t.to("cuda", copy=True), (first.inputs, first.labels))
+        batch = self._batch = Batch(tuple(inputs), labels)
+        self._recorded = Recorded(lambda: passed(self._loss_of, batch, None, self._factor))
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
