@@ -9,13 +9,14 @@ transformers and MLPs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
 
 from tersor.graph.codes import on_grids
 from tersor.graph.model import Model
-from tersor.maths.ranges import robust
+from tersor.maths.ranges import entropy, minmax, mse, percentile, robust
 from tersor.profile import Range
 from tersor.site import matrices, matrix_of, sites
 from tersor.target import Dynamic, Grid
@@ -23,12 +24,31 @@ from tersor.target import Dynamic, Grid
 Feeds = Literal["none", "static", "dynamic"]
 """No grids; a static one wherever integer kernels read or hand on codes; a dynamic one for every linear layer and static ones
 around convolutions."""
-Feed = Callable[[Tensor, Tensor, float, float], tuple[float, int]]
-"""(scale, zero) of an activation from its histogram: (counts, edges, low, high)."""
+OfHistogram = Callable[[Tensor, Tensor, float, float, int], tuple[float, int]]
 
 
-def feeds_of(model: Model, ranges: Mapping[str, Range], kind: Feeds, feed: Feed = robust) -> dict[str, Grid | Dynamic]:
-    """The feeds of `model` by node name; a static grid has the least squared error over its histogram by default."""
+def _average(seen: Range, bits: int) -> tuple[float, int]:
+    return minmax(seen.counts, seen.edges, *seen.usual, bits)
+
+
+def _whole(of: OfHistogram, seen: Range, bits: int) -> tuple[float, int]:
+    return of(seen.counts, seen.edges, seen.low, seen.high, bits)
+
+
+RANGES: Mapping[str, Callable[[Range, int], tuple[float, int]]] = {
+    "best": partial(_whole, robust),
+    "minmax": partial(_whole, minmax),
+    "average": _average,
+    "percentile": partial(_whole, percentile),
+    "mse": partial(_whole, mse),
+    "entropy": partial(_whole, entropy),
+}
+"""(scale, zero) of an activation from what was seen of it, in so many bits. "average": the moving average of the extremes of
+each item (Jacob et al. 2018, arXiv:1712.05877)."""
+
+
+def feeds_of(model: Model, ranges: Mapping[str, Range], kind: Feeds, rule: str = "best") -> dict[str, Grid | Dynamic]:
+    """The feeds of `model` by node name, with ranges by the `rule` of RANGES."""
     if kind == "none":
         return {}
     dynamic = _read_by_linears(model) if kind == "dynamic" else frozenset()
@@ -38,7 +58,7 @@ def feeds_of(model: Model, ranges: Mapping[str, Range], kind: Feeds, feed: Feed 
         if name in dynamic:
             found[name] = Dynamic()
         elif name in static:
-            found[name] = Grid(*feed(seen.counts, seen.edges, seen.low, seen.high))
+            found[name] = Grid(*RANGES[rule](seen, 8))
     return found
 
 

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from tersor.cells import CellFit
 from tersor.errors import InputError
-from tersor.feeds import Feed, Feeds, feeds_of
+from tersor.feeds import RANGES, Feeds, feeds_of
 from tersor.graph.branches import branches, without
 from tersor.graph.checked import checked
 from tersor.graph.likelihood import divergence
@@ -33,10 +33,10 @@ from tersor.graph.recurrent import recurrences, start_of
 from tersor.maths.damage import best_bias
 from tersor.maths.gram import Scatter, scatter, shrunk
 from tersor.maths.histogram import Histogram
-from tersor.maths.ranges import least_damage, mse, robust
+from tersor.maths.ranges import least_damage
 from tersor.maths.regression import Moments, best_ridge, matched, moments, optimum
 from tersor.maths.unfold import from_matrix, to_matrix
-from tersor.profile import Facts, Profile, measure, outputs_of, rows_of, sampled
+from tersor.profile import Facts, Profile, Range, measure, outputs_of, rows_of, sampled
 from tersor.rewrites.shrink import mask, shrink
 from tersor.site import Matrix, matrices, tables
 from tersor.target import Compressed, Dynamic, Grid
@@ -56,7 +56,8 @@ class Decisions:
     activations are fed, and in how many bits; the residual branches that are left out, by name.
 
     Below 8 bits what matrices read is rounded (the model's inputs to 8 bits), by static grids that are made on the way, and
-    weights are fitted to what they then see. Everything else stays float: no runtime here has such activations.
+    weights are fitted to what they then see. Everything else stays float: no runtime here has such activations. ranges: one of
+    `feeds.RANGES`, for static grids; "best" below 8 bits: of least squared error or least damage.
     """
 
     keep: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -64,6 +65,7 @@ class Decisions:
     feeds: Feeds = "none"
     drop: tuple[str, ...] = ()
     bits: int = 8
+    ranges: str = "best"
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8 or (self.bits < 8 and self.feeds != "static"):
@@ -71,6 +73,8 @@ class Decisions:
                 f"Activations in {self.bits} bits with {self.feeds} feeds were asked for; 2 to 8 bits are possible, below 8 "
                 "with static feeds."
             )
+        if self.ranges not in RANGES:
+            raise InputError(f"There are no ranges {self.ranges!r}; choose of {', '.join(RANGES)}.")
 
     @property
     def cuts(self) -> bool:
@@ -91,7 +95,6 @@ def fit(
     *,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    feed: Feed = robust,
     memory: int = MEMORY,
 ) -> Compressed:
     """Carry out `decisions` on `model`, with calibration `batches` of flat inputs; no labels.
@@ -108,7 +111,7 @@ def fit(
     if decisions.cuts or decisions.techniques:
         pieces = _pieces(whole, max(2, memory // (2 * max(1, peak_bytes(model)))), together(model))
         matching = (False, True) if decisions.cuts else (False,)
-        aiming = (False, True) if decisions.bits <= COARSE else (False,)
+        aiming = (False, True) if decisions.bits <= COARSE and decisions.ranges == "best" else (False,)
         walks = [_Walk(model, pieces, profile, decisions, seed, *how) for how in product(matching, aiming)]
         each = len(matrices(model))
         fitted = [walk.run(_counting(progress, i, each, each * len(walks))) for i, walk in enumerate(walks)]
@@ -121,7 +124,7 @@ def fit(
     if decisions.bits < 8:
         return Compressed(small, best.weights, best.feeds)
     ranges = measure(small, whole, frozenset(), seed=seed).ranges
-    return Compressed(small, best.weights, feeds_of(small, ranges, decisions.feeds, feed))
+    return Compressed(small, best.weights, feeds_of(small, ranges, decisions.feeds, decisions.ranges))
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,8 @@ class _Walk:
             seen, bits = Histogram(), 8 if source.op == "placeholder" else self._decisions.bits
             for x in values:
                 seen.update(x)
-            found = mse(seen.counts, seen.edges, seen.low, seen.high, bits)
+            rule = self._decisions.ranges
+            found = RANGES["mse" if rule == "best" else rule](Range.of(seen), bits)
             if self._aim and bits <= COARSE and seen.low < seen.high:
                 readers = [
                     self._reader(matrix, values) for matrix in self._by_node.values() if self._reads(matrix, source)

@@ -61,12 +61,19 @@ class Facts:
 
 @dataclass(frozen=True)
 class Range:
-    """Values an activation took: extremes, and a histogram of `counts` over `edges` (one more than counts)."""
+    """Values an activation took: extremes, a histogram of `counts` over `edges` (one more than counts), and the moving average
+    of the extremes of each item."""
 
     low: float
     high: float
     counts: Tensor
     edges: Tensor
+    usual: tuple[float, float]
+
+    @staticmethod
+    def of(seen: Histogram) -> Range:
+        """What a histogram saw."""
+        return Range(seen.low, seen.high, seen.counts, seen.edges, seen.usual)
 
     @property
     def step(self) -> float:
@@ -237,9 +244,7 @@ class _Pass:
         return self._fisher.get(name, torch.zeros(rows, dtype=torch.float64)) / self.items
 
     def ranges(self) -> dict[str, Range]:
-        return {
-            name: Range(h.low, h.high, h.counts, h.edges) for name, h in self._histograms.items() if h.low <= h.high
-        }
+        return {name: Range.of(seen) for name, seen in self._histograms.items() if seen.low <= seen.high}
 
 
 def _transposed(matrix: Matrix) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tersor.calibrated import Calibrated
 from tersor.errors import InputError
+from tersor.feeds import RANGES
 from tersor.fitting import Decisions
 from tersor.graph.model import Model
 from tersor.inputs.encoder import holds_encoder
@@ -79,6 +80,7 @@ def quantize(
     embeddings: int | str = "none",
     groups: int = 0,
     method: str = "gptq",
+    ranges: str = "best",
     polish: int = 0,
     recover: Recovery | str | None = None,
     metric: Any = "accuracy",
@@ -94,11 +96,11 @@ def quantize(
     model, data, metric, eval_data: as `compress` takes them. weights: integers of 1 to 8 bits, "ternary", "binary", a format of
     `maths.levels.FORMATS` ("nf4", "fp8", "mxfp4", "log4", ...), "codebook16" (16 learned values), "bf16" or "fp16".
     activations: 2 to 8 bits of what matrices read (at 8 bits also of what integer kernels hand on), or "none".
-    edges: the same for the first
-    and last matrix; "auto": 8 bits where the others have fewer. embeddings: the same for tables whose rows are looked up, or
-    "none": float. groups: columns that share a scale, 0 for what is usual (one scale an output, or the format's).
-    method: "gptq", or "rounding" integers to the nearest. recover: how to train afterwards
-    ("2epochs", "10m", or a `Recovery`), with the original as the teacher and the steps of the grids learned.
+    edges: the same for the first and last matrix; "auto": 8 bits where the others have fewer. embeddings: the same for tables
+    whose rows are looked up, or "none": float. groups: columns that share a scale, 0 for what is usual (one scale an output, or
+    the format's). method: "gptq", or "rounding" integers to the nearest. ranges: how the ends of an activation's grid are
+    found, one of `feeds.RANGES`. recover: how to train afterwards ("2epochs", "10m", or a `Recovery`), with the original as
+    the teacher and the steps of the grids learned.
     out: a `torch.export` archive (.pt2) with packed codes, which torch loads without Tersor; or an ONNX file (.onnx), where
     linear layers keep their codes, in 4 or 8 bits, and all else is float.
     Where `model` is a folder of a language model (config.json, safetensors): see `quantize_folder`, which does that, and which
@@ -106,7 +108,7 @@ def quantize(
     Raises `InputError` for wishes that cannot be meant, and what `compress` raises for its inputs.
     """
     if isinstance(model, str | Path) and Path(model).is_dir() and not holds_encoder(model):
-        refuse_others(edges=edges, embeddings=embeddings, recover=recover, metric=metric)
+        refuse_others(edges=edges, embeddings=embeddings, ranges=ranges, recover=recover, metric=metric)
         return quantize_folder(
             Path(model),
             data,
@@ -132,6 +134,8 @@ def quantize(
     how = recover if isinstance(recover, Recovery) else Recovery.of(recover)
     if str(embeddings).strip() != "none":
         _technique(embeddings, "rounding", groups)  # words are judged before anything is loaded
+    if ranges not in RANGES:
+        raise InputError(f"There are no ranges {ranges!r}; choose of {', '.join(RANGES)}.")
     (wanted, ends), read = _techniques(weights, edges, method, groups), _read(activations)
     if out is not None and Path(out).suffix == ".onnx":
         _refuse_onnx(weights, wanted, read)
@@ -149,7 +153,9 @@ def quantize(
             raise InputError(
                 "The model has no matrix that may be quantised; `tersor inspect` lists them. Exclude fewer."
             )
-        decisions = Decisions(techniques=chosen, feeds="none" if read == 32 else "static", bits=min(8, read))
+        decisions = Decisions(
+            techniques=chosen, feeds="none" if read == 32 else "static", bits=min(8, read), ranges=ranges
+        )
         fitted = ground.fit(decisions, items=len(job.calibration))
         recovering = None if how is None else Recovering(job, ground, how)
         if recovering is not None:

@@ -66,6 +66,7 @@ def plain(decisions: Decisions) -> dict[str, Any]:
     return {
         "feeds": decisions.feeds,
         **({"bits": decisions.bits} if decisions.bits < 8 else {}),
+        **({"ranges": decisions.ranges} if decisions.ranges != "best" else {}),
         "techniques": {name: repr(technique) for name, technique in sorted(decisions.techniques.items())},
         "keep": {name: list(kept) for name, kept in sorted(decisions.keep.items())},
         **({"drop": sorted(decisions.drop)} if decisions.drop else {}),
@@ -110,6 +111,7 @@ def read_recipe(text: str) -> Recipe:
                 techniques={str(m): technique_called(t) for m, t in written["techniques"].items()},
                 feeds=_feeds(written["feeds"]),
                 bits=int(written.get("bits", 8)),
+                ranges=str(written.get("ranges", "best")),
                 drop=tuple(str(name) for name in written.get("drop", ())),
             )
         target = written["target"]

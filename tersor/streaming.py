@@ -129,7 +129,7 @@ def quantize_folder(
     )
 
 
-def refuse_others(*, edges: Any, embeddings: Any, recover: Any, metric: Any) -> None:
+def refuse_others(*, edges: Any, embeddings: Any, ranges: Any, recover: Any, metric: Any) -> None:
     """Raises `InputError` for wishes that `quantize` takes for other models, and that folders do not have yet."""
     if recover is not None:
         raise InputError(
@@ -140,6 +140,10 @@ def refuse_others(*, edges: Any, embeddings: Any, recover: Any, metric: Any) -> 
             raise InputError(
                 f"{name} is {given!r}; embedding and head of a language model stay as they are: leave it out."
             )
+    if ranges != "best":
+        raise InputError(
+            f"Ranges {ranges!r} were asked for; each position of a language model makes its own grid: leave it out."
+        )
     if metric != "accuracy":  # the default of other models
         raise InputError(
             f"The metric {metric!r} was asked for; language models are judged by the loss of the next token."

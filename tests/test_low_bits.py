@@ -7,6 +7,7 @@ import stripes
 import torch
 
 from tersor.errors import InputError, TargetError
+from tersor.feeds import RANGES
 from tersor.fitting import Decisions, fit
 from tersor.graph.model import Model, capture
 from tersor.losses.kl import KL
@@ -47,6 +48,20 @@ def test_every_matrix_reads_through_a_grid_of_so_many_codes(ground):
     assert widths[found.model.inputs[0]] == 255
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_ranges_are_found_as_asked(ground, bits: int):
+    model, batches, profile = ground
+    techniques = {m.name: GPTQ(8) for m in matrices(model)}
+    steps = {}
+    for rule in RANGES:
+        found = fit(model, batches, profile, Decisions(techniques=techniques, feeds="static", bits=bits, ranges=rule))
+        feed = found.feeds["relu"]
+        assert isinstance(feed, Grid)
+        steps[rule] = feed.scale
+    assert all(steps[rule] < steps["minmax"] for rule in ("average", "percentile"))
+    assert all(0.3 * steps["minmax"] < step <= steps["minmax"] for step in steps.values())
+
+
 def test_more_bits_lose_less(ground):
     lost = [apart(ground, fitted(ground, bits)) for bits in (2, 3, 5)]
     assert lost == sorted(lost, reverse=True)
@@ -72,10 +87,14 @@ def test_a_recipe_says_how_many_bits_and_impossible_ones_are_refused():
     decisions = Decisions(feeds="static", bits=4)
     text = Recipe(("eager", "fp32"), decisions, 0, 8, 1).to_yaml()
     assert read_recipe(text).decisions == decisions
+    some = Decisions(feeds="static", ranges="average")
+    assert read_recipe(Recipe(("eager", "fp32"), some, 0, 8, 1).to_yaml()).decisions == some
     assert "bits" not in Recipe(("eager", "fp32"), Decisions(feeds="static"), 0, 8, 1).to_yaml()
     for wrong in ({"bits": 4}, {"bits": 1, "feeds": "static"}, {"bits": 4, "feeds": "dynamic"}):
         with pytest.raises(InputError, match="2 to 8 bits are possible, below 8 with static feeds"):
             Decisions(**wrong)
+    with pytest.raises(InputError, match="no ranges 'widest'; choose of best, minmax, average, percentile"):
+        Decisions(ranges="widest")
 
 
 def test_integer_runtimes_say_that_they_have_no_such_activations(ground, tmp_path):

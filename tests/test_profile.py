@@ -9,7 +9,7 @@ from torch import nn
 
 from tersor.errors import DataError
 from tersor.graph.model import capture
-from tersor.maths.histogram import Histogram
+from tersor.maths.histogram import MOVES, Histogram
 from tersor.profile import measure
 
 
@@ -150,6 +150,18 @@ def test_histogram_widens_without_losing_counts():
     assert (histogram.low, histogram.high) == (float(every.min()), float(every.max()))
     expected = torch.histc(every.double(), 64, float(histogram.edges[0]), float(histogram.edges[-1]))
     torch.testing.assert_close(histogram.counts, expected)
+
+
+def test_the_usual_extremes_follow_every_item():
+    histogram = Histogram()
+    values = torch.randn(70, 4, 5)
+    for some in (values[:1], values[1:40], values[40:]):
+        histogram.update(some)
+    low, high = (float(f(values[0])) for f in (torch.min, torch.max))
+    for item in values:  # one after the other, as its source does
+        low, high = low + MOVES * (float(item.min()) - low), high + MOVES * (float(item.max()) - high)
+    assert histogram.usual == pytest.approx((low, high), rel=1e-6)
+    assert histogram.low < histogram.usual[0]
 
 
 def test_the_histogram_does_not_sample_one_column_only() -> None:

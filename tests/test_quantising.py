@@ -200,6 +200,7 @@ def test_compress_and_inspect_take_the_archive(tmp_path: Path):
         ({"weights": "codebook1"}, "table of 1 values was asked for; 2 to 256"),
         ({"activations": 1}, "Activations of '1' bits were asked for; write 2 to 8, or none"),
         ({"method": "awq"}, "no method 'awq'; choose of gptq, rounding"),
+        ({"ranges": "widest"}, "no ranges 'widest'; choose of best, minmax"),
         ({"groups": -1}, "groups is -1; write how many columns share a scale"),
         ({"exclude": ["stem.0", "body.0", "head"]}, "no matrix that may be quantised"),
     ],

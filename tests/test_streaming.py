@@ -289,6 +289,7 @@ def test_an_already_quantised_folder_is_refused_and_replaced_only_as_output(tmp_
         ({"groups": -1}, "groups is -1"),
         ({"method": "awq"}, "no method 'awq'"),
         ({"edges": 4}, "embedding and head of a language model stay"),
+        ({"ranges": "minmax"}, "each position of a language model makes its own grid"),
         ({"recover": "1epochs"}, "cannot be trained here"),
         ({"metric": "agreement"}, "judged by the loss of the next token"),
         ({"exclude": ["lm_head"]}, "no linear layer of a block; near it: model.layers"),

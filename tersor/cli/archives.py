@@ -140,6 +140,9 @@ def quantize(
     embeddings: Annotated[str, typer.Option(metavar="BITS", help="Of embeddings, or none: float.")] = "none",
     groups: Annotated[int, typer.Option(min=0, help="Columns that share a scale; 0: what is usual.")] = 0,
     method: Annotated[str, typer.Option(help="gptq, or rounding integers to nearest.")] = "gptq",
+    ranges: Annotated[
+        str, typer.Option(help="Of activations: best, minmax, average, percentile, mse, entropy.")
+    ] = "best",
     polish: Annotated[
         int,
         typer.Option(min=0, metavar="STEPS", help="Of a language model: choose each block's codes again, together."),
@@ -172,6 +175,7 @@ def quantize(
             embeddings=embeddings,
             groups=groups,
             method=method,
+            ranges=ranges,
             polish=polish,
             recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment),
             metric=metric,

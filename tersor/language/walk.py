@@ -27,6 +27,7 @@ from tersor.language.easing import ease
 from tersor.language.pack import Chosen, Scheme
 from tersor.language.polishing import Goal, polished
 from tersor.language.reading import Site, seen, sites
+from tersor.language.rotating import rotate
 from tersor.maths.damage import best_bias, quadratic
 from tersor.maths.gptq import polish
 from tersor.maths.points import Lattice, by_column
@@ -110,13 +111,17 @@ class Walk:
 
     def _block(self, index: int) -> Fitted:
         original = self._decoder.block(index)
-        now = copy.deepcopy(original)
         place = f"{self._decoder.place}.{index}."
         inside = [name.removeprefix(place) for name in self._wanted if name.startswith(place)]
+        run = self._run(index, self._pieces[0].original)
+        found = sites(original, run, inside) if inside else []
+        if self._aimed:
+            rotate(original, run, found, {name: self._wanted[place + name].scheme for name in inside})
+        now = copy.deepcopy(original)
         chosen: dict[str, Chosen] = {}
         norms: dict[str, Tensor] = {}
         caches = self._cached(index, now) if self._cache else {}
-        for site in sites(original, self._run(index, self._pieces[0].original), inside) if inside else ():
+        for site in found:
             if self._aimed:
                 norms |= self._ease(index, now, site, chosen)
             for name in site.names:

@@ -30,7 +30,7 @@ def _packed(profile: Profile) -> tuple[dict[str, Tensor], dict]:
         tensors |= {} if facts.gradient is None else {f"{_MORE}/{name}": facts.gradient}
     for name, seen in profile.ranges.items():
         tensors[f"counts/{name}"], tensors[f"edges/{name}"] = seen.counts, seen.edges
-    ranges = {name: [seen.low, seen.high] for name, seen in profile.ranges.items()}
+    ranges = {name: [seen.low, seen.high, *seen.usual] for name, seen in profile.ranges.items()}
     values = {"items": profile.items, "facts": list(profile.facts), "ranges": ranges}
     return {name: tensor.contiguous() for name, tensor in tensors.items()}, values
 
@@ -40,7 +40,8 @@ def _unpacked(entry: Entry) -> Profile | None:
     try:
         facts = {name: Facts(**_parts(t, name)) for name in v["facts"]}
         ranges = {
-            name: Range(low, high, t[f"counts/{name}"], t[f"edges/{name}"]) for name, (low, high) in v["ranges"].items()
+            name: Range(low, high, t[f"counts/{name}"], t[f"edges/{name}"], (usual[0], usual[1]))
+            for name, (low, high, *usual) in v["ranges"].items()
         }
         return Profile(facts, ranges, v["items"])
     except (KeyError, TypeError, ValueError):

@@ -11,7 +11,7 @@ from tersor.store.profiles import remembered
 
 def test_measured_once_and_the_same_afterwards(tmp_path: Path) -> None:
     gram = torch.eye(3, dtype=torch.float64)[None]
-    seen = Range(-1.0, 2.0, torch.ones(4), torch.linspace(-1, 2, 5))
+    seen = Range(-1.0, 2.0, torch.ones(4), torch.linspace(-1, 2, 5), (-0.5, 1.0))
     fisher, activity = torch.ones(2, dtype=torch.float64), torch.ones(1, 2, 2, dtype=torch.float64)
     made = Profile({"fc": Facts(gram, fisher, activity, gradient=2 * gram)}, {"x": seen}, 7)
     calls = []
