@@ -100,6 +100,7 @@ def trainer(given: argparse.Namespace) -> tersor.Recovery:
         augment=given.augment,
         batch=given.batch,
         precision=given.precision,
+        norms=given.norms,
         device=given.device,
     )
     if how is None:
@@ -116,6 +117,7 @@ def trained(parser: argparse.ArgumentParser, recover: str, loss: str, rate: floa
     parser.add_argument("--augment", default="")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--norms", default="moving")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--images", type=int, default=100_000, help="training images, at most")
     parser.add_argument("--threads", type=int, default=2)

@@ -65,6 +65,9 @@ class Recovery:
     augment: Augment | None = None
     workers: int = 1
     rank: int = 0  # of what is added to the weights of linear layers; 0: they move themselves
+    norms: str = (
+        "moving"  # with each batch's own statistics; "frozen": with those of calibration, which suits small batches
+    )
     device: str = "auto"  # "cpu", "cuda", or "auto": a GPU where there is one
     written: Mapping[str, Any] = field(default_factory=dict)  # what `of` made it from
 
@@ -80,6 +83,7 @@ class Recovery:
         average: float = 0.0,
         precision: str = "fp32",
         rank: int = 0,
+        norms: str = "moving",
         decay: float = 0.0,
         device: str = "auto",
     ) -> Recovery | None:
@@ -91,6 +95,7 @@ class Recovery:
             ("schedule", schedule, RATES),
             ("optimiser", optimiser, {"adamw": 1e-3, "sgd": 1e-2}),
             ("precision", precision, ("fp32", "bf16")),
+            ("kind of norms", norms, ("moving", "frozen")),
             ("device", device, ("auto", "cpu", "cuda")),
         ):
             if word not in known:
@@ -124,10 +129,13 @@ class Recovery:
             "average": average,
             "precision": precision,
             "rank": rank,
+            "norms": norms,
             "decay": decay,
             "device": device,
         }
-        return Recovery(how, seconds, batch, augments.bring(augment), rank=rank, device=device, written=written)
+        return Recovery(
+            how, seconds, batch, augments.bring(augment), rank=rank, norms=norms, device=device, written=written
+        )
 
 
 class Recovering:
@@ -230,7 +238,8 @@ class Recovering:
         return judge
 
     def _network(self, compressed: Compressed) -> Network:
-        return Network(self._ready(compressed), rank=self._wish.rank, seed=self._job.seed, device=self._device)
+        moving, ready = self._wish.norms == "moving", self._ready(compressed)
+        return Network(ready, moving, rank=self._wish.rank, seed=self._job.seed, device=self._device)
 
     def _ready(self, compressed: Compressed) -> Compressed:
         return compressed if self._wish.rank else self._normed(compressed)

@@ -17,6 +17,7 @@ from tersor.maths.pattern import Anywhere
 from tersor.profile import measure
 from tersor.pruning import rewound
 from tersor.recipe import Recipe, read_recipe
+from tersor.recovery.loop import train
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.targets import target_name
 from tersor.techniques.sparse import Sparse
@@ -237,6 +238,23 @@ def test_training_keeps_zeros_and_goes_on_after_a_kill(module, data, monkeypatch
     assert again.trained == found.trained
 
 
+def test_norms_that_are_frozen_see_no_batch(module, data, monkeypatch):
+    moving = []
+
+    def look(student, *rest, **more):
+        moving.append(student._moving)
+        before = {name: t.clone() for name, t in student.buffers.items()}
+        history = train(student, *rest, **more)
+        assert all(torch.equal(t, before[name]) for name, t in student.buffers.items())
+        return history
+
+    monkeypatch.setattr("tersor.recovering.train", look)
+    how = tersor.Recovery.of("1epochs", rate=0.005, batch=32, norms="frozen")
+    found = tersor.prune(module, data, macs="3x", recover=how, threads=1)
+    assert moving == [False]
+    assert found.trained[0].losses
+
+
 def test_training_for_a_time_and_with_labels(module, data):
     how = tersor.Recovery.of("2s", loss="0.5*kl + 0.5*cross_entropy", batch=64)
     found = tersor.prune(module, data, macs="3x", recover=how, threads=1)
@@ -252,6 +270,7 @@ def test_training_for_a_time_and_with_labels(module, data):
         ({"length": "1epochs", "schedule": "saw"}, "There is no schedule 'saw'; choose of constant, cosine"),
         ({"length": "1epochs", "optimiser": "luck"}, "There is no optimiser 'luck'; choose of adamw, sgd."),
         ({"length": "1epochs", "precision": "int3"}, "There is no precision 'int3'; choose of fp32, bf16."),
+        ({"length": "1epochs", "norms": "still"}, "There is no kind of norms 'still'; choose of moving, frozen."),
         ({"length": "1epochs", "rate": -1.0}, "The rate (-1) and batch (128) must be above 0"),
         (
             {"length": "1epochs", "augment": "blur"},
