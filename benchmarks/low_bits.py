@@ -19,7 +19,7 @@ from typing import Any
 import tersor
 from benchmarks import environment, figures, zoo
 from benchmarks.pruning import right
-from benchmarks.recovery import append_lines, batches, percent, trained, trainer
+from benchmarks.recovery import Told, append_lines, batches, percent, trained, trainer
 
 RESULTS = environment.ROOT / "benchmarks" / "results" / "low_bits.jsonl"
 SETTINGS: dict[str, tuple[str, str]] = {
@@ -54,6 +54,7 @@ def run(key: str, given: argparse.Namespace) -> dict[str, Any]:
                 eval_data=batches(*held),
                 threads=given.threads,
                 seed=given.seed,
+                progress=Told(),
             )
             assert isinstance(found, tersor.Quantized)
             assert isinstance(found.after, float)  # accuracy is one number

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -58,6 +59,7 @@ def run(key: str, given: argparse.Namespace) -> dict[str, Any]:
                 eval_data=batches(*held),
                 threads=given.threads,
                 seed=given.seed,
+                progress=Told(),
             )
             seconds = time.perf_counter() - start
             hits = right(found.module, *test)
@@ -77,6 +79,19 @@ def run(key: str, given: argparse.Namespace) -> dict[str, Any]:
             )
             print({k: v for k, v in line["rows"][-1].items() if k != "trained"}, flush=True)
     return line | {"load_after": list(os.getloadavg())}
+
+
+class Told:
+    """Progress on stderr, twice a minute: hours are long, and a run that is cut short should have said how far it was."""
+
+    def __init__(self) -> None:
+        self._start = self._said = time.perf_counter()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if now - self._said > 30:
+            self._said = now
+            print(f"{now - self._start:7.1f} s  {stage} {done}/{total}", file=sys.stderr, flush=True)
 
 
 def batches(inputs: np.ndarray, labels: np.ndarray, size: int = 256) -> list[tuple[torch.Tensor, torch.Tensor]]:
