@@ -7,7 +7,7 @@ graph node name; which of several outputs it judges, `output` says. `3 * a + 0.5
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +56,11 @@ class Loss(ABC):
         """Whether labels are read."""
         return False
 
+    def placed(self, streams: Callable[[], tuple[str, ...]]) -> Loss:
+        """The loss with the activations that it compares. `streams` gives the names of residual sums that student and teacher
+        have in the same shape, in execution order. Raises `InputError` where it finds none to compare."""
+        return self
+
     def learned(self, student: Seen, teacher: Seen) -> nn.Module | None:
         """Parameters of the loss itself, trained along with the student; None where it has none."""
         return None
@@ -86,6 +91,9 @@ class WeightedSum(Loss):
     @property
     def labelled(self) -> bool:
         return any(loss.labelled for _, loss in self.terms)
+
+    def placed(self, streams: Callable[[], tuple[str, ...]]) -> Loss:
+        return WeightedSum(tuple((factor, loss.placed(streams)) for factor, loss in self.terms))
 
     def learned(self, student: Seen, teacher: Seen) -> nn.Module | None:
         parts = [loss.learned(student, teacher) for _, loss in self.terms]

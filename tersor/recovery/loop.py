@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tersor.errors import DataError
+from tersor.graph.branches import branches
 from tersor.loss import Loss
 from tersor.losses.kl import KL
 from tersor.maths.rates import Rate, cosine, warmed
@@ -100,6 +101,7 @@ def train(
     Raises `DataError` where the loss is no longer finite.
     """
     last = max(1, round(how.epochs * stream.steps / how.accumulate))
+    how = replace(how, loss=how.loss.placed(partial(_streams, student, teacher, stream)))
     with apart(student.device):
         run = _Run(student, teacher, stream, how, group, last)
         if checkpoint is not None:
@@ -293,6 +295,17 @@ class _Run:
     def _nodes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         pairs = self.how.loss.nodes
         return tuple(a for a, _ in pairs), tuple(b for _, b in pairs)
+
+
+@torch.no_grad()
+def _streams(student: Network, teacher: Teacher, stream: Stream) -> tuple[str, ...]:
+    """The residual sums that both have in the same shape."""
+    theirs = [branch.addition for branch in branches(teacher.model)]
+    ours = {node.name for node in student.model.graph.nodes}
+    batch = stream.batch(0)[0].pick(slice(0, 2))
+    names = [name for name in theirs if name in ours]
+    seen = student(batch.inputs, names, False), teacher(batch.inputs, names)
+    return tuple(name for name in names if seen[0].inner[name].shape == seen[1].inner[name].shape)
 
 
 class _Exchanged:

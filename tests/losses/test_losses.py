@@ -23,11 +23,18 @@ from tersor.losses.hard_distillation import HardDistillation
 from tersor.losses.kl import KL
 from tersor.losses.logit_mse import LogitMSE
 from tersor.losses.relational import Relational
+from tersor.losses.streams import Streams
 
 LOSSES: tuple[Loss, ...] = (
     *(CrossEntropy(), CrossEntropy(smoothing=0.1), HardDistillation(), HardDistillation(smoothing=0.2)),
     *(KL(), KL(1.0), KL(2.0, standardise=True), LogitMSE(), DKD(), DKD(2.0, 0.5, 3.0), DIST(), DIST(1.0, 2.0, 0.5)),
-    *(Feature("h"), Feature("narrow", "h"), Attention("h"), Attention("small", "h", power=4.0)),
+    *(
+        Streams(at=("h", "narrow")),
+        Feature("h"),
+        Feature("narrow", "h"),
+        Attention("h"),
+        Attention("small", "h", power=4.0),
+    ),
     *(Relational(), Relational(angle=0.0, node="h"), Relational(distance=0.0, node="narrow", teacher="h")),
     WeightedSum(((0.9, KL()), (0.1, CrossEntropy()), (2.0, Feature("narrow", "h")))),
 )
@@ -83,6 +90,22 @@ def test_a_batch_twice_over_costs_as_much_and_settings_are_readable(loss: Loss):
 )
 def test_nothing_is_lost_where_student_and_teacher_agree(loss: Loss):
     assert float(loss(seen(2), seen(2), None)) == pytest.approx(0.0, abs=1e-8)
+
+
+def test_streams_are_those_that_are_found_and_every_so_manieth_of_them():
+    loss = (KL() + 2 * Streams(every=2)).placed(lambda: ("a", "b", "c", "d", "e"))
+    assert loss.nodes == (("e", "e"), ("c", "c"), ("a", "a"))
+    assert Streams(at=("x",)).placed(tuple).nodes == (("x", "x"),)
+    with pytest.raises(InputError, match="student and teacher have none of the same shape in common"):
+        Streams().placed(tuple)
+    with pytest.raises(InputError, match="every 0th sum; write 1 or more"):
+        Streams(every=0)
+
+
+def test_streams_by_hand():
+    h, k = torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 0.0]])
+    given = Seen({"y": h}, {"a": h, "b": k}), Seen({"y": h}, {"a": k, "b": k})
+    assert float(Streams(at=("a", "b"))(*given, None)) == pytest.approx((5 / 2 + 0) / 2)  # 10 / 4 and 0
 
 
 def test_cross_entropy_and_hard_distillation_by_hand():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 import torch
 from stripes import images, trained
 
-from tersor.errors import DataError
+from tersor.errors import DataError, InputError
 from tersor.fitting import Decisions, fit
 from tersor.forms.affine import Affine
+from tersor.graph.branches import branches
 from tersor.graph.model import Model, capture
 from tersor.losses import loss_called
 from tersor.losses.cross_entropy import CrossEntropy
@@ -212,6 +214,20 @@ def test_what_training_makes_worse_stays_as_it_was_and_of_equals_the_latest_come
 
         student, _ = run("narrow", Training(epochs=2.0, rate=0.02), judge=judge)
         assert all(torch.equal(value, states[which][name]) for name, value in state(student).items())
+
+
+def test_residual_streams_come_back_too():
+    found = {}
+    for text in ("kl(temperature=4)", "kl(temperature=4) + 10*streams"):
+        student, history = run("sparse", Training(loss=loss_called(text), epochs=3.0, rate=0.02))
+        x, _ = images(300, 9)
+        (name,) = [branch.addition for branch in branches(original())]
+        ours, theirs = student((x,), [name], False), Teacher(original())((x,), [name])
+        found[text] = float((ours.inner[name] - theirs.inner[name]).square().mean())
+        assert history.losses[-1][1] < history.losses[0][1]
+    assert found["kl(temperature=4) + 10*streams"] < 0.8 * found["kl(temperature=4)"]
+    with pytest.raises(InputError, match="student and teacher have none of the same shape in common"):
+        run("narrow", replace(SHORT, loss=loss_called("streams")))  # whose stream was cut itself
 
 
 def test_a_loss_that_explodes_is_said():
