@@ -66,7 +66,7 @@ class Recovery:
     workers: int = 1
     rank: int = 0  # of what is added to the weights of linear layers; 0: they move themselves
     norms: str = (
-        "moving"  # with each batch's own statistics; "frozen": with those of calibration, which suits small batches
+        "moving"  # with each batch's statistics; "frozen": with those of calibration, which suits small batches
     )
     device: str = "auto"  # "cpu", "cuda", or "auto": a GPU where there is one
     written: Mapping[str, Any] = field(default_factory=dict)  # what `of` made it from
@@ -272,9 +272,8 @@ class Recovering:
         each = (ends[-1] - ends[tried // 2 - 1]) / (tried - tried // 2)
         steps = max(1.0, (seconds - (ends[-1] - begin)) / each)
         together = group()
-        epochs = (
-            max(1, round(float(together.total(steps)) / together.count)) / stream.steps
-        )  # the same for all processes
+        all_steps = float(together.total(steps)) / together.count  # the same for all processes
+        epochs = max(1, round(all_steps)) / stream.steps
         self._ground.cache.put(f"{key}e", {}, epochs)
         return replace(how, epochs=epochs)
 

@@ -30,6 +30,7 @@ from tersor.recovery.many import Alone, Group
 from tersor.recovery.network import STEP, Network, Teacher
 from tersor.recovery.replay import Aside, Recorded, Replay, apart, passed
 from tersor.recovery.stream import Stream
+from tersor.rewrites.fold_norms import fold_norms
 
 Progress = Callable[[int, int], None]
 Observe = Callable[[int, Mapping[str, nn.Parameter]], None]
@@ -300,7 +301,7 @@ class _Run:
 @torch.no_grad()
 def _streams(student: Network, teacher: Teacher, stream: Stream) -> tuple[str, ...]:
     """The residual sums that both have in the same shape."""
-    theirs = [branch.addition for branch in branches(teacher.model)]
+    theirs = [branch.addition for branch in branches(fold_norms(teacher.model))]  # which ends branches in matrices
     ours = {node.name for node in student.model.graph.nodes}
     batch = stream.batch(0)[0].pick(slice(0, 2))
     names = [name for name in theirs if name in ours]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import tersor
+from benchmarks import zoo
 from tersor.errors import InputError
 
 X = torch.randn(256, 64, generator=torch.Generator().manual_seed(1))
@@ -30,8 +31,10 @@ class Tower(nn.Module):
         return self.last(self.odd(self.inner(wide)).relu().sum(1))
 
 
-def outputs(path: Path, runtime: str) -> np.ndarray:
-    x = X[:7].numpy()
+FEW = X[:7].numpy()
+
+
+def outputs(path: Path, runtime: str, x: np.ndarray = FEW) -> np.ndarray:
     if runtime == "openvino":
         ov = pytest.importorskip("openvino")
         compiled = ov.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -56,6 +59,21 @@ def test_both_runtimes_compute_what_was_judged(tmp_path: Path, weights: int | st
     kinds = [str(v.const_value.dtype) for v in ir.load(out).graph.initializers.values() if "codes" in str(v.name)]
     assert len(kinds) == 4
     assert kinds.count("INT8") == (4 if weights == 8 else 2)  # the first and last matrix have 8 bits
+
+
+@pytest.mark.realdata
+def test_a_language_model_keeps_its_codes(tmp_path: Path):
+    module, tokens = zoo.loaders().stories260k()
+    ids = torch.tensor(tokens.encode("Once upon a time there was a little girl who"))[None, :12].repeat(8, 1)
+    out = tmp_path / "small.onnx"
+    found = tersor.quantize(module, [(ids,)], weights=4, groups=32, metric="cosine", threads=1, out=out)
+    assert isinstance(found, tersor.Quantized)
+    with torch.no_grad():
+        wanted = found.module(ids[:2]).numpy()
+    for runtime, close in (("openvino", 1e-4), ("onnxruntime", 0.1)):
+        assert np.abs(outputs(out, runtime, ids[:2].numpy()) - wanted).max() < close * np.abs(wanted).max()
+    kinds = [str(v.const_value.dtype) for v in ir.load(out).graph.initializers.values() if "codes" in str(v.name)]
+    assert (kinds.count("INT8"), kinds.count("INT4")) == (2, 34)  # the first and last matrix have 8 bits
 
 
 def test_what_onnx_cannot_hold_is_refused(tmp_path: Path):

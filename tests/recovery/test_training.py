@@ -24,7 +24,7 @@ from tersor.maths.augment import crop, flip
 from tersor.maths.pattern import Anywhere
 from tersor.measuring.batches import Batches
 from tersor.profile import measure
-from tersor.recovery.loop import History, Training, train
+from tersor.recovery.loop import History, Training, _streams, train
 from tersor.recovery.network import Network, Teacher
 from tersor.recovery.stream import Stream
 from tersor.rewrites.fold_norms import fold_norms
@@ -228,6 +228,17 @@ def test_residual_streams_come_back_too():
     assert found["kl(temperature=4) + 10*streams"] < 0.8 * found["kl(temperature=4)"]
     with pytest.raises(InputError, match="student and teacher have none of the same shape in common"):
         run("narrow", replace(SHORT, loss=loss_called("streams")))  # whose stream was cut itself
+
+
+@pytest.mark.realdata
+def test_streams_are_found_whatever_became_of_the_norms(loaders: Any):
+    model = capture(loaders.resnet_cifar(20), (torch.randn(2, 3, 32, 32),))  # its norms are not folded yet
+    student = Network(Compressed(fold_norms(model)))
+    data = Batches.of(torch.randn(8, 3, 32, 32), size=8)
+    history = train(student, Teacher(model), Stream(data, 4), replace(SHORT, loss=loss_called("kl + streams(every=3)")))
+    assert history.losses[0][1] < 1e-6  # it is its teacher
+    streams = _streams(student, Teacher(model), Stream(data, 4))
+    assert len(streams) == 9  # every block
 
 
 def test_a_loss_that_explodes_is_said():
