@@ -7,7 +7,7 @@ is kept in the cache, and the state on the way there in a checkpoint beside it: 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +31,7 @@ from tersor.measuring.metrics import drop, predictor
 from tersor.recovery.loop import History, Observe, Training, train
 from tersor.recovery.many import group
 from tersor.recovery.network import Network, Teacher
+from tersor.recovery.optimisers import OPTIMISERS
 from tersor.recovery.replay import local
 from tersor.recovery.stream import Stream
 from tersor.rewrites.fold_norms import fold_norms, foldable
@@ -93,14 +94,14 @@ class Recovery:
         epochs, seconds = amounts.training(length)
         for name, word, known in (
             ("schedule", schedule, RATES),
-            ("optimiser", optimiser, {"adamw": 1e-3, "sgd": 1e-2}),
+            ("optimiser", optimiser, OPTIMISERS),
             ("precision", precision, ("fp32", "bf16")),
             ("kind of norms", norms, ("moving", "frozen")),
             ("device", device, ("auto", "cpu", "cuda")),
         ):
             if word not in known:
                 raise InputError(f"There is no {name} {word!r}; choose of {', '.join(known)}.")
-        rate = {"adamw": 1e-3, "sgd": 1e-2}[optimiser] if rate is None else rate
+        rate = OPTIMISERS[optimiser] if rate is None else rate
         if rate <= 0 or batch < 1 or not 0 <= average < 1 or decay < 0:
             raise InputError(
                 f"The rate ({rate:g}) and batch ({batch}) must be above 0, average ({average:g}) in [0, 1), and decay "
@@ -136,6 +137,38 @@ class Recovery:
         return Recovery(
             how, seconds, batch, augments.bring(augment), rank=rank, norms=norms, device=device, written=written
         )
+
+
+SETTINGS: Mapping[str, Callable[[str], Any]] = {
+    "optimiser": str,
+    "schedule": str,
+    "batch": int,
+    "average": float,
+    "precision": str,
+    "rank": int,
+    "norms": str,
+    "decay": float,
+    "device": str,
+}
+"""What `settings` reads, and how."""
+
+
+def settings(words: Sequence[str] | None) -> dict[str, Any]:
+    """Further arguments of `Recovery.of` from "name=value" each. Raises `InputError`."""
+    found = {}
+    for word in words or ():
+        name, _, value = (part.strip() for part in word.partition("="))
+        if name not in SETTINGS:
+            raise InputError(
+                f"A training has no setting '{word}'; write one of {', '.join(f'{n}=...' for n in SETTINGS)}."
+            )
+        try:
+            found[name] = SETTINGS[name](value)
+        except ValueError:
+            raise InputError(
+                f"The setting '{word}' of the training is no number; write for example {name}=32."
+            ) from None
+    return found
 
 
 class Recovering:
@@ -261,21 +294,23 @@ class Recovering:
         how, seconds = self._wish.how, self._wish.seconds
         if seconds is None:
             return how
-        kept = self._ground.cache.get(f"{key}e")
+        kept = self._ground.cache.get(f"{key}length")
         if kept is not None:
-            return replace(how, epochs=float(kept.values))
+            epochs, limit = kept.values
+            return replace(how, epochs=float(epochs), limit=float(limit))
         stream, begin, ends = self._stream(), time.monotonic(), []
         tried = _TRIED if self._device.type == "cpu" else 8 * _TRIED  # a device is slow at first
         student, teacher = self._network(compressed), Teacher(self._job.model, device=self._device)
         trial = replace(how, epochs=tried / stream.steps)
         train(student, teacher, stream, trial, progress=lambda *_: ends.append(time.monotonic()))
         each = (ends[-1] - ends[tried // 2 - 1]) / (tried - tried // 2)
-        steps = max(1.0, (seconds - (ends[-1] - begin)) / each)
+        limit = max(each, seconds - (ends[-1] - begin))
+        steps = limit / each
         together = group()
         all_steps = float(together.total(steps)) / together.count  # the same for all processes
         epochs = max(1, round(all_steps)) / stream.steps
-        self._ground.cache.put(f"{key}e", {}, epochs)
-        return replace(how, epochs=epochs)
+        self._ground.cache.put(f"{key}length", {}, [epochs, limit])
+        return replace(how, epochs=epochs, limit=limit)
 
 
 def normed(model: Model) -> frozenset[str]:

@@ -255,6 +255,14 @@ def test_norms_that_are_frozen_see_no_batch(module, data, monkeypatch):
     assert found.trained[0].losses
 
 
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_other_optimisers_bring_a_pruned_network_back(module, data, optimiser):
+    how = tersor.Recovery.of("3epochs", optimiser=optimiser, batch=64)
+    found = tersor.prune(module, data, macs="3x", recover=how, threads=1)
+    losses = [loss for _, loss in found.trained[0].losses]
+    assert losses[-1] < losses[0]
+
+
 def test_training_for_a_time_and_with_labels(module, data):
     how = tersor.Recovery.of("2s", loss="0.5*kl + 0.5*cross_entropy", batch=64)
     found = tersor.prune(module, data, macs="3x", recover=how, threads=1)
@@ -268,7 +276,7 @@ def test_training_for_a_time_and_with_labels(module, data):
         ({"length": "soon"}, "The training time 'soon' is none; write 2epochs, 90s, 10m or 1.5h."),
         ({"length": "0epochs"}, "The training time '0epochs' is none"),
         ({"length": "1epochs", "schedule": "saw"}, "There is no schedule 'saw'; choose of constant, cosine"),
-        ({"length": "1epochs", "optimiser": "luck"}, "There is no optimiser 'luck'; choose of adamw, sgd."),
+        ({"length": "1epochs", "optimiser": "luck"}, "There is no optimiser 'luck'; choose of adamw, muon, sgd."),
         ({"length": "1epochs", "precision": "int3"}, "There is no precision 'int3'; choose of fp32, bf16."),
         ({"length": "1epochs", "norms": "still"}, "There is no kind of norms 'still'; choose of moving, frozen."),
         ({"length": "1epochs", "rate": -1.0}, "The rate (-1) and batch (128) must be above 0"),

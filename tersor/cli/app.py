@@ -28,6 +28,7 @@ from tersor.cli.options import (
     Seed,
     Sensitivity,
     Threads,
+    Training,
 )
 from tersor.errors import InputError, TersorError
 
@@ -81,6 +82,7 @@ def compress(
     loss: Loss = "kl(temperature=4)",
     rate: Rate = None,
     augment: Augment = "",
+    training: Training = None,
     sensitivity: Sensitivity = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Search and measure, but write nothing.")] = False,
     as_json: Json = False,
@@ -95,7 +97,7 @@ def compress(
         raise InputError("No folder was given to write to; add --out FOLDER, or --dry-run to write nothing.")
     with results(as_json) as stream, Stages() as progress:
         from tersor.pipeline import compress as run_pipeline
-        from tersor.recovering import Recovery
+        from tersor.recovering import Recovery, settings
 
         report = run_pipeline(
             model,
@@ -111,7 +113,7 @@ def compress(
             exclude=exclude or (),
             time_limit=time_limit,
             recipe=recipe,
-            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment),
+            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment, **settings(training)),
             sensitivity=sensitivity,
             dry_run=dry_run,
             progress=progress,

@@ -24,6 +24,7 @@ from tersor.cli.options import (
     Seed,
     Sensitivity,
     Threads,
+    Training,
 )
 
 
@@ -68,6 +69,7 @@ def prune(
     loss: Loss = "kl(temperature=4)",
     rate: Rate = None,
     augment: Augment = "",
+    training: Training = None,
     rewind: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="With --recover: train from these early values.", show_default=False),
@@ -83,7 +85,7 @@ def prune(
     """Remove channels, zero weights, or both, and repair what stays: no labels, and no training unless asked for."""
     with results(as_json) as stream, Stages() as progress:
         from tersor.pruning import prune as run_pruning
-        from tersor.recovering import Recovery
+        from tersor.recovering import Recovery, settings
 
         found = run_pruning(
             model,
@@ -98,7 +100,7 @@ def prune(
             steps=steps,
             multiple=multiple,
             max_drop=max_drop,
-            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment),
+            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment, **settings(training)),
             rewind=rewind,
             sensitivity=sensitivity,
             metric=metric,
@@ -153,6 +155,7 @@ def quantize(
     loss: Loss = "kl(temperature=4)",
     rate: Rate = None,
     augment: Augment = "",
+    training: Training = None,
     metric: Metric = "accuracy",
     eval_data: EvalData = None,
     threads: Threads = 0,
@@ -163,7 +166,7 @@ def quantize(
     """Put weights and activations on grids of few bits: no labels, and no training unless asked for."""
     with results(as_json) as stream, Stages() as progress:
         from tersor.quantising import quantize as run_quantising
-        from tersor.recovering import Recovery
+        from tersor.recovering import Recovery, settings
 
         found = run_quantising(
             model,
@@ -177,7 +180,7 @@ def quantize(
             method=method,
             ranges=ranges,
             polish=polish,
-            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment),
+            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment, **settings(training)),
             metric=metric,
             eval_data=eval_data,
             threads=threads,
@@ -203,6 +206,7 @@ def distil(
     loss: Loss = "kl(temperature=4)",
     rate: Rate = None,
     augment: Augment = "",
+    training: Training = None,
     metric: Metric = "accuracy",
     eval_data: EvalData = None,
     threads: Threads = 0,
@@ -212,13 +216,13 @@ def distil(
     """Train one model to answer as another does."""
     with results(as_json) as stream, Stages() as progress:
         from tersor.distilling import distil as run_distilling
-        from tersor.recovering import Recovery
+        from tersor.recovering import Recovery, settings
 
         found = run_distilling(
             student,
             data,
             teacher=teacher,
-            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment) or "none",
+            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment, **settings(training)) or "none",
             metric=metric,
             eval_data=eval_data,
             threads=threads,

@@ -35,6 +35,14 @@ Threads = Annotated[int, typer.Option(min=0, help="Threads of the runtime; 0 lea
 Loss = Annotated[str, typer.Option(help="Of the training: 0.9*kl(temperature=4) + 0.1*cross_entropy, ...")]
 Rate = Annotated[float | None, typer.Option(help="The highest learning rate of the training.", show_default=False)]
 Augment = Annotated[str, typer.Option(help="Of images while training: flip, crop, or file.py:function; by commas.")]
+Training = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SETTING=VALUE",
+        help="Of the training: batch=32, norms=frozen, optimiser=muon, average=0.99, precision=bf16, ...; repeatable.",
+        show_default=False,
+    ),
+]
 Sensitivity = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="What sensitivity --json wrote: it proposes widths, too.", show_default=False),

@@ -27,7 +27,8 @@ from tersor.maths.rates import Rate, cosine, warmed
 from tersor.measuring.batches import Batch
 from tersor.recovery.checkpoint import load, save
 from tersor.recovery.many import Alone, Group
-from tersor.recovery.network import STEP, Network, Teacher
+from tersor.recovery.network import Network, Teacher
+from tersor.recovery.optimisers import optimiser_of
 from tersor.recovery.replay import Aside, Recorded, Replay, apart, passed
 from tersor.recovery.stream import Stream
 from tersor.rewrites.fold_norms import fold_norms
@@ -41,7 +42,7 @@ Observe = Callable[[int, Mapping[str, nn.Parameter]], None]
 class Training:
     """How to train. `rate` is the highest learning rate; `average` the decay of the moving average of parameters that is
     what comes out in the end (0: the last parameters); `accumulate`: batches a step; `precision` of the arithmetic: "fp32" or
-    "bf16"; `clip`: the largest norm of the gradient."""
+    "bf16"; `clip`: the largest norm of the gradient; `limit`: seconds, and fewer steps where `epochs` would take more."""
 
     loss: Loss = KL()  # noqa: RUF009 - immutable
     epochs: float = 2.0
@@ -55,6 +56,7 @@ class Training:
     average: float = 0.0
     accumulate: int = 1
     precision: str = "fp32"
+    limit: float = math.inf
     save_every: float = 120.0  # seconds
 
 
@@ -101,10 +103,9 @@ def train(
     processes that share the batches.
     Raises `DataError` where the loss is no longer finite.
     """
-    last = max(1, round(how.epochs * stream.steps / how.accumulate))
     how = replace(how, loss=how.loss.placed(partial(_streams, student, teacher, stream)))
     with apart(student.device):
-        run = _Run(student, teacher, stream, how, group, last)
+        run = _Run(student, teacher, stream, how, group, max(1, round(how.epochs * stream.steps / how.accumulate)))
         if checkpoint is not None:
             run.resume(checkpoint)
         if judge is not None and not run.history.judged:
@@ -113,18 +114,20 @@ def train(
         for step, batches in run.batches():
             run.step(step, batches, observe)
             run.history.steps = step + 1
-            done = step + 1 == last
+            run.history.seconds = time.monotonic() - begin
+            run.keep_time()
+            done = step + 1 >= run.last
             if progress is not None:
-                progress(step + 1, last)
+                progress(step + 1, run.last)
             if judge is not None and (done or (step + 1) % max(1, stream.steps // how.accumulate) == 0):
                 run.judge(judge)
                 run.history.stopped = run.best is not None and run.best[0] <= enough and not done
-            run.history.seconds = time.monotonic() - begin
             if checkpoint is not None and group.rank == 0 and time.monotonic() - saved > how.save_every and not done:
                 run.save(checkpoint)
                 saved = time.monotonic()
-            if run.history.stopped:
+            if run.history.stopped or done:
                 break
+        run.history.seconds = time.monotonic() - begin
         run.finish()
     return run.history
 
@@ -134,12 +137,13 @@ class _Run:
 
     def __init__(self, student: Network, teacher: Teacher, stream: Stream, how: Training, group: Group, last: int):
         self.student, self.teacher, self.stream, self.how, self.group = student, teacher, stream, how, group
-        self.last, self.history = last, History()
+        self.last = self._planned = last
+        self.history = History()
         self.learned = self._learned()
         self.parameters = dict(student.parameters)
         if self.learned is not None:
             self.parameters |= {f"loss/{name}": p for name, p in self.learned.named_parameters()}
-        self.optimiser = _optimiser(self.parameters, how)
+        self.optimiser = optimiser_of(self.parameters, how.optimiser, how.rate, how.momentum, how.decay)
         self.averaged = {n: p.detach().clone() for n, p in student.parameters.items()} if how.average else {}
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.rate = warmed(how.schedule, how.warm_up)
@@ -185,6 +189,15 @@ class _Run:
             self.history.losses.append((step + 1, self._finite(self._sum / self._count, step)))
             self._sum, self._count = 0.0, 0
 
+    def keep_time(self) -> None:
+        """As many of the planned steps as fit; looked at where a loss was read, for until then a GPU may be behind."""
+        done = self.history.steps
+        if self.how.limit < math.inf and done % self._every == 0:
+            together = float(self.group.total(self.history.seconds)) / self.group.count  # the same for all processes
+            fitting = math.floor(self.how.limit / together * done)
+            if not 0.95 <= fitting / self.last <= 1.05:
+                self.last = min(self._planned, max(done, fitting))
+
     def _update(self) -> None:
         """Take the step that the gradients say."""
         if self.how.clip:
@@ -228,6 +241,7 @@ class _Run:
             tensors |= {f"best/{n}": t for n, t in self.best[1].items()}
         best = None if self.best is None else self.best[0]
         known = {"history": self.history.values(), "best": best, "sum": float(self._sum), "count": self._count}
+        known["last"] = self.last
         save(path, tensors, known)
 
     def resume(self, path: Path) -> None:
@@ -251,7 +265,7 @@ class _Run:
             best = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith("best/")}
             self.best = (float(values["best"]), best)
         self.history = History.of(values["history"])
-        self._sum, self._count = float(values["sum"]), int(values["count"])
+        self._sum, self._count, self.last = float(values["sum"]), int(values["count"]), int(values["last"])
 
     def _state(self) -> dict[str, Tensor]:
         found = {f"parameter/{n}": p.detach().clone() for n, p in self.student.parameters.items()}
@@ -327,18 +341,3 @@ class _Exchanged:
 
 def _float(t: Tensor) -> Tensor:
     return t.float() if t.is_floating_point() else t
-
-
-def _optimiser(parameters: Mapping[str, nn.Parameter], how: Training) -> torch.optim.Optimizer:
-    """Matrices decay; biases, scales and the steps of grids do not."""
-    decaying = {name: p.ndim > 1 and not name.startswith(STEP) for name, p in parameters.items()}
-    parts = [
-        {"params": [p for name, p in parameters.items() if decaying[name] == which], "weight_decay": how.decay * which}
-        for which in (True, False)
-    ]
-    device = next(iter(parameters.values())).device
-    far = device.type != "cpu"  # one kernel instead of dozens, which reads its rate from memory
-    rate = torch.tensor(how.rate, device=device) if far else how.rate
-    if how.optimiser == "adamw":
-        return torch.optim.AdamW(parts, lr=rate, betas=(how.momentum, 0.999), fused=far, capturable=far)
-    return torch.optim.SGD(parts, lr=rate, momentum=how.momentum, nesterov=how.momentum > 0, fused=far)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from functools import cache
@@ -102,6 +103,19 @@ def test_a_damaged_network_comes_back_towards_the_original_without_labels(kind: 
     assert apart(after.model) < 0.7 * apart(damaged(kind).model)
     assert history.losses[-1][1] < history.losses[0][1]
     assert history.steps == 10 * epochs
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(5.0, 3), (100.0, 10), (0.5, 1)])
+def test_a_training_that_would_take_too_long_takes_fewer_steps(
+    limit: float, steps: int, monkeypatch: pytest.MonkeyPatch
+):
+    ticks = itertools.count()  # every look at the clock is a second: one at the start, then one a step
+    monkeypatch.setattr("tersor.recovery.loop.time.monotonic", lambda: float(next(ticks)))
+    told: list[tuple[int, int]] = []
+    _, history = run("narrow", replace(SHORT, limit=limit), progress=lambda *done: told.append(done))
+    assert history.steps == steps
+    assert told[-1] == (steps, steps)
+    assert history.losses[-1][0] == steps
 
 
 def test_zeros_stay_zeros_and_grids_stay_grids():
