@@ -1,7 +1,8 @@
 """Teach one model what another knows: the student's own shape, the teacher's answers.
 
 The student is any module that takes and gives what the teacher does: a narrower or shallower network, one that `prune` made,
-one that was never trained. Labels are used where the loss names them.
+one that was never trained, one that has its teacher's early layers; or the teacher itself, with a share of its width and
+depth. Labels are used where the loss names them.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from tersor.calibrated import Calibrated
 from tersor.errors import InputError
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
-from tersor.inputs import models
-from tersor.inputs.job import Progress, bring, predict_with, quiet, torch_threads
+from tersor.inputs import amounts, models
+from tersor.inputs.job import Job, Progress, bring, predict_with, quiet, torch_threads
 from tersor.measuring.metrics import Drop, Score, drop
 from tersor.records import plain
 from tersor.recovering import Recovering, Recovery
 from tersor.recovery.loop import History
 from tersor.recovery.many import group
 from tersor.rewrites.fold_norms import fold_norms
+from tersor.rewrites.reuse import reuse as take_early
 from tersor.store.programs import write_program
+from tersor.students import scaled
 from tersor.target import Compressed
 
 
@@ -61,6 +64,9 @@ def distil(
     data: Any,
     *,
     teacher: Any,
+    width: float | str = 1.0,
+    depth: float | str = 1.0,
+    reuse: bool = False,
     recover: Recovery | str = "2epochs",
     metric: Any = "accuracy",
     eval_data: Any = None,
@@ -71,7 +77,10 @@ def distil(
 ) -> Distilled:
     """Train `student` to answer as `teacher` does.
 
-    student, teacher, data, metric, eval_data: as `compress` takes them; both models have the same inputs and outputs. recover:
+    student, teacher, data, metric, eval_data: as `compress` takes them; both models have the same inputs and outputs. width,
+    depth: where the student is None, what it has of each of the teacher's axes ("50%", "2x" less, 0.5) and of its residual
+    branches; it begins with what structured OBS leaves of the teacher. reuse: the student begins with the teacher's values in
+    the layers, counted from the inputs, in which both are alike; they are trained on with the others. recover:
     how long and how ("2epochs", "10m", or a `Recovery`). The best state after an epoch, on held-out data, comes out. out: a
     `torch.export` archive (.pt2), which torch loads without Tersor and `compress` takes.
     Raises `InputError` where the two do not fit together, and what `compress` raises for its inputs.
@@ -79,20 +88,30 @@ def distil(
     how = recover if isinstance(recover, Recovery) else Recovery.of(recover)
     if how is None:
         raise InputError("recover is none, and a student learns nothing in no time; give 2epochs, 10m, or a Recovery.")
+    shares = amounts.share(width), amounts.share(depth)
+    if (student is None) == (shares == (1.0, 1.0)):
+        raise InputError(
+            "A student is either a model of its own or a share of its teacher; give one of student, and width or depth."
+        )
+    if student is None and reuse:
+        raise InputError("A share of the teacher begins with the teacher's values anyway; leave out reuse.")
     with torch_threads(threads):
         job = bring(teacher, data, metric, 0.0, eval_data, 1, threads, seed, (), None, progress)
-        brought = models.bring(student)
-        captured = models.captured(brought, job.model.arguments(job.model.example))
-        _refuse_strangers(captured, job.model)
-        small = fold_norms(captured)
+        if student is None:
+            name, like, ground = job.name, job.model, Calibrated(job, fold_norms(job.model))
+            small = scaled(ground, [batch.inputs for batch in job.calibration], *shares).model
+        else:
+            name, like = _brought(student, job)
+            small = _begun(like, job.model) if reuse else fold_norms(like)
+            ground = Calibrated(job, small)
         untrained = job.metric(predict_with(small), job.evaluation)
-        recovering = Recovering(job, Calibrated(job, small), how, like=captured)
+        recovering = Recovering(job, ground, how, like=like)
         trained = recovering(Compressed(small)).model
         after = job.metric(predict_with(trained), job.evaluation)
     if out is not None and group().rank == 0:
         write_program(Path(out), trained)
     return Distilled(
-        name=brought.name,
+        name=name,
         teacher=job.name,
         model=trained,
         metric=job.metric.name,
@@ -104,6 +123,24 @@ def distil(
         parameters=(_parameters(job.model), _parameters(trained)),
         trained=recovering.history,
     )
+
+
+def _brought(student: Any, job: Job) -> tuple[str, Model]:
+    """A student's name, and what it computes. Raises `InputError` where that is not what the teacher does."""
+    brought = models.bring(student)
+    captured = models.captured(brought, job.model.arguments(job.model.example))
+    _refuse_strangers(captured, job.model)
+    return brought.name, captured
+
+
+def _begun(student: Model, teacher: Model) -> Model:
+    """The student, folded, with its teacher's early layers. Raises `InputError` where it has none of them."""
+    small, taken = take_early(fold_norms(student), fold_norms(teacher))
+    if not taken:
+        raise InputError(
+            "reuse was asked for, and the student's first layer is not like its teacher's; make it so, or leave out reuse."
+        )
+    return small
 
 
 def _refuse_strangers(student: Model, teacher: Model) -> None:

@@ -59,6 +59,72 @@ def test_a_student_that_knew_nothing_learns_without_labels(tmp_path: Path):
     assert second.model.digest() == found.model.digest()
 
 
+def test_a_share_of_the_teacher_begins_with_what_it_knows():
+    data, held = stripes.batches(), [stripes.images(400, 7)]
+    how = tersor.Recovery.of("2epochs", rate=0.02, batch=64)
+    given = {"teacher": stripes.trained(), "recover": how, "eval_data": held, "threads": 1}
+    found = tersor.distil(None, data, width="50%", **given)
+    assert found.macs[1] < 0.55 * found.macs[0]
+    assert found.untrained > 0.5  # four classes
+    assert found.after >= found.untrained
+    shapes = {tuple(p.shape) for p in found.module.parameters() if p.ndim == 4}
+    assert shapes == {(8, 1, 3, 3), (8, 8, 3, 3)}
+
+
+def test_early_layers_of_the_teacher_are_where_a_student_begins():
+    class Shallow(stripes.Small):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.stem(x).mean((2, 3)))
+
+    torch.manual_seed(0)
+    how = tersor.Recovery.of("1epochs", rate=1e-6, batch=64)
+    found = tersor.distil(
+        Shallow().eval(), stripes.batches(), teacher=stripes.trained(), reuse=True, recover=how, threads=1
+    )
+    kernel = found.model.tensor("stem.0.weight")
+    module = stripes.trained()
+    scale = module.stem[1].weight / (module.stem[1].running_var + module.stem[1].eps).sqrt()
+    torch.testing.assert_close(kernel, module.stem[0].weight * scale.reshape(-1, 1, 1, 1), rtol=1e-2, atol=1e-3)
+    with pytest.raises(InputError, match="the student's first layer is not like its teacher's"):
+        tersor.distil(Narrow().eval(), stripes.batches(), teacher=stripes.trained(), reuse=True, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"student": None}, "A student is either a model of its own or a share of its teacher; give one of student"),
+        ({"student": Narrow(), "width": "50%"}, "give one of student, and width or depth"),
+        ({"student": None, "width": "50%", "reuse": True}, "begins with the teacher's values anyway; leave out reuse"),
+        ({"student": None, "width": "200%"}, "The share '200%' lies outside 0% to 100%"),
+        ({"student": None, "depth": "60%"}, "The teacher has 1 residual branches, and 60 % of them leaves them all"),
+    ],
+)
+def test_a_student_that_cannot_be_meant_is_refused(wish, said):
+    with pytest.raises(InputError) as caught:
+        tersor.distil(wish.pop("student"), stripes.batches(), teacher=stripes.trained(), threads=1, **wish)
+    assert said in str(caught.value)
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_a_share_of_resnet20_begins_with_what_all_of_it_knows(loaders):
+    images, labels = (each[:1280] for each in loaders.cifar10("train"))
+    x, y = loaders.cifar_norm(images), torch.from_numpy(labels)
+    found = tersor.distil(
+        None,
+        list(zip(x[:768].split(256), y[:768].split(256), strict=True)),
+        teacher=loaders.resnet_cifar(20),
+        width="75%",
+        depth="80%",
+        recover=tersor.Recovery.of("2epochs", rate=0.01, batch=32, norms="frozen"),
+        eval_data=[(x[768:], y[768:])],
+        threads=1,
+    )
+    assert found.macs[1] < 0.6 * found.macs[0]
+    assert found.untrained > 0.7
+    assert found.after >= found.untrained
+
+
 def test_inner_activations_teach_through_a_learned_matrix():
     torch.manual_seed(0)
     how = tersor.Recovery.of("4epochs", loss="kl + feature(node='relu', teacher='relu')", rate=0.05, batch=64)

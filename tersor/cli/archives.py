@@ -198,9 +198,17 @@ def quantize(
 
 
 def distil(
-    student: Annotated[str, typer.Argument(metavar="STUDENT", help=MODEL, show_default=False)],
     teacher: Annotated[str, typer.Option(metavar="MODEL", help=MODEL, show_default=False)],
     data: Data,
+    student: Annotated[
+        str | None,
+        typer.Argument(metavar="[STUDENT]", help=MODEL + " Or none: --width, --depth.", show_default=False),
+    ] = None,
+    width: Annotated[str, typer.Option(metavar="SHARE", help="Without STUDENT: of each axis of the teacher.")] = "100%",
+    depth: Annotated[
+        str, typer.Option(metavar="SHARE", help="Without STUDENT: of the teacher's residual branches.")
+    ] = "100%",
+    reuse: Annotated[bool, typer.Option("--reuse", help="Begin with the teacher's early layers.")] = False,
     out: Archive = None,
     recover: Annotated[str, typer.Option(metavar="LENGTH", help="How long: 2epochs, 10m.")] = "2epochs",
     loss: Loss = "kl(temperature=4)",
@@ -222,6 +230,9 @@ def distil(
             student,
             data,
             teacher=teacher,
+            width=width,
+            depth=depth,
+            reuse=reuse,
             recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment, **settings(training)) or "none",
             metric=metric,
             eval_data=eval_data,
