@@ -91,7 +91,7 @@ def distil(
     shares = amounts.share(width), amounts.share(depth)
     if (student is None) == (shares == (1.0, 1.0)):
         raise InputError(
-            "A student is either a model of its own or a share of its teacher; give one of student, and width or depth."
+            "A student is a model of its own or a share of its teacher; name a student, or give width or depth, not both."
         )
     if student is None and reuse:
         raise InputError("A share of the teacher begins with the teacher's values anyway; leave out reuse.")

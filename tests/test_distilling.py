@@ -92,8 +92,8 @@ def test_early_layers_of_the_teacher_are_where_a_student_begins():
 @pytest.mark.parametrize(
     ("wish", "said"),
     [
-        ({"student": None}, "A student is either a model of its own or a share of its teacher; give one of student"),
-        ({"student": Narrow(), "width": "50%"}, "give one of student, and width or depth"),
+        ({"student": None}, "A student is a model of its own or a share of its teacher; name a student"),
+        ({"student": Narrow(), "width": "50%"}, "name a student, or give width or depth, not both"),
         ({"student": None, "width": "50%", "reuse": True}, "begins with the teacher's values anyway; leave out reuse"),
         ({"student": None, "width": "200%"}, "The share '200%' lies outside 0% to 100%"),
         ({"student": None, "depth": "60%"}, "The teacher has 1 residual branches, and 60 % of them leaves them all"),

@@ -202,7 +202,7 @@ def distil(
     data: Data,
     student: Annotated[
         str | None,
-        typer.Argument(metavar="[STUDENT]", help=MODEL + " Or none: --width, --depth.", show_default=False),
+        typer.Argument(metavar="STUDENT", help=MODEL + " Or none: --width, --depth.", show_default=False),
     ] = None,
     width: Annotated[str, typer.Option(metavar="SHARE", help="Without STUDENT: of each axis of the teacher.")] = "100%",
     depth: Annotated[

@@ -175,6 +175,17 @@ def test_json_alone_reaches_stdout(net: Path) -> None:
         (["compress", "{net}:make", "--data", "d", "--out", "o", "--max-drop", "2"], 2, "did you mean 2%?"),
         (["compress", "{net}:make", "--data", "d", "--out", "o", "--time-limit", "soon"], 2, "write 90s, 10m or 1.5h"),
         (["compress", "{net}:make", "--data", "{net}:gone", "--out", "o"], 2, "has no function 'gone'"),
+        (["distil", "--teacher", "{net}:make", "--data", "d"], 2, "name a student, or give width or depth"),
+        (
+            ["prune", "{net}:make", "--data", "d", "--macs", "2x", "--recover", "1epochs", "--training", "bach=32"],
+            2,
+            "A training has no setting 'bach=32'; write one of optimiser=..., schedule=..., batch=...",
+        ),
+        (
+            ["distil", "a", "--teacher", "b", "--data", "d", "--training", "batch=many"],
+            2,
+            "The setting 'batch=many' of the training is no number; write for example batch=32.",
+        ),
         (["report", "{net}"], 5, "is not a folder; give the folder that was written by compress"),
         (["verify", "no_such_folder"], 5, "is not a folder"),
         (["benchmark", "no_such_folder"], 5, "is not a folder"),
