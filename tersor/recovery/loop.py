@@ -233,7 +233,7 @@ class _Run:
         best = None if self.best is None else self.best[0]
         known = {"history": self.history.values(), "best": best, "sum": float(self._sum), "count": self._count}
         written: dict[str, Tensor] = {}
-        for key, tensor in tensors.items():
+        for key, tensor in sorted(tensors.items()):  # all processes in one order, which a file does not keep
             whole = self.student.shards.whole(owner(key), tensor.detach())
             if self.group.rank == 0:
                 written[key] = whole.cpu()

@@ -47,7 +47,7 @@ def run(
 ) -> dict[str, Tensor]:
     """What becomes of a training, whole: the parameters at every step, the compressed model; and bytes of parameters."""
     kind, settings = CASES[case]
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     student = Network(damaged(kind), False, rank=2 * (case == "adapters"), divide=divide)
     teacher = Teacher(original(), folder, 640, divide=divide)
     states: list[Tensor] = []
