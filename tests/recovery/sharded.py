@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from weakref import ref
 import torch
 from test_training import Killed, apart, damaged, original, stream
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from tersor.graph.model import capture
 from tersor.losses import loss_called
@@ -127,12 +128,31 @@ def resident(what: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
 
 
+def begun(folder: Path) -> None:
+    """Leave the checkpoint of a process that was killed."""
+    with suppress(Killed):
+        run("averaged", folder, stop=4)
+
+
+def cases(folder: Path, together: Group) -> None:
+    """Every case divided, and alone; one that goes on from what was alone, and one alone from what was divided."""
+    rank = together.rank
+    if rank == 0:
+        begun(folder / "begun")
+    dist.barrier()
+    for case in CASES:
+        torch.save(run(case, folder / f"{case}{rank}", together, DIVIDE), folder / f"{case}{rank}.pt")
+    for case in list(CASES)[rank::2]:
+        torch.save(run(case, folder / "alone" / case), folder / f"{case}_alone.pt")
+    if rank == 0:
+        torch.save(run("adam", folder / "begun"), folder / "adam_went_on.pt")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     out, what, together = Path(sys.argv[1]), sys.argv[2], group()
     if what == "cases":
-        for case in CASES:
-            torch.save(run(case, out / f"{case}{together.rank}", together, DIVIDE), out / f"{case}{together.rank}.pt")
+        cases(out, together)
         found = wide(together, LEAST, 6, 256)
     else:
         found = wide(together, LEAST if what == "divided" else None, 12, 2048)

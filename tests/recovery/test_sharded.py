@@ -12,7 +12,6 @@ import sharded
 import torch
 from sharded import CASES, DIVIDE
 from test_many import run, trained
-from test_training import Killed
 
 from tersor.errors import InputError
 from tersor.recovering import Recovery
@@ -23,10 +22,8 @@ CLOSE = {"half": 1e-3}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes left of every case. One of them goes on from what one process alone had begun."""
+    """What two processes left of every case. One case goes on from what one process alone had begun."""
     folder = tmp_path_factory.mktemp("divided")
-    with pytest.raises(Killed):
-        sharded.run("averaged", folder / "begun", stop=4)
     run(SCRIPT, 2, folder, "cases")
     return folder
 
@@ -36,8 +33,8 @@ def of(folder: Path, case: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_divided_parameters_take_the_steps_of_whole_ones(folder: Path, tmp_path: Path, case: str):
-    alone = sharded.run(case, tmp_path / "one")
+def test_divided_parameters_take_the_steps_of_whole_ones(folder: Path, case: str):
+    alone = torch.load(folder / f"{case}_alone.pt", weights_only=True)
     both = of(folder, case)
     close = CLOSE.get(case, 1e-4)
     steps = alone["states"][-len(both[0]["states"]) :]
@@ -52,10 +49,9 @@ def test_divided_parameters_take_the_steps_of_whole_ones(folder: Path, tmp_path:
     assert len(both[0]["states"]) == len(alone["states"]) - 4 * (case == "averaged")
 
 
-def test_one_process_goes_on_from_what_several_have_written(folder: Path, tmp_path: Path):
-    (tmp_path / "adam.state").write_bytes((folder / "adam.state").read_bytes())  # after the step before the last
-    went_on, alone = (sharded.run("adam", tmp_path / "one"), sharded.run("adam", tmp_path / "other" / "one"))
-    assert len(went_on["states"]) == 2
+def test_one_process_goes_on_from_what_several_have_written(folder: Path):
+    went_on, alone = (torch.load(folder / f"adam_{name}.pt", weights_only=True) for name in ("went_on", "alone"))
+    assert len(went_on["states"]) == 2  # what was written came after the step before the last
     torch.testing.assert_close(went_on["states"], alone["states"][-2:], rtol=1e-4, atol=1e-5)
 
 
