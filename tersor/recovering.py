@@ -29,10 +29,11 @@ from tersor.maths.augment import Augment
 from tersor.maths.rates import RATES
 from tersor.measuring.metrics import drop, predictor
 from tersor.recovery.loop import History, Observe, Training, train
-from tersor.recovery.many import group
+from tersor.recovery.many import group, processes
 from tersor.recovery.network import Network, Teacher
 from tersor.recovery.optimisers import OPTIMISERS
 from tersor.recovery.replay import local
+from tersor.recovery.sharding import LEAST
 from tersor.recovery.stream import Stream
 from tersor.rewrites.fold_norms import fold_norms, foldable
 from tersor.rewrites.insert_norms import insert_norms
@@ -70,6 +71,7 @@ class Recovery:
         "moving"  # with each batch's statistics; "frozen": with those of calibration, which suits small batches
     )
     device: str = "auto"  # "cpu", "cuda", or "auto": a GPU where there is one
+    sharded: bool = False  # each process holds a part of the parameters
     written: Mapping[str, Any] = field(default_factory=dict)  # what `of` made it from
 
     @staticmethod
@@ -87,8 +89,13 @@ class Recovery:
         norms: str = "moving",
         decay: float = 0.0,
         device: str = "auto",
+        sharded: bool = False,
     ) -> Recovery | None:
-        """A recovery from words; None where `length` is None or "none". Raises `InputError` for what cannot be meant."""
+        """A recovery from words; None where `length` is None or "none". Raises `InputError` for what cannot be meant.
+
+        sharded: each of the processes that torchrun started holds a part of the student's parameters, their gradients and the
+        optimiser's state.
+        """
         if length is None or str(length).strip() == "none":
             return None
         epochs, seconds = amounts.training(length)
@@ -109,6 +116,15 @@ class Recovery:
             )
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("The device is cuda, and torch finds no GPU here; choose auto or cpu.")
+        if sharded and processes() < 2:
+            raise InputError(
+                "sharded=True divides the parameters among processes, and there is one; start several with torchrun "
+                "--nproc-per-node, or leave it out."
+            )
+        if sharded and optimiser == "muon":
+            raise InputError(
+                "The optimiser muon needs whole matrices, and sharded=True divides them; choose adamw or sgd."
+            )
         how = Training(
             loss=loss_called(loss),
             epochs=epochs or 1.0,
@@ -133,9 +149,17 @@ class Recovery:
             "norms": norms,
             "decay": decay,
             "device": device,
-        }
+        }  # not whether it was sharded, which changes nothing of what comes out
         return Recovery(
-            how, seconds, batch, augments.bring(augment), rank=rank, norms=norms, device=device, written=written
+            how,
+            seconds,
+            batch,
+            augments.bring(augment),
+            rank=rank,
+            norms=norms,
+            device=device,
+            sharded=sharded,
+            written=written,
         )
 
 
@@ -149,6 +173,7 @@ SETTINGS: Mapping[str, Callable[[str], Any]] = {
     "norms": str,
     "decay": float,
     "device": str,
+    "sharded": lambda word: {"true": True, "false": False}[word.lower()],
 }
 """What `settings` reads, and how."""
 
@@ -164,9 +189,10 @@ def settings(words: Sequence[str] | None) -> dict[str, Any]:
             )
         try:
             found[name] = SETTINGS[name](value)
-        except ValueError:
+        except (ValueError, KeyError):
+            like = "true" if name == "sharded" else "32"
             raise InputError(
-                f"The setting '{word}' of the training is no number; write for example {name}=32."
+                f"The setting '{word}' of the training cannot be read; write for example {name}={like}."
             ) from None
     return found
 
@@ -179,6 +205,7 @@ class Recovering:
         self._job, self._ground, self._wish = job, ground, wish
         self._like = job.model if like is None else like
         self.history = History()
+        self._group, self._divide = group(), LEAST if wish.sharded else None
         self._device = (
             local() if wish.device == "cuda" or (wish.device == "auto" and torch.cuda.is_available()) else CPU
         )
@@ -208,14 +235,15 @@ class Recovering:
         key = self._key(whole, "movement")
         kept = self._ground.cache.get(key)
         if kept is None:
-            student = Network(self._normed(whole), device=self._device)
+            student = Network(self._normed(whole), device=self._device, divide=self._divide)
             sums = {m.name: torch.zeros(m.shape, device=self._device) for m in matrices(model)}
 
             def observe(step: int, parameters: Mapping[str, nn.Parameter]) -> None:
                 for m in matrices(model):
                     weight = parameters[student.names[m.weight]]
                     if weight.grad is not None:
-                        sums[m.name] -= weight.detach() * weight.grad
+                        moved = weight.detach() * weight.grad
+                        sums[m.name] -= student.shards.whole(student.names[m.weight], moved)
 
             how = self._how(whole, key)
             self._train(student, how if how.loss.labelled else replace(how, loss=HardDistillation()), observe=observe)
@@ -235,14 +263,14 @@ class Recovering:
         with TemporaryDirectory(prefix="tersor-") as folder:  # what the teacher said, for the epochs after the first
             self.history = train(
                 student,
-                Teacher(job.model, Path(folder), len(job.training), self._device),
+                self._teacher(Path(folder), len(job.training)),
                 stream,
                 how,
                 judge=self._judge(),
                 checkpoint=checkpoint,
                 progress=lambda done, total: job.progress("training", done, total),
                 observe=observe,
-                group=group(),
+                group=self._group,
             )
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
@@ -272,7 +300,11 @@ class Recovering:
 
     def _network(self, compressed: Compressed) -> Network:
         moving, ready = self._wish.norms == "moving", self._ready(compressed)
-        return Network(ready, moving, rank=self._wish.rank, seed=self._job.seed, device=self._device)
+        return Network(ready, moving, self._wish.rank, self._job.seed, self._device, self._divide)
+
+    def _teacher(self, folder: Path | None = None, items: int = 0) -> Teacher:
+        divide = None if self._device.type == "cpu" else self._divide  # the job has it whole on the CPU
+        return Teacher(self._job.model, folder, items, self._device, divide)
 
     def _ready(self, compressed: Compressed) -> Compressed:
         return compressed if self._wish.rank else self._normed(compressed)
@@ -300,14 +332,12 @@ class Recovering:
             return replace(how, epochs=float(epochs), limit=float(limit))
         stream, begin, ends = self._stream(), time.monotonic(), []
         tried = _TRIED if self._device.type == "cpu" else 8 * _TRIED  # a device is slow at first
-        student, teacher = self._network(compressed), Teacher(self._job.model, device=self._device)
+        student, teacher = self._network(compressed), self._teacher()
         trial = replace(how, epochs=tried / stream.steps)
-        train(student, teacher, stream, trial, progress=lambda *_: ends.append(time.monotonic()))
+        train(student, teacher, stream, trial, progress=lambda *_: ends.append(time.monotonic()), group=self._group)
         each = (ends[-1] - ends[tried // 2 - 1]) / (tried - tried // 2)
         limit = max(each, seconds - (ends[-1] - begin))
-        steps = limit / each
-        together = group()
-        all_steps = float(together.total(steps)) / together.count  # the same for all processes
+        all_steps = float(self._group.total(limit / each)) / self._group.count  # the same for all processes
         epochs = max(1, round(all_steps)) / stream.steps
         self._ground.cache.put(f"{key}length", {}, [epochs, limit])
         return replace(how, epochs=epochs, limit=limit)

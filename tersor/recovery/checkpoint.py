@@ -40,5 +40,13 @@ def load(path: Path, shapes: Mapping[str, Sequence[int]]) -> tuple[dict[str, Ten
     return (tensors, values) if found == {name: tuple(shape) for name, shape in shapes.items()} else None
 
 
+def owner(key: str) -> str:
+    """The parameter that a tensor of a checkpoint belongs to; one of a loss keeps its room in its name."""
+    room, _, name = key.partition("/")
+    if room == "best":
+        return owner(name)
+    return key if room == "loss" else name.partition("/")[2] if room == "optimiser" else name
+
+
 def _hash(tensors: Mapping[str, Tensor], text: str) -> str:
     return hashlib.sha256(packed(dict(tensors)) + text.encode()).hexdigest()

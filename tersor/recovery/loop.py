@@ -25,7 +25,7 @@ from tersor.loss import Loss
 from tersor.losses.kl import KL
 from tersor.maths.rates import Rate, cosine, warmed
 from tersor.measuring.batches import Batch
-from tersor.recovery.checkpoint import load, save
+from tersor.recovery.checkpoint import load, owner, save
 from tersor.recovery.many import Alone, Group
 from tersor.recovery.network import Network, Teacher
 from tersor.recovery.optimisers import optimiser_of
@@ -99,8 +99,8 @@ def train(
 
     judge: how bad the student is, asked before the first step, after each epoch and at the end; the best state comes out
     (the latest of equals), so nothing is lost by training; it ends where that is at most `enough`. checkpoint: a file that
-    is written every `how.save_every` seconds and from which the same call goes on; removed by the caller. group: the
-    processes that share the batches.
+    is written every `how.save_every` seconds and from which the same call goes on, in any number of processes; removed by the
+    caller. group: the processes that share the batches.
     Raises `DataError` where the loss is no longer finite.
     """
     how = replace(how, loss=how.loss.placed(partial(_streams, student, teacher, stream)))
@@ -122,7 +122,8 @@ def train(
             if judge is not None and (done or (step + 1) % max(1, stream.steps // how.accumulate) == 0):
                 run.judge(judge)
                 run.history.stopped = run.best is not None and run.best[0] <= enough and not done
-            if checkpoint is not None and group.rank == 0 and time.monotonic() - saved > how.save_every and not done:
+            due = checkpoint is not None and time.monotonic() - saved > how.save_every and not done
+            if checkpoint is not None and student.shards.first(due):
                 run.save(checkpoint)
                 saved = time.monotonic()
             if run.history.stopped or done:
@@ -152,8 +153,9 @@ class _Run:
         self._every = max(1, last // 200)  # points of the curve
         self._on_cpu = student.device.type == "cpu"  # its numbers can be read at no cost
         self._buffers = list(student.buffers.values())
-        self.passed = partial(passed, self._loss) if self._on_cpu else Replay(self._loss)
-        self.update = self._update if self._on_cpu else Recorded(self._update)
+        recorded = not self._on_cpu and not student.shards.shapes  # messages between processes cannot be
+        self.passed = Replay(self._loss) if recorded else partial(passed, self._loss)
+        self.update = Recorded(self._update) if recorded else self._update
         self.aside = Aside(student.device)
 
     def batches(self) -> Iterator[tuple[int, list[tuple[Batch, Tensor]]]]:
@@ -172,7 +174,8 @@ class _Run:
             mine, which, share = self.group.part(batch, items)
             loss = self.passed(mine, which if self.stream.augment is None else None, share / len(batches))
             total += (self._finite(loss, step) if self._on_cpu else loss.double()) * share / len(batches)
-        self.group.add([p.grad for p in self.parameters.values() if p.grad is not None])
+        divided = self.student.shards.shapes  # whose gradients are added up already
+        self.group.add([p.grad for n, p in self.parameters.items() if p.grad is not None and n not in divided])
         if observe is not None:
             observe(step, self.student.parameters)
         for part in self.optimiser.param_groups:
@@ -201,7 +204,7 @@ class _Run:
     def _update(self) -> None:
         """Take the step that the gradients say."""
         if self.how.clip:
-            nn.utils.clip_grad_norm_(self.parameters.values(), self.how.clip)
+            self.student.shards.clip(self.parameters, self.how.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=self._on_cpu)
 
@@ -217,7 +220,7 @@ class _Run:
 
     def judge(self, judge: Callable[[Network], float]) -> None:
         with self._looking_averaged():
-            found = judge(self.student)
+            found = float(self.group.total(judge(self.student))) / self.group.count  # the same for all
             if self.best is None or found <= self.best[0]:
                 self.best = (found, self._state())
         self.history.judged.append((self.history.steps, found))
@@ -242,14 +245,21 @@ class _Run:
         best = None if self.best is None else self.best[0]
         known = {"history": self.history.values(), "best": best, "sum": float(self._sum), "count": self._count}
         known["last"] = self.last
-        save(path, tensors, known)
+        written: dict[str, Tensor] = {}
+        for key, tensor in sorted(tensors.items()):  # all processes in one order, which a file does not keep
+            whole = self.student.shards.whole(owner(key), tensor.detach())
+            if self.group.rank == 0:
+                written[key] = whole.cpu()
+        if self.group.rank == 0:
+            save(path, written, known)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint that fits; begin anew where there is none."""
-        found = load(path, {name: p.shape for name, p in self.student.parameters.items()})
+        shards = self.student.shards
+        found = load(path, {name: shards.shapes.get(name, p.shape) for name, p in self.student.parameters.items()})
         if found is None:
             return
-        tensors, values = found
+        tensors, values = {key: shards.part(owner(key), tensor) for key, tensor in found[0].items()}, found[1]
         self._put(tensors)
         for name, parameter in self.parameters.items():
             if f"loss/{name}" in tensors:
@@ -259,13 +269,17 @@ class _Run:
             if kind == "average":
                 self.averaged[name].copy_(value)
             elif kind == "optimiser":
-                which, _, owner = name.partition("/")
-                self.optimiser.state[self.parameters[owner]][which] = value.to(self.student.device, copy=True)
+                which, _, whose = name.partition("/")
+                self.optimiser.state[self.parameters[whose]][which] = value.to(self.student.device, copy=True)
         if values["best"] is not None:
             best = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith("best/")}
             self.best = (float(values["best"]), best)
         self.history = History.of(values["history"])
-        self._sum, self._count, self.last = float(values["sum"]), int(values["count"]), int(values["last"])
+        self._sum, self._count, self.last = (
+            float(values["sum"]),
+            int(values["count"]),
+            int(values.get("last", self.last)),
+        )
 
     def _state(self) -> dict[str, Tensor]:
         found = {f"parameter/{n}": p.detach().clone() for n, p in self.student.parameters.items()}
@@ -315,7 +329,7 @@ class _Run:
 @torch.no_grad()
 def _streams(student: Network, teacher: Teacher, stream: Stream) -> tuple[str, ...]:
     """The residual sums that both have in the same shape."""
-    theirs = [branch.addition for branch in branches(fold_norms(teacher.model))]  # which ends branches in matrices
+    theirs = [branch.addition for branch in branches(fold_norms(teacher.whole()))]  # which ends branches in matrices
     ours = {node.name for node in student.model.graph.nodes}
     batch = stream.batch(0)[0].pick(slice(0, 2))
     names = [name for name in theirs if name in ours]

@@ -75,9 +75,14 @@ class Shared(Alone):
 Group = Alone
 
 
+def processes() -> int:
+    """How many `torchrun` started, else 1."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def group() -> Group:
     """The processes that `torchrun` started, else this one alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if processes() < 2:
         return Alone()
     if not dist.is_initialized():
         store, rank, count = next(dist.rendezvous("env://"))

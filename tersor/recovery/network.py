@@ -8,8 +8,9 @@ for activations: the gradient for a step is that of the rounding it does (Esser 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 from tersor.forms.affine import Affine
 from tersor.graph.model import Model
 from tersor.graph.operators import aten
 from tersor.loss import Seen
+from tersor.recovery.sharding import Gathered, Shards
 from tersor.rewrites.fold_norms import fold_norms
-from tersor.site import matrices
+from tersor.site import Matrix, matrices
 from tersor.target import Compressed, Grid
 from tersor.weight import Weight
 
@@ -44,34 +47,40 @@ class Network:
         rank: int = 0,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        divide: int | None = None,
     ):
         """moving_norms: batch norms use each batch's own statistics and follow them; else they stay as they are.
 
         rank: where it is not 0, weights of linear layers stay and learn a sum `W + U D` with U (rows, rank) and D (rank,
         columns), nothing else moves but steps of grids, and the sum is what comes out (Hu et al. 2021, arXiv:2106.09685).
         device: where it computes; inputs are brought there, and what comes out of `compressed` is on the CPU again.
+        divide: parameters of at least so many values are divided among the processes; None: every process has all of them.
         """
         self.model, self.device = compressed.model.copy(), torch.device(device)
+        found = matrices(self.model)
+        self._readers = frozenset(m.node for m in found)
+        self.shards = Shards(self.model.module, self.device, divide)
         _settle(self.model, self.device)
         self.names = _first_names(self.model)  # every name of a parameter, and the one it has in `parameters`
         self.kept: dict[str, Weight] = {self.names[n]: weight.to(device) for n, weight in compressed.weights.items()}
         self.feeds = dict(compressed.feeds)
         self._moving = moving_norms and not rank
         self._given = dict(compressed.weights)
-        self._readers = frozenset(m.node for m in matrices(self.model))
         self.parameters: dict[str, nn.Parameter] = {}
         for name, parameter in self.model.module.named_parameters():
             if parameter.is_floating_point() and not rank:
                 parameter.requires_grad_(True)
                 self.parameters[name] = parameter
         if rank:
-            self._add_adapters(rank, torch.Generator().manual_seed(seed))
+            self._add_adapters(found, rank, torch.Generator().manual_seed(seed))
         for name, feed in self.feeds.items():
             if isinstance(feed, Grid):
                 self.parameters[f"{STEP}{name}"] = nn.Parameter(torch.tensor(feed.scale, device=device))
         for name, weight in self.kept.items():
             if isinstance(weight, Affine):
                 self.parameters[f"{STEP}{name}"] = nn.Parameter(weight.scale.clone())
+        added = [name for name in self.names.values() if f"{UP}{name}" in self.parameters]
+        self._changed = list(dict.fromkeys([*self.kept, *added]))  # the parameters that are not used as they are
 
     @property
     def buffers(self) -> dict[str, Tensor]:
@@ -80,15 +89,25 @@ class Network:
 
     def __call__(self, flat: Sequence[Tensor], nodes: Collection[str] = (), training: bool = True) -> Seen:
         """Outputs by name, and the activations of `nodes`, with gradients where torch has them switched on."""
+        moving = training and self._moving
+
+        def answers(value: Callable[[str], Tensor | None], late: Collection[str] = ()) -> Seen:
+            run = _Run(self.model.module, value, self._rounding(), set(nodes), moving, self._readers, late)
+            return run.answers(self.model, flat, self.device)
+
+        if self.shards.shapes:
+            late = [name for name, first in self.names.items() if first in self._changed or first in self.shards.shapes]
+            with Gathered(self._gathered, self._multiplied) as gathered:
+                return answers(gathered, late)
         values = {name: self._value(name) for name in self._changed}
         values |= {name: values[first] for name, first in self.names.items() if first in values}
-        run = _Run(self.model.module, values, self._rounding(), set(nodes), training and self._moving, self._readers)
-        return run.answers(self.model, flat, self.device)
+        return answers(values.get)
 
     @torch.no_grad()
     def compressed(self) -> Compressed:
         """What it has become: norms folded, weights the nearest of their sets, nothing free."""
         model = self.model.copy()
+        self.shards.restore(model.module)
         _settle(model, torch.device("cpu"))
         for name in self._changed:
             latent = self._latent(name).cpu()
@@ -105,14 +124,8 @@ class Network:
         }
         return Compressed(model, weights, feeds)
 
-    @property
-    def _changed(self) -> list[str]:
-        """The parameters that are not used as they are."""
-        added = [name for name in self.names.values() if f"{UP}{name}" in self.parameters]
-        return list(dict.fromkeys([*self.kept, *added]))
-
-    def _add_adapters(self, rank: int, drawn: torch.Generator) -> None:
-        for matrix in matrices(self.model):
+    def _add_adapters(self, found: Sequence[Matrix], rank: int, drawn: torch.Generator) -> None:
+        for matrix in found:
             if matrix.convolution is None and len(matrix.shape) == 2:
                 name, (rows, columns) = self.names[matrix.weight], matrix.shape
                 down = torch.randn(rank, columns, generator=drawn) / columns**0.5
@@ -120,7 +133,7 @@ class Network:
                 self.parameters[f"{DOWN}{name}"] = nn.Parameter(down.to(self.device))
 
     def _latent(self, name: str) -> Tensor:
-        own = self.model.tensor(name)
+        own = _laid(self.shards.whole(name, self.model.tensor(name)))
         if f"{UP}{name}" not in self.parameters:
             return own
         return own.detach() + self.parameters[f"{UP}{name}"] @ self.parameters[f"{DOWN}{name}"]
@@ -133,6 +146,18 @@ class Network:
             return weight.through(latent, _positive(self.parameters[f"{STEP}{name}"]))
         value = weight.nearest(latent.detach()).dense()
         return latent + (value - latent).detach()
+
+    def _gathered(self, name: str) -> Tensor | None:
+        first = self.names.get(name)
+        if first in self._changed and isinstance(self.kept.get(first), Affine):  # whose rounding autograd keeps much of
+            return checkpoint(self._value, first, use_reentrant=False, preserve_rng_state=False)
+        return self._value(first) if first in self._changed or first in self.shards.shapes else None
+
+    @cached_property
+    def _multiplied(self) -> frozenset[str]:
+        """What only linear layers and convolutions read, which autocast casts."""
+        read = [node for node in self.model.graph.nodes if node.op == "get_attr"]
+        return frozenset(str(node.target) for node in read if all(user.name in self._readers for user in node.users))
 
     def _settled(self, name: str, latent: Tensor) -> Weight:
         weight = self.kept[name].to("cpu")
@@ -153,13 +178,23 @@ def _first_names(model: Model) -> dict[str, str]:
 class Teacher:
     """A model that is only asked. Under `folder`, what it said about each item is kept on disk and not computed again."""
 
-    def __init__(self, model: Model, folder: Path | None = None, items: int = 0, device: torch.device | str = "cpu"):
-        """folder, items: where to keep outputs, and for how many items there may be; else nothing is kept. device: where it
-        computes, and where its answers are."""
+    def __init__(
+        self,
+        model: Model,
+        folder: Path | None = None,
+        items: int = 0,
+        device: torch.device | str = "cpu",
+        divide: int | None = None,
+    ):
+        """folder, items: where to keep outputs, and for how many items there may be; else nothing is kept.
+        device: where it computes, and where its answers are. divide: as a `Network` has it."""
         self.model, self.device = model, torch.device(device)
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or divide is not None:
             self.model = model.copy()
+        self.shards = Shards(self.model.module, self.device, divide)
+        if self.model is not model:
             _settle(self.model, self.device)
+        self._names = _first_names(self.model)
         self._folder, self._items = folder, items
         self._known = torch.zeros(items, dtype=torch.bool)
         self._said: dict[str, np.memmap] = {}
@@ -168,13 +203,27 @@ class Teacher:
     def __call__(self, flat: Sequence[Tensor], nodes: Collection[str] = (), items: Tensor | None = None) -> Seen:
         """Outputs by name, and the activations of `nodes`. items: which of the data these are, where it is worth keeping."""
         keeping = self._folder is not None and items is not None and not nodes
-        if keeping and items is not None and bool(self._known[items].all()):
+        if keeping and items is not None and self.shards.all(bool(self._known[items].all())):
             found = {name: torch.from_numpy(np.array(said[items.numpy()])) for name, said in self._said.items()}
             return Seen({name: said.to(self.device) for name, said in found.items()})
-        seen = _Run(self.model.module, {}, {}, set(nodes), False).answers(self.model, flat, self.device)
+        late = [name for name, first in self._names.items() if first in self.shards.shapes]
+        run = _Run(self.model.module, self._gathered, {}, set(nodes), False, late=late)
+        seen = run.answers(self.model, flat, self.device)
         if keeping and items is not None:
             self._keep(seen, items)
         return seen
+
+    def whole(self) -> Model:
+        """The model, with nothing divided."""
+        if not self.shards.shapes:
+            return self.model
+        model = self.model.copy()
+        self.shards.restore(model.module)
+        return model
+
+    def _gathered(self, name: str) -> Tensor | None:
+        first = self._names.get(name)
+        return _laid(self.shards.whole(first, self.model.tensor(first))) if first in self.shards.shapes else None
 
     def _keep(self, seen: Seen, items: Tensor) -> None:
         assert self._folder is not None
@@ -192,20 +241,26 @@ class Teacher:
 
 
 class _Run(fx.Interpreter):
-    """One pass, node by node."""
+    """One pass, node by node. A graph names all parameters first; those that are `late` are read where they are used."""
 
     def __init__(
         self,
         module: fx.GraphModule,
-        values: Mapping[str, Tensor],
+        value: Callable[[str], Tensor | None],
         rounding: Mapping[str, tuple[Tensor, Grid]],
         nodes: Collection[str],
         moving: bool,
         readers: Collection[str] = (),
+        late: Collection[str] = (),
     ):
         super().__init__(module)
-        self._values, self._nodes, self._moving, self._readers = values, nodes, moving, readers
+        self._value, self._nodes, self._moving, self._readers = value, nodes, moving, readers
         self._stored = {name: pair for name, pair in rounding.items() if pair[1].stored}
+        self._late = frozenset(
+            n
+            for n in module.graph.nodes
+            if n.op == "get_attr" and n.target in late and n.name not in {*nodes, *rounding}
+        )
         self._read = {name: pair for name, pair in rounding.items() if name not in self._stored}
         self.seen: dict[str, Tensor] = {}
         self._device = torch.device("cpu")
@@ -218,6 +273,8 @@ class _Run(fx.Interpreter):
         return Seen(dict(zip(model.outputs, outputs, strict=True)), self.seen)
 
     def run_node(self, n: fx.Node) -> Any:
+        if n in self._late:
+            return None
         value = self._norm(n) if self._moving and n.target in _NORMS else super().run_node(n)
         if n.name in self._nodes:
             self.seen[n.name] = value
@@ -231,13 +288,16 @@ class _Run(fx.Interpreter):
         read = self._read.get(n.all_input_nodes[0].name) if n.name in self._readers else None
         return (args, kwargs) if read is None else ((_rounded(args[0], *read), *args[1:]), kwargs)
 
+    def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
+        return fx.map_arg(args, lambda a: self.get_attr(a.target, (), {}) if a in self._late else self.env[a])
+
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is aten.view.default and self._device.type != "cpu":  # a view of what lies in another order
             target = aten.reshape.default
         return super().call_function(target, args, kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        value = self._values.get(str(target))
+        value = self._value(str(target))
         found = super().get_attr(target, args, kwargs) if value is None else value
         return found.to(self._device) if isinstance(found, Tensor) else found
 

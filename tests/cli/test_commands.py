@@ -184,7 +184,7 @@ def test_json_alone_reaches_stdout(net: Path) -> None:
         (
             ["distil", "a", "--teacher", "b", "--data", "d", "--training", "batch=many"],
             2,
-            "The setting 'batch=many' of the training is no number; write for example batch=32.",
+            "The setting 'batch=many' of the training cannot be read; write for example batch=32.",
         ),
         (["report", "{net}"], 5, "is not a folder; give the folder that was written by compress"),
         (["verify", "no_such_folder"], 5, "is not a folder"),

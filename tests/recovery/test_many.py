@@ -10,25 +10,31 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parent / "shared.py"
+HERE = Path(__file__).parent
 
 
-def trained(folder: Path, count: int, kind: str = "narrow", kill: int = -1) -> list[torch.Tensor]:
-    """The parameters after every step, by process."""
+def trained(folder: Path, count: int, kind: str = "narrow", kill: int = -1, divide: int = 0) -> list[torch.Tensor]:
+    """The parameters after every step, by process; where `divide` is not 0, those of so many values are divided."""
     folder.mkdir()
+    run(HERE / "shared.py", count, folder, kind, kill, divide, restarts=kill >= 0)
+    return [torch.load(folder / f"states{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def run(script: Path, count: int, *words: object, restarts: bool = False) -> None:
+    """A script in so many processes, which are started again where that may be."""
     command = [sys.executable]
     if count > 1:
-        command += ["-m", "torch.distributed.run", f"--nproc-per-node={count}", "--standalone", "--max-restarts=2"]
+        command += ["-m", "torch.distributed.run", f"--nproc-per-node={count}", "--standalone"]
+        command += ["--max-restarts=2"] * restarts
     done = subprocess.run(
-        [*command, str(SCRIPT), str(folder), kind, str(kill)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{SCRIPT.parent}:{SCRIPT.parents[1]}"},
+        [*command, str(script), *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(map(str, script.parents[:3]))},
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"states{rank}.pt", weights_only=True) for rank in range(count)]
 
 
 @pytest.mark.parametrize("kind", ["narrow", pytest.param("sparse", marks=pytest.mark.slow)])

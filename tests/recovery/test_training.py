@@ -187,13 +187,14 @@ def test_a_damaged_checkpoint_or_one_of_another_network_is_not_used(tmp_path: Pa
 
 
 def test_batches_can_be_added_up():
-    how = Training(epochs=1.0, rate=0.02, clip=0.0)
+    # A sum that rounds otherwise puts a ReLU on its other side one day, and all that follows differs: half an epoch.
+    how = Training(epochs=0.5, rate=0.02, clip=0.0)
     one, _ = run("narrow", how, moving=False, stream=stream(64))
     half = Stream(_halved(stream(64)), 32, seed=1)
     object.__setattr__(half, "_order", lambda epoch: [(0, torch.arange(i, i + 32)) for i in range(0, 640, 32)])
-    two, _ = run("narrow", Training(epochs=1.0, rate=0.02, clip=0.0, accumulate=2), moving=False, stream=half)
+    two, _ = run("narrow", replace(how, accumulate=2), moving=False, stream=half)
     for name, value in state(one).items():
-        torch.testing.assert_close(state(two)[name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(state(two)[name], value, rtol=1e-4, atol=1e-6)
 
 
 def _halved(whole: Stream) -> Batches:
