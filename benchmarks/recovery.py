@@ -116,6 +116,7 @@ def trainer(given: argparse.Namespace) -> tersor.Recovery:
         batch=given.batch,
         precision=given.precision,
         norms=given.norms,
+        optimiser=given.optimiser,
         device=given.device,
     )
     if how is None:
@@ -133,6 +134,7 @@ def trained(parser: argparse.ArgumentParser, recover: str, loss: str, rate: floa
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--norms", default="moving")
+    parser.add_argument("--optimiser", default="sgd")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--images", type=int, default=100_000, help="training images, at most")
     parser.add_argument("--threads", type=int, default=2)
