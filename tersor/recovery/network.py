@@ -108,9 +108,11 @@ class Network:
         """What it has become: norms folded, weights the nearest of their sets, nothing free."""
         model = self.model.copy()
         self.shards.restore(model.module)
-        _settle(model, torch.device("cpu"))
+        model.module.to("cpu")
+        for parameter in model.module.parameters():
+            parameter.data = parameter.data.contiguous()
         for name in self._changed:
-            latent = self._latent(name).cpu()
+            latent = self._latent(name).cpu().contiguous()
             model.assign(name, self._settled(name, latent).dense() if name in self.kept else latent)
         for parameter in model.module.parameters():
             parameter.requires_grad_(False)
@@ -292,7 +294,7 @@ class _Run(fx.Interpreter):
         return fx.map_arg(args, lambda a: self.get_attr(a.target, (), {}) if a in self._late else self.env[a])
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is aten.view.default and self._device.type != "cpu":  # a view of what lies in another order
+        if target is aten.view.default:  # a view of what lies in another order
             target = aten.reshape.default
         return super().call_function(target, args, kwargs)
 
@@ -317,9 +319,8 @@ def _settle(model: Model, device: torch.device) -> None:
 
 
 def _laid(t: Tensor) -> Tensor:
-    """Images and kernels with their channels last on a GPU: what its matrix units read."""
-    far = t.ndim == 4 and t.device.type != "cpu"
-    return t.contiguous(memory_format=torch.channels_last if far else torch.contiguous_format)
+    """Images and kernels with their channels last: what the matrix units of a GPU and the vector units of a CPU read."""
+    return t.contiguous(memory_format=torch.channels_last if t.ndim == 4 else torch.contiguous_format)
 
 
 def _positive(step: Tensor) -> Tensor:
