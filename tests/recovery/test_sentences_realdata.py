@@ -22,8 +22,8 @@ def test_an_lstm_learns_from_a_transformer(loaders: ModuleType, tmp_path: Path) 
 
     torch.manual_seed(0)
     teacher, words, tokenise = sentiment.encoder()
-    x, y = sentiment.sentences(tokenise, "train", 2000)
-    sentiment.example().train(teacher, x, y, epochs=1)
+    x, y = sentiment.sentences(tokenise, "train", 1200)
+    sentiment.example().train(teacher, x, y, epochs=2)
     how = tersor.Recovery.of("6epochs", optimiser="adamw", rate=3e-3, batch=64)
     assert how is not None
     held, out = sentiment.sentences(tokenise, "held", 400), tmp_path / "student.pt2"
