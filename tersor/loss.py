@@ -56,6 +56,11 @@ class Loss(ABC):
         """Whether labels are read."""
         return False
 
+    @property
+    def taught(self) -> bool:
+        """Whether the teacher is asked."""
+        return True
+
     def placed(self, streams: Callable[[], tuple[str, ...]]) -> Loss:
         """The loss with the activations that it compares. `streams` gives the names of residual sums that student and teacher
         have in the same shape, in execution order. Raises `InputError` where it finds none to compare."""
@@ -91,6 +96,10 @@ class WeightedSum(Loss):
     @property
     def labelled(self) -> bool:
         return any(loss.labelled for _, loss in self.terms)
+
+    @property
+    def taught(self) -> bool:
+        return any(loss.taught for _, loss in self.terms)
 
     def placed(self, streams: Callable[[], tuple[str, ...]]) -> Loss:
         return WeightedSum(tuple((factor, loss.placed(streams)) for factor, loss in self.terms))

@@ -25,6 +25,10 @@ class CrossEntropy(Loss):
     def labelled(self) -> bool:
         return True
 
+    @property
+    def taught(self) -> bool:
+        return False
+
     def __call__(self, student: Seen, teacher: Seen, labels: Any, learned: nn.Module | None = None) -> Tensor:
         z = scores(student.output(self.output))
         return F.cross_entropy(z, classes(labels, z, self.output), label_smoothing=self.smoothing)

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from tersor.errors import DataError
 from tersor.graph.branches import branches
-from tersor.loss import Loss
+from tersor.loss import Loss, Seen
 from tersor.losses.kl import KL
 from tersor.maths.rates import Rate, cosine, warmed
 from tersor.measuring.batches import Batch
@@ -304,7 +304,7 @@ class _Run:
         device, bf16 = self.student.device, self.how.precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=device.type == "cpu"):
             with self.aside.work():
-                told = self.teacher(batch.inputs, theirs, items)
+                told = self.teacher(batch.inputs, theirs, items) if self.how.loss.taught else Seen({})
             said = self.student(batch.inputs, ours)
             self.aside.join()
         floats = [replace(seen, outputs={n: _float(t) for n, t in seen.outputs.items()}) for seen in (said, told)]

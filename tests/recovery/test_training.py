@@ -256,6 +256,18 @@ def test_streams_are_found_whatever_became_of_the_norms(loaders: Any):
     assert len(streams) == 9  # every block
 
 
+def test_who_learns_from_labels_alone_does_not_wait_for_a_teacher():
+    class Silent(Teacher):
+        def __call__(self, *asked: Any) -> Any:
+            raise AssertionError("asked")
+
+    student = Network(damaged("narrow"))
+    history = train(student, Silent(original()), stream(), replace(SHORT, loss=loss_called("0.5*cross_entropy")))
+    assert history.losses[-1][1] < history.losses[0][1]
+    with pytest.raises(AssertionError, match="asked"):
+        train(student, Silent(original()), stream(), replace(SHORT, loss=loss_called("kl + cross_entropy")))
+
+
 def test_a_loss_that_explodes_is_said():
     with pytest.raises(
         DataError, match=r"The loss is nan at step \d+; lower the learning rate \(it is 1e\+30\) or clip more"
