@@ -16,7 +16,7 @@ from tersor.graph.model import Model
 from tersor.maths.obs import Reader, Sweep, damped, sweep
 from tersor.maths.unfold import from_matrix, to_matrix
 from tersor.profile import Profile
-from tersor.site import Group, Matrix, Member, matrices
+from tersor.site import Group, Matrix, Member, cells, matrices
 
 DAMPING = 1e-2
 
@@ -142,7 +142,7 @@ class _Counter:
     def __init__(self, model: Model, groups: Sequence[Group]):
         self.groups = {g.name: g for g in groups}
         self._macs = macs(model)
-        by_weight = {m.weight: m.name for m in matrices(model)}
+        by_weight = {m.weight: m.name for m in (*matrices(model), *cells(model))}
         self._touching: dict[str, list[tuple[str, float]]] = {name: [] for name in self._macs}
         for group in groups:
             for member in group.members:
