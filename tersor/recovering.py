@@ -121,6 +121,10 @@ class Recovery:
                 "sharded=True divides the parameters among processes, and there is one; start several with torchrun "
                 "--nproc-per-node, or leave it out."
             )
+        if rank and optimiser == "muon":
+            raise InputError(
+                "The optimiser muon moves a matrix by a share of its norm, and what rank adds begins at 0; choose adamw or sgd."
+            )
         if sharded and optimiser == "muon":
             raise InputError(
                 "The optimiser muon needs whole matrices, and sharded=True divides them; choose adamw or sgd."

@@ -279,6 +279,7 @@ def test_training_for_a_time_and_with_labels(module, data):
         ({"length": "1epochs", "optimiser": "luck"}, "There is no optimiser 'luck'; choose of adamw, muon, sgd."),
         ({"length": "1epochs", "precision": "int3"}, "There is no precision 'int3'; choose of fp32, bf16."),
         ({"length": "1epochs", "norms": "still"}, "There is no kind of norms 'still'; choose of moving, frozen."),
+        ({"length": "1epochs", "optimiser": "muon", "rank": 4}, "what rank adds begins at 0; choose adamw or sgd."),
         ({"length": "1epochs", "rate": -1.0}, "The rate (-1) and batch (128) must be above 0"),
         (
             {"length": "1epochs", "augment": "blur"},

@@ -29,8 +29,9 @@ def orthogonal(m: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Moves each matrix of a group with `matrices=True` by `lr` of its Frobenius norm a step; the others take steps of SGD with
-    Nesterov's momentum, at `VECTORS * lr`. Kernels of convolutions are matrices of their first axis by all others."""
+    """Moves each matrix of a group with `matrices=True` by `lr` of its Frobenius norm a step, so that one of zeros stays; the
+    others take steps of SGD with Nesterov's momentum, at `VECTORS * lr`. Kernels of convolutions are matrices of their first
+    axis by all others."""
 
     def __init__(self, parts: Iterable[dict[str, Any]], lr: float | Tensor, momentum: float = 0.9):
         super().__init__(parts, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "matrices": False})

@@ -275,11 +275,8 @@ class _Run:
             best = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith("best/")}
             self.best = (float(values["best"]), best)
         self.history = History.of(values["history"])
-        self._sum, self._count, self.last = (
-            float(values["sum"]),
-            int(values["count"]),
-            int(values.get("last", self.last)),
-        )
+        self._sum, self._count = float(values["sum"]), int(values["count"])
+        self.last = int(values.get("last", self.last))
 
     def _state(self) -> dict[str, Tensor]:
         found = {f"parameter/{n}": p.detach().clone() for n, p in self.student.parameters.items()}
