@@ -7,7 +7,7 @@ is kept in the cache, and the state on the way there in a checkpoint beside it: 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -165,40 +165,6 @@ class Recovery:
             sharded=sharded,
             written=written,
         )
-
-
-SETTINGS: Mapping[str, Callable[[str], Any]] = {
-    "optimiser": str,
-    "schedule": str,
-    "batch": int,
-    "average": float,
-    "precision": str,
-    "rank": int,
-    "norms": str,
-    "decay": float,
-    "device": str,
-    "sharded": lambda word: {"true": True, "false": False}[word.lower()],
-}
-"""What `settings` reads, and how."""
-
-
-def settings(words: Sequence[str] | None) -> dict[str, Any]:
-    """Further arguments of `Recovery.of` from "name=value" each. Raises `InputError`."""
-    found = {}
-    for word in words or ():
-        name, _, value = (part.strip() for part in word.partition("="))
-        if name not in SETTINGS:
-            raise InputError(
-                f"A training has no setting '{word}'; write one of {', '.join(f'{n}=...' for n in SETTINGS)}."
-            )
-        try:
-            found[name] = SETTINGS[name](value)
-        except (ValueError, KeyError):
-            like = "true" if name == "sharded" else "32"
-            raise InputError(
-                f"The setting '{word}' of the training cannot be read; write for example {name}={like}."
-            ) from None
-    return found
 
 
 class Recovering:

@@ -96,8 +96,8 @@ def compress(
     if out is None and not dry_run:
         raise InputError("No folder was given to write to; add --out FOLDER, or --dry-run to write nothing.")
     with results(as_json) as stream, Stages() as progress:
+        from tersor.cli.training import recovery
         from tersor.pipeline import compress as run_pipeline
-        from tersor.recovering import Recovery, settings
 
         report = run_pipeline(
             model,
@@ -113,7 +113,7 @@ def compress(
             exclude=exclude or (),
             time_limit=time_limit,
             recipe=recipe,
-            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment, **settings(training)),
+            recover=recovery(recover, loss, rate, augment, training),
             sensitivity=sensitivity,
             dry_run=dry_run,
             progress=progress,

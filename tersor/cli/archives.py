@@ -84,8 +84,8 @@ def prune(
 ) -> None:
     """Remove channels, zero weights, or both, and repair what stays: no labels, and no training unless asked for."""
     with results(as_json) as stream, Stages() as progress:
+        from tersor.cli.training import recovery
         from tersor.pruning import prune as run_pruning
-        from tersor.recovering import Recovery, settings
 
         found = run_pruning(
             model,
@@ -100,7 +100,7 @@ def prune(
             steps=steps,
             multiple=multiple,
             max_drop=max_drop,
-            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment, **settings(training)),
+            recover=recovery(recover, loss, rate, augment, training),
             rewind=rewind,
             sensitivity=sensitivity,
             metric=metric,
@@ -165,8 +165,8 @@ def quantize(
 ) -> None:
     """Put weights and activations on grids of few bits: no labels, and no training unless asked for."""
     with results(as_json) as stream, Stages() as progress:
+        from tersor.cli.training import recovery
         from tersor.quantising import quantize as run_quantising
-        from tersor.recovering import Recovery, settings
 
         found = run_quantising(
             model,
@@ -180,7 +180,7 @@ def quantize(
             method=method,
             ranges=ranges,
             polish=polish,
-            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment, **settings(training)),
+            recover=recovery(recover, loss, rate, augment, training),
             metric=metric,
             eval_data=eval_data,
             threads=threads,
@@ -223,8 +223,8 @@ def distil(
 ) -> None:
     """Train one model to answer as another does."""
     with results(as_json) as stream, Stages() as progress:
+        from tersor.cli.training import recovery
         from tersor.distilling import distil as run_distilling
-        from tersor.recovering import Recovery, settings
 
         found = run_distilling(
             student,
@@ -233,7 +233,7 @@ def distil(
             width=width,
             depth=depth,
             reuse=reuse,
-            recover=Recovery.of(recover, loss=loss, rate=rate, augment=augment, **settings(training)) or "none",
+            recover=recovery(recover, loss, rate, augment, training) or "none",
             metric=metric,
             eval_data=eval_data,
             threads=threads,

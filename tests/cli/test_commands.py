@@ -186,6 +186,11 @@ def test_json_alone_reaches_stdout(net: Path) -> None:
             2,
             "The setting 'batch=many' of the training cannot be read; write for example batch=32.",
         ),
+        (
+            ["quantize", "{net}:make", "--data", "d", "--rate", "0.1", "--training", "batch=32"],
+            2,
+            "--rate, --training say how to train, and nothing is trained without --recover; add for example --recover 2epochs",
+        ),
         (["report", "{net}"], 5, "is not a folder; give the folder that was written by compress"),
         (["verify", "no_such_folder"], 5, "is not a folder"),
         (["benchmark", "no_such_folder"], 5, "is not a folder"),

@@ -13,8 +13,9 @@ import torch
 from sharded import CASES, DIVIDE
 from test_many import run, trained
 
+from tersor.cli.training import settings
 from tersor.errors import InputError
-from tersor.recovering import Recovery, settings
+from tersor.recovering import Recovery
 
 SCRIPT = Path(sharded.__file__)
 CLOSE = {"half": 1e-3}

@@ -1,0 +1,56 @@
+"""What a command's words say of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tersor.errors import InputError
+from tersor.recovering import LOSS, Recovery
+
+SETTINGS: Mapping[str, Callable[[str], Any]] = {
+    "optimiser": str,
+    "schedule": str,
+    "batch": int,
+    "average": float,
+    "precision": str,
+    "rank": int,
+    "norms": str,
+    "decay": float,
+    "device": str,
+    "sharded": lambda word: {"true": True, "false": False}[word.lower()],
+}
+"""What `settings` reads, and how."""
+
+
+def recovery(
+    length: str | None, loss: str, rate: float | None, augment: str, training: Sequence[str] | None
+) -> Recovery | None:
+    """What --recover and the options beside it ask for. Raises `InputError`, also where the others stand without it."""
+    given = {"--loss": loss != LOSS, "--rate": rate is not None, "--augment": augment, "--training": training}
+    lost = [name for name, said in given.items() if said]
+    if length is None and lost:
+        raise InputError(
+            f"{', '.join(lost)} {'say' if len(lost) > 1 else 'says'} how to train, and nothing is trained without --recover; "
+            f"add for example --recover 2epochs, or leave {'them' if len(lost) > 1 else 'it'} out."
+        )
+    return Recovery.of(length, loss=loss, rate=rate, augment=augment, **settings(training))
+
+
+def settings(words: Sequence[str] | None) -> dict[str, Any]:
+    """Further arguments of `Recovery.of` from "name=value" each. Raises `InputError`."""
+    found = {}
+    for word in words or ():
+        name, _, value = (part.strip() for part in word.partition("="))
+        if name not in SETTINGS:
+            raise InputError(
+                f"A training has no setting '{word}'; write one of {', '.join(f'{n}=...' for n in SETTINGS)}."
+            )
+        try:
+            found[name] = SETTINGS[name](value)
+        except (ValueError, KeyError):
+            like = "true" if name == "sharded" else "32"
+            raise InputError(
+                f"The setting '{word}' of the training cannot be read; write for example {name}={like}."
+            ) from None
+    return found
