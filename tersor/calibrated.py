@@ -71,7 +71,7 @@ class Calibrated:
         divided = wanted_scales(self.model, decisions, self._scales)
 
         def fitted() -> Compressed:
-            batches, seed, profile = self._inputs(items), self._job.seed, self._profile_for(decisions)
+            batches, seed, profile = self.inputs(items), self._job.seed, self._profile_for(decisions)
             model, facts = smooth(self.model, divided, profile.facts)
             known = replace(profile, facts=facts)
             return fit(model, batches, known, decisions, seed=seed, progress=self._progress("fitting weights"))
@@ -86,7 +86,7 @@ class Calibrated:
         entry = self.cache.get(key)
         if entry is not None:
             return entry.tensors
-        found = scales(self.model, self._inputs(PROFILE_ITEMS), weights, reads)
+        found = scales(self.model, self.inputs(PROFILE_ITEMS), weights, reads)
         self.cache.put(key, found)
         return found
 
@@ -106,7 +106,7 @@ class Calibrated:
 
         def measured() -> Profile:
             progress(0, items)
-            batches, seed = self._inputs(items), self._job.seed
+            batches, seed = self.inputs(items), self._job.seed
             return measure(model, batches, needs, seed=seed, progress=lambda done: progress(done, items))
 
         return profiles.remembered(self.cache, self.key(model, "profile", sorted(needs)), measured)
@@ -119,7 +119,8 @@ class Calibrated:
         job = self._job
         return key(*more, model.digest(), job.calibration.digest(), job.seed, job.threads, code(), versions())
 
-    def _inputs(self, items: int) -> list[tuple[Tensor, ...]]:
+    def inputs(self, items: int) -> list[tuple[Tensor, ...]]:
+        """Of the first `items` of the calibration data, in batches."""
         return [batch.inputs for batch in self._job.calibration.take(items)]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tersor.calibrated import Calibrated
+from tersor.calibrated import PROFILE_ITEMS, Calibrated
 from tersor.errors import InputError
 from tersor.graph.model import Model
 from tersor.graph.operators import aten
@@ -36,7 +36,7 @@ from tersor.recovery.replay import local
 from tersor.recovery.sharding import LEAST
 from tersor.recovery.stream import Stream
 from tersor.rewrites.fold_norms import fold_norms, foldable
-from tersor.rewrites.insert_norms import insert_norms
+from tersor.rewrites.insert_norms import insert_norms, places
 from tersor.site import matrices
 from tersor.store import fits
 from tersor.store.cache import default_folder
@@ -284,12 +284,14 @@ class Recovering:
         free = [
             m.name
             for m in matrices(compressed.model)
-            if m.name in names and (m.weight not in compressed.weights or _scalable(compressed.weights[m.weight]))
+            if m.name in names
+            and (m.weight not in compressed.weights or _scalable(compressed.weights[m.weight], m.rows))
         ]
         if not free:
             return compressed
-        profile = self._ground.measured(compressed.model)
-        return replace(compressed, model=insert_norms(compressed.model, profile, free))
+        bare = Network(compressed, False, device=self._device, divide=self._divide)
+        behind = [matrix.node for matrix in places(compressed.model, free)]
+        return insert_norms(compressed, bare.moments(behind, self._ground.inputs(PROFILE_ITEMS)))
 
     def _how(self, compressed: Compressed, key: str) -> Training:
         """How to train. Where seconds were asked for, as many steps as fit; a run that goes on means the same number."""
@@ -323,8 +325,11 @@ def normed(model: Model) -> frozenset[str]:
     return frozenset(m.name for m in matrices(model)[:-1] if m.convolution is not None)
 
 
-def _scalable(weight: Weight) -> bool:
-    """Whether a value of the weight's set is still one when its rows are scaled: a norm could be folded into it."""
+def _scalable(weight: Weight, rows: int) -> bool:
+    """Whether a value of the weight's set is still one when its rows are scaled, or the set can be scaled with it: a norm could
+    be folded into it."""
+    if weight.rescaled(torch.ones(rows)) is not None:
+        return True
     value = weight.dense()
     scaled = value * torch.linspace(0.7, 1.4, len(value)).reshape(-1, *[1] * (value.ndim - 1))
     return bool(torch.allclose(weight.nearest(scaled).dense(), scaled))

@@ -34,6 +34,14 @@ class Weight(ABC):
         Training runs through it with a straight-through gradient.
         """
 
+    def rescaled(self, factors: Tensor) -> Weight | None:
+        """This weight with each row of its matrix times its factor (rows,), above 0; None where the set has no such point.
+
+        A batch norm behind the layer can be folded into a weight that has one.
+        """
+        del factors
+        return None
+
     def to(self, device: torch.device | str) -> Self:
         """The same weight with all its tensors on `device`."""
         assert is_dataclass(self)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import stripes
 import torch
@@ -9,12 +11,19 @@ import torch
 from tersor.errors import InputError, TargetError
 from tersor.feeds import RANGES
 from tersor.fitting import Decisions, fit
+from tersor.forms.affine import Affine, affine
+from tersor.forms.dense import Dense
 from tersor.graph.model import Model, capture
 from tersor.losses.kl import KL
+from tersor.maths.grid import Grid as IntegerGrid
+from tersor.measuring.batches import Batches
 from tersor.profile import Profile, measure
 from tersor.recipe import Recipe, read_recipe
+from tersor.recovery.loop import Training, train
 from tersor.recovery.network import Network, Teacher
+from tersor.recovery.stream import Stream
 from tersor.rewrites.fold_norms import fold_norms
+from tersor.rewrites.insert_norms import insert_norms, places
 from tersor.site import matrices, sites
 from tersor.target import Compressed, Grid
 from tersor.targets import target_called
@@ -110,3 +119,45 @@ def test_training_with_low_bits_goes_through_the_same_grids(ground):
     steps = [p for name, p in network.parameters.items() if name == "step of relu"]
     assert steps[0].grad is not None
     assert torch.isfinite(steps[0].grad)
+
+
+def test_norms_stand_behind_weights_on_grids_and_fold_into_their_steps(ground):
+    compressed = fitted(ground, 3, 2)
+    model, (x, _) = compressed.model, stripes.images(300, 3)
+    behind = [m.node for m in places(model, [m.name for m in matrices(model)])]
+    compressed = replace(compressed, feeds={**compressed.feeds, behind[0]: Grid(0.05, 0, -127, 127)})
+    bare = Network(compressed, moving_norms=False)
+    student = Network(insert_norms(compressed, bare.moments(behind, [(x,)])))
+    assert len(student.buffers) == 2 * len(behind) > 0
+
+    def answers(network: Network) -> torch.Tensor:
+        return network((x,), training=False).outputs["output"].detach()
+
+    scale = answers(bare).abs().max()
+    assert (answers(student) - answers(bare)).abs().max() < 1e-3 * scale
+    data = Stream(Batches.of(*stripes.images(640, 5), size=64), 64)
+    train(student, Teacher(ground[0]), data, Training(epochs=2.0))
+    found = student.compressed()
+    assert (answers(student) - answers(bare)).abs().max() > 0.01 * scale
+    assert found.feeds.keys() == compressed.feeds.keys()
+    assert found.weights.keys() == compressed.weights.keys()
+    assert all(torch.equal(found.model.tensor(n), w.dense()) for n, w in found.weights.items())
+    assert (
+        answers(Network(found, moving_norms=False)) - answers(student)
+    ).abs().mean() < 0.01 * scale  # a code may flip
+    steps = [(a.scale, found.weights[n].scale) for n, a in compressed.weights.items() if isinstance(a, Affine)]
+    assert len(steps) > 1
+    assert all(a.shape == b.shape and not torch.equal(a, b) for a, b in steps)
+
+
+def test_only_weights_with_steps_of_their_own_rows_can_be_rescaled(ground):
+    model = ground[0]
+    codes = torch.tensor([[1, -2, 0], [0, 1, 1]])
+    for scale, wanted in ((torch.tensor([[0.5], [0.25]]), True), (torch.tensor([[0.5]]), False)):
+        grid = IntegerGrid(scale.double(), torch.zeros_like(scale).double(), 3, -2, 1)
+        weight = affine(codes, grid, 2, (2, 3), 1, False)
+        found = weight.rescaled(torch.tensor([2.0, 4.0]))
+        assert (found is not None) == wanted
+        if found is not None:
+            torch.testing.assert_close(found.dense(), weight.dense() * torch.tensor([[2.0], [4.0]]))
+    assert Dense(model.tensor(matrices(model)[0].weight)).rescaled(torch.ones(8)) is None

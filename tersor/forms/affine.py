@@ -64,6 +64,10 @@ class Affine(Weight):
         grid = Grid(self.scale.double(), zero, self.run, self.low, 2 ** (self.bits - 1) - 1)
         return replace(self, packed=_packed(grid.codes(matrix), self.bits))
 
+    def rescaled(self, factors: Tensor) -> Affine | None:
+        own = len(self.scale) == self.rows
+        return replace(self, scale=self.scale * factors.float()[:, None]) if own else None
+
     def through(self, latent: Tensor, scale: Tensor) -> Tensor:
         """The value nearest to `latent` on the grid with this `scale`, with gradients for both.
 

@@ -59,6 +59,10 @@ class Codebook(Weight):
         grid = Table(self.factors.double(), self.table.double(), self.run)
         return replace(self, packed=pack(grid.codes(matrix).to(torch.uint8), self.bits))
 
+    def rescaled(self, factors: Tensor) -> Codebook | None:
+        own = len(self.scale) == self.rows and self.scale.is_floating_point()
+        return replace(self, scale=self.scale * factors.float()[:, None]) if own else None
+
     def wide(self, t: Tensor, like: Tensor) -> Tensor:
         """(rows or 1, runs) -> (rows, c)."""
         return t.repeat_interleave(self.run, 1)[:, : like.shape[1]].expand(like.shape)

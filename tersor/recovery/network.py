@@ -8,7 +8,7 @@ for activations: the gradient for a step is that of the rounding it does (Esser 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from tersor.graph.model import Model
 from tersor.graph.operators import aten
 from tersor.loss import Seen
 from tersor.recovery.sharding import Gathered, Shards
-from tersor.rewrites.fold_norms import fold_norms
+from tersor.rewrites.fold_norms import fold_norms, foldable, row_scales
 from tersor.site import Matrix, matrices
 from tersor.target import Compressed, Grid
 from tersor.weight import Weight
@@ -34,6 +34,8 @@ STEP, UP, DOWN = "step of ", "up of ", "down of "
 """What the names of parameters begin with that are the step of a grid, or the halves of what is added to a weight."""
 REMEMBERED = 4 << 30
 """Bytes of outputs that are kept at most."""
+_LEAST = 1e-12  # of the steps of grids
+_FEW = 16  # items of which all activations are held
 _NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 
 
@@ -104,6 +106,19 @@ class Network:
         return answers(values.get)
 
     @torch.no_grad()
+    def moments(self, nodes: Sequence[str], batches: Iterable[Sequence[Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and variance of each channel, the second axis, of what `nodes` give on these inputs; float64, on the CPU."""
+        sums = {name: torch.zeros(2, 1, dtype=torch.float64) for name in nodes}
+        count = dict.fromkeys(nodes, 0)
+        for few in (few for batch in batches for few in zip(*(t.split(_FEW) for t in batch), strict=True)):
+            for name, value in self(few, nodes, training=False).inner.items():
+                flat = value.transpose(0, 1).flatten(1).cpu().double()
+                sums[name] = sums[name] + torch.stack([flat.sum(1), flat.square().sum(1)])
+                count[name] += flat.shape[1]
+        means = {name: sums[name] / max(1, count[name]) for name in nodes}
+        return {name: (mean, (power - mean.square()).clamp_min(0)) for name, (mean, power) in means.items()}
+
+    @torch.no_grad()
     def compressed(self) -> Compressed:
         """What it has become: norms folded, weights the nearest of their sets, nothing free."""
         model = self.model.copy()
@@ -116,10 +131,14 @@ class Network:
             model.assign(name, self._settled(name, latent).dense() if name in self.kept else latent)
         for parameter in model.module.parameters():
             parameter.requires_grad_(False)
+        scales = row_scales(model)
+        places = {norm.name: str(norm.args[0]) for norm, _ in foldable(model)}
         model = fold_norms(model)
-        weights = {name: self._settled(self.names[name], model.tensor(name)) for name in self._given}
+        weights = {n: self._settled(self.names[n], model.tensor(n), scales.get(n)) for n in self._given}
+        for name in weights.keys() & scales.keys():
+            model.assign(name, weights[name].dense())
         feeds = {
-            name: replace(feed, scale=float(_positive(self.parameters[f"{STEP}{name}"])))
+            places.get(name, name): replace(feed, scale=float(_positive(self.parameters[f"{STEP}{name}"])))
             if isinstance(feed, Grid)
             else feed
             for name, feed in self.feeds.items()
@@ -161,11 +180,13 @@ class Network:
         read = [node for node in self.model.graph.nodes if node.op == "get_attr"]
         return frozenset(str(node.target) for node in read if all(user.name in self._readers for user in node.users))
 
-    def _settled(self, name: str, latent: Tensor) -> Weight:
+    def _settled(self, name: str, latent: Tensor, rows: Tensor | None = None) -> Weight:
+        """The kept weight nearest to `latent`; rows: what a norm that was folded has multiplied its matrix' rows with."""
         weight = self.kept[name].to("cpu")
         if isinstance(weight, Affine):
             weight = replace(weight, scale=_positive(self.parameters[f"{STEP}{name}"].detach().cpu()))
-        return weight.nearest(latent)
+        scaled = None if rows is None else weight.rescaled(rows.abs().clamp_min(_LEAST))
+        return (weight if scaled is None else scaled).nearest(latent)
 
     def _rounding(self) -> dict[str, tuple[Tensor, Grid]]:
         return {n: (_positive(self.parameters[f"{STEP}{n}"]), f) for n, f in self.feeds.items() if isinstance(f, Grid)}
@@ -325,7 +346,7 @@ def _laid(t: Tensor) -> Tensor:
 
 def _positive(step: Tensor) -> Tensor:
     """A training may carry a step across zero; the largest of float32's smallest numbers stops it."""
-    return step.abs().clamp_min(1e-12)
+    return step.abs().clamp_min(_LEAST)
 
 
 def _rounded(x: Tensor, step: Tensor, grid: Grid) -> Tensor:

@@ -30,6 +30,11 @@ def fold_norms(model: Model) -> Model:
     return model
 
 
+def row_scales(model: Model) -> dict[str, Tensor]:
+    """By weight name, what folding multiplies the rows of its matrix with, (rows,) float64."""
+    return {matrix.weight: _affine(model, norm)[0] for norm, matrix in foldable(model)}
+
+
 def foldable(model: Model) -> list[tuple[fx.Node, Matrix]]:
     """The batch norms that can be folded, each with the matrix before it."""
     found = []

@@ -1,56 +1,51 @@
 """Put a batch norm behind a convolution that changes nothing: the inverse of folding.
 
-A network trains better with batch norms, and profiling and pruning want them folded. For the outputs `y = W x + b` of a
-convolution, `mean_i` and `var_i` follow from its Gram matrix (`W~ H W~^T` with the constant column), and a norm with these
-statistics, `gamma_i = sqrt(var_i + eps)` and `beta_i = mean_i`, is the identity in evaluation. In training it keeps every
-channel where the calibration data had it. Cost: r c^2 operations a matrix.
+A network trains better with batch norms, and profiling and pruning want them folded. A norm with the statistics `mean_i` and
+`var_i` that the outputs of a convolution have, `gamma_i = sqrt(var_i + eps)` and `beta_i = mean_i`, is the identity in
+evaluation. In training it keeps every channel where the calibration data had it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
-import torch
 from torch import Tensor, fx, nn
 
 from tersor.graph.model import Model
 from tersor.graph.operators import aten
-from tersor.maths.unfold import to_matrix
-from tersor.profile import Facts, Profile
 from tersor.site import Matrix, matrices
+from tersor.target import Compressed
 
 EPS, MOMENTUM = 1e-5, 0.1
 _NORM = aten.batch_norm.default
 
 
-def insert_norms(model: Model, profile: Profile, names: Collection[str]) -> Model:
-    """The same function with a batch norm behind each convolution of `names`; `profile` holds their Gram matrices.
-
-    A weight that is applied in several places gets none: the places would need statistics of their own.
-    """
-    model = model.copy()
+def places(model: Model, names: Collection[str]) -> list[Matrix]:
+    """Those of the matrices `names` that a norm can stand behind: convolutions whose weight is applied in one place, for
+    several would need statistics of their own."""
     found = matrices(model)
     several = {m.weight for m in found if sum(n.weight == m.weight for n in found) > 1}
+    return [m for m in found if m.name in names and m.convolution is not None and m.weight not in several]
+
+
+def insert_norms(compressed: Compressed, moments: Mapping[str, tuple[Tensor, Tensor]]) -> Compressed:
+    """The same function with a batch norm behind each convolution that `moments` has, by node name: mean and variance of
+    every channel of what it gives. Where that was rounded, what the norm gives is."""
+    model = compressed.model.copy()
     nodes = {node.name: node for node in model.graph.nodes}
-    for matrix in found:
-        if matrix.name in names and matrix.convolution is not None and matrix.weight not in several:
-            _insert(model, nodes[matrix.node], matrix, *_moments(model, matrix, profile.facts[matrix.name]))
+    norms = {
+        matrix.node: _insert(model, nodes[matrix.node], matrix, *moments[matrix.node])
+        for matrix in matrices(model)
+        if matrix.node in moments
+    }
     model.graph.lint()
     model.module.recompile()
-    return model
+    feeds = {norms.get(name, name): feed for name, feed in compressed.feeds.items()}
+    return replace(compressed, model=model, feeds=feeds)
 
 
-def _moments(model: Model, matrix: Matrix, facts: Facts) -> tuple[Tensor, Tensor]:
-    """Mean and variance of every output channel, float64."""
-    w = to_matrix(model.tensor(matrix.weight), matrix.groups, matrix.transposed).double()
-    bias = torch.zeros(w.shape[:2]) if matrix.bias is None else model.tensor(matrix.bias).reshape(w.shape[:2])
-    w = torch.cat([w, bias.double()[..., None]], 2)
-    mean = (w @ facts.gram[:, :, -1:])[..., 0]
-    power = torch.einsum("gri,gij,grj->gr", w, facts.gram, w)
-    return mean.reshape(-1), (power - mean.square()).clamp_min(0).reshape(-1)
-
-
-def _insert(model: Model, node: fx.Node, matrix: Matrix, mean: Tensor, var: Tensor) -> None:
+def _insert(model: Model, node: fx.Node, matrix: Matrix, mean: Tensor, var: Tensor) -> str:
     owner = f"{matrix.name.replace('.', '_')}_norm"
     norm = nn.Module()
     model.module.add_submodule(owner, norm)
@@ -67,3 +62,4 @@ def _insert(model: Model, node: fx.Node, matrix: Matrix, mean: Tensor, var: Tens
         made = model.graph.call_function(_NORM, (node, *parts, False, MOMENTUM, EPS, True))
     made.meta = dict(node.meta)
     node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+    return made.name

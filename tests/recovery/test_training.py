@@ -29,7 +29,7 @@ from tersor.recovery.loop import History, Training, _streams, train
 from tersor.recovery.network import Network, Teacher
 from tersor.recovery.stream import Stream
 from tersor.rewrites.fold_norms import fold_norms
-from tersor.rewrites.insert_norms import insert_norms
+from tersor.rewrites.insert_norms import insert_norms, places
 from tersor.site import matrices
 from tersor.target import Compressed, Grid
 from tersor.techniques.gptq import GPTQ
@@ -58,7 +58,8 @@ def damaged(kind: str) -> Compressed:
         keep = {"stem.0": tuple(range(4)), "body.0": tuple(range(4))}
         keep = {name: kept for name, kept in keep.items() if name in {g.name for g in _groups(model)}}
         small = fit(model, flat, profile, Decisions(keep=keep)).model
-        return Compressed(insert_norms(small, measure(small, flat), names))
+        nodes = [m.node for m in places(small, names)]
+        return insert_norms(Compressed(small), Network(Compressed(small), False).moments(nodes, flat))
     technique: Any = Sparse(Anywhere(0.15), repair=False) if kind == "sparse" else GPTQ(1)
     feeds: Any = "static" if kind == "binary" else "none"
     return fit(model, flat, profile, Decisions(techniques=dict.fromkeys(names, technique), feeds=feeds))
@@ -247,11 +248,12 @@ def test_residual_streams_come_back_too():
 
 @pytest.mark.realdata
 def test_streams_are_found_whatever_became_of_the_norms(loaders: Any):
-    model = capture(loaders.resnet_cifar(20), (torch.randn(2, 3, 32, 32),))  # its norms are not folded yet
+    x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = capture(loaders.resnet_cifar(20), (x[:2],))  # its norms are not folded yet
     student = Network(Compressed(fold_norms(model)))
-    data = Batches.of(torch.randn(8, 3, 32, 32), size=8)
+    data = Batches.of(x, size=8)
     history = train(student, Teacher(model), Stream(data, 4), replace(SHORT, loss=loss_called("kl + streams(every=3)")))
-    assert history.losses[0][1] < 1e-6  # it is its teacher
+    assert history.losses[0][1] < 1e-5  # it is its teacher
     streams = _streams(student, Teacher(model), Stream(data, 4))
     assert len(streams) == 9  # every block
 

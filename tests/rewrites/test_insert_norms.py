@@ -1,26 +1,26 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from stripes import images, trained
 from torch import nn
 from zoo import ZOO, batch, captured
 
-from tersor.graph.model import capture
+from tersor.graph.model import Model, capture
 from tersor.graph.operators import aten
-from tersor.profile import measure
+from tersor.recovery.network import Network
 from tersor.rewrites.fold_norms import fold_norms
-from tersor.rewrites.insert_norms import insert_norms
+from tersor.rewrites.insert_norms import insert_norms, places
 from tersor.site import matrices
-
-GRAM = frozenset({"gram"})
+from tersor.target import Compressed
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_outputs_are_equal_and_folding_takes_it_back(name: str) -> None:
     model = fold_norms(captured(name))
-    names = [m.name for m in matrices(model)]
-    other = insert_norms(model, measure(model, [batch(model, 8)], GRAM), names)
+    other = inserted(model, batch(model, 8))
     again = fold_norms(other)
     for size in (2, 5):
         flat = batch(model, size)
@@ -34,15 +34,15 @@ def test_a_folded_network_has_as_many_norms_as_before_with_the_statistics_of_the
     before = capture(trained(), (x[:2],))
     model = fold_norms(before)
     assert not _norms(model)
-    other = insert_norms(model, measure(model, [(x,)], GRAM), [m.name for m in matrices(model)])
+    other = inserted(model, (x,))
     assert len(_norms(other)) == 2
     seen: dict[str, torch.Tensor] = {}
     other.interpret((x,), lambda node, value: seen.setdefault(node.name, value))
     for node in _norms(other):
         y = seen[node.args[0].name]
         mean, var = (other.tensor(str(part.target)) for part in node.args[3:5])
-        torch.testing.assert_close(mean, y.mean((0, 2, 3)), rtol=0.05, atol=0.03)  # of sampled places
-        torch.testing.assert_close(var, y.var((0, 2, 3), correction=0), rtol=0.15, atol=0.03)
+        torch.testing.assert_close(mean, y.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(var, y.var((0, 2, 3), correction=0), rtol=1e-4, atol=1e-5)
 
 
 def test_a_weight_that_is_used_twice_gets_no_norm() -> None:
@@ -56,8 +56,13 @@ def test_a_weight_that_is_used_twice_gets_no_norm() -> None:
 
     x = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     model = capture(Twice().eval(), (x,))
-    other = insert_norms(model, measure(model, [(x,)], GRAM), ["both", "once"])
+    other = inserted(model, (x,))
     assert len(_norms(other)) == 1
+
+
+def inserted(model: Model, flat: Sequence[torch.Tensor]) -> Model:
+    nodes = [m.node for m in places(model, [m.name for m in matrices(model)])]
+    return insert_norms(Compressed(model), Network(Compressed(model), False).moments(nodes, [flat])).model
 
 
 def _norms(model) -> list:
