@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from tersor.errors import InputError
 
+Pairs = tuple[tuple[str, str], ...]
+"""(student's, teacher's) node names of activations that are compared."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -47,7 +50,7 @@ class Loss(ABC):
     output: str = ""
 
     @property
-    def nodes(self) -> tuple[tuple[str, str], ...]:
+    def nodes(self) -> Pairs:
         """(student's, teacher's) node names of the activations that are compared."""
         return ()
 
@@ -61,9 +64,9 @@ class Loss(ABC):
         """Whether the teacher is asked."""
         return True
 
-    def placed(self, streams: Callable[[], tuple[str, ...]]) -> Loss:
-        """The loss with the activations that it compares. `streams` gives the names of residual sums that student and teacher
-        have in the same shape, in execution order. Raises `InputError` where it finds none to compare."""
+    def placed(self, streams: Callable[[], Pairs]) -> Loss:
+        """The loss with the activations that it compares. `streams` gives the residual sums that student and teacher have in
+        the same shape, in execution order. Raises `InputError` where it finds none to compare."""
         return self
 
     def learned(self, student: Seen, teacher: Seen) -> nn.Module | None:
@@ -90,7 +93,7 @@ class WeightedSum(Loss):
     terms: tuple[tuple[float, Loss], ...]
 
     @property
-    def nodes(self) -> tuple[tuple[str, str], ...]:
+    def nodes(self) -> Pairs:
         return tuple(pair for _, loss in self.terms for pair in loss.nodes)
 
     @property
@@ -101,7 +104,7 @@ class WeightedSum(Loss):
     def taught(self) -> bool:
         return any(loss.taught for _, loss in self.terms)
 
-    def placed(self, streams: Callable[[], tuple[str, ...]]) -> Loss:
+    def placed(self, streams: Callable[[], Pairs]) -> Loss:
         return WeightedSum(tuple((factor, loss.placed(streams)) for factor, loss in self.terms))
 
     def learned(self, student: Seen, teacher: Seen) -> nn.Module | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import InputError
-from tersor.loss import Loss, Seen
+from tersor.loss import Loss, Pairs, Seen
 
 
 @dataclass(frozen=True)
@@ -18,22 +18,23 @@ class Streams(Loss):
     """The mean over residual sums of `mean (h - k)^2 / mean k^2`, h of the student and k of the teacher.
 
     Of those that both networks have, in the same shape: what was cut inside blocks leaves them as they were, so that each block
-    hears at once what it does wrong, not by way of all that follow. every: every so manieth, counted from the last. at:
-    node names, found where none are given. Source: the hints of Romero et al. 2015, arXiv:1412.6550, at every block.
+    hears at once what it does wrong, not by way of all that follow. A student of fewer blocks has those of its teacher in
+    between for one. every: every so manieth, counted from the last. at: node names, or (student's, teacher's); found where
+    none are given. Source: the hints of Romero et al. 2015, arXiv:1412.6550, at every block.
     """
 
     every: int = 1
-    at: tuple[str, ...] = ()
+    at: tuple[str | tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise InputError(f"The loss streams compares every {self.every}th sum; write 1 or more.")
 
     @property
-    def nodes(self) -> tuple[tuple[str, str], ...]:
-        return tuple((name, name) for name in self.at)
+    def nodes(self) -> Pairs:
+        return tuple((name, name) if isinstance(name, str) else name for name in self.at)
 
-    def placed(self, streams: Callable[[], tuple[str, ...]]) -> Loss:
+    def placed(self, streams: Callable[[], Pairs]) -> Loss:
         if self.at:
             return self
         found = streams()[:: -self.every]
@@ -45,5 +46,5 @@ class Streams(Loss):
         return replace(self, at=found)
 
     def __call__(self, student: Seen, teacher: Seen, labels: Any, learned: nn.Module | None = None) -> Tensor:
-        pairs = [(student.activation(name), teacher.activation(name)) for name in self.at]
+        pairs = [(student.activation(ours), teacher.activation(theirs)) for ours, theirs in self.nodes]
         return torch.stack([(h - k).square().mean() / k.square().mean().clamp_min(1e-12) for h, k in pairs]).mean()

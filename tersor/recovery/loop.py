@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tersor.errors import DataError
-from tersor.graph.branches import branches
 from tersor.loss import Loss, Seen
 from tersor.losses.kl import KL
 from tersor.maths.rates import Rate, cosine, warmed
@@ -31,7 +30,7 @@ from tersor.recovery.network import Network, Teacher
 from tersor.recovery.optimisers import optimiser_of
 from tersor.recovery.replay import Aside, Recorded, Replay, apart, passed
 from tersor.recovery.stream import Stream
-from tersor.rewrites.fold_norms import fold_norms
+from tersor.recovery.streams import alike
 
 Progress = Callable[[int, int], None]
 Observe = Callable[[int, Mapping[str, nn.Parameter]], None]
@@ -103,7 +102,7 @@ def train(
     caller. group: the processes that share the batches.
     Raises `DataError` where the loss is no longer finite.
     """
-    how = replace(how, loss=how.loss.placed(partial(_streams, student, teacher, stream)))
+    how = replace(how, loss=how.loss.placed(partial(alike, student, teacher, stream)))
     with apart(student.device):
         run = _Run(student, teacher, stream, how, group, max(1, round(how.epochs * stream.steps / how.accumulate)))
         if checkpoint is not None:
@@ -321,17 +320,6 @@ class _Run:
     def _nodes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         pairs = self.how.loss.nodes
         return tuple(a for a, _ in pairs), tuple(b for _, b in pairs)
-
-
-@torch.no_grad()
-def _streams(student: Network, teacher: Teacher, stream: Stream) -> tuple[str, ...]:
-    """The residual sums that both have in the same shape."""
-    theirs = [branch.addition for branch in branches(fold_norms(teacher.whole()))]  # which ends branches in matrices
-    ours = {node.name for node in student.model.graph.nodes}
-    batch = stream.batch(0)[0].pick(slice(0, 2))
-    names = [name for name in theirs if name in ours]
-    seen = student(batch.inputs, names, False), teacher(batch.inputs, names)
-    return tuple(name for name in names if seen[0].inner[name].shape == seen[1].inner[name].shape)
 
 
 class _Exchanged:

@@ -118,6 +118,10 @@ class Network:
         means = {name: sums[name] / max(1, count[name]) for name in nodes}
         return {name: (mean, (power - mean.square()).clamp_min(0)) for name, (mean, power) in means.items()}
 
+    def whole(self) -> Model:
+        """The model as it is trained, with nothing divided: norms in place, weights free."""
+        return _whole(self.model, self.shards)
+
     @torch.no_grad()
     def compressed(self) -> Compressed:
         """What it has become: norms folded, weights the nearest of their sets, nothing free."""
@@ -238,11 +242,7 @@ class Teacher:
 
     def whole(self) -> Model:
         """The model, with nothing divided."""
-        if not self.shards.shapes:
-            return self.model
-        model = self.model.copy()
-        self.shards.restore(model.module)
-        return model
+        return _whole(self.model, self.shards)
 
     def _gathered(self, name: str) -> Tensor | None:
         first = self._names.get(name)
@@ -330,6 +330,14 @@ class _Run(fx.Interpreter):
         momentum, eps = rest[1:3] if whole else rest[:2]
         found = torch.nn.functional.batch_norm(x, mean, var, gamma, beta, True, momentum, eps)
         return found if whole else (found, None, None)
+
+
+def _whole(model: Model, shards: Shards) -> Model:
+    if not shards.shapes:
+        return model
+    model = model.copy()
+    shards.restore(model.module)
+    return model
 
 
 def _settle(model: Model, device: torch.device) -> None:

@@ -93,8 +93,8 @@ def test_nothing_is_lost_where_student_and_teacher_agree(loss: Loss):
 
 
 def test_streams_are_those_that_are_found_and_every_so_manieth_of_them():
-    loss = (KL() + 2 * Streams(every=2)).placed(lambda: ("a", "b", "c", "d", "e"))
-    assert loss.nodes == (("e", "e"), ("c", "c"), ("a", "a"))
+    loss = (KL() + 2 * Streams(every=2)).placed(lambda: tuple((name, name.upper()) for name in "abcde"))
+    assert loss.nodes == (("e", "E"), ("c", "C"), ("a", "A"))
     assert Streams(at=("x",)).placed(tuple).nodes == (("x", "x"),)
     with pytest.raises(InputError, match="student and teacher have none of the same shape in common"):
         Streams().placed(tuple)
