@@ -129,14 +129,8 @@ class Recovery:
             raise InputError(
                 "The optimiser muon needs whole matrices, and sharded=True divides them; choose adamw or sgd."
             )
-        wanted = loss_called(loss)
-        if wanted.labelled and "mix" in augments.words_of(augment):
-            raise InputError(
-                f"The augmentation mix lays images over each other, for which there are no labels, and the loss {loss} reads "
-                "labels; leave one of them out."
-            )
         how = Training(
-            loss=wanted,
+            loss=loss_called(loss),
             epochs=epochs or 1.0,
             optimiser=optimiser,
             rate=rate,

@@ -283,13 +283,9 @@ def test_training_for_a_time_and_with_labels(module, data):
         ({"length": "1epochs", "rate": -1.0}, "The rate (-1) and batch (128) must be above 0"),
         (
             {"length": "1epochs", "augment": "blur"},
-            "There is no augmentation 'blur'; choose of crop, flip, mix, or file.py:function.",
+            "There is no augmentation 'blur'; choose of crop, flip, or file.py:function.",
         ),
         ({"length": "1epochs", "loss": "warp"}, "There is no loss 'warp'"),
-        (
-            {"length": "1epochs", "augment": "flip,mix", "loss": "kl + 0.1*cross_entropy"},
-            "lays images over each other, for which there are no labels, and the loss kl + 0.1*cross_entropy reads labels",
-        ),
     ],
 )
 def test_what_training_cannot_mean_is_said(wish, said):

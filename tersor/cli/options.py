@@ -34,9 +34,7 @@ Json = Annotated[bool, typer.Option("--json", help="Write one JSON object to std
 Threads = Annotated[int, typer.Option(min=0, help="Threads of the runtime; 0 leaves it to torch.")]
 Loss = Annotated[str, typer.Option(help="Of the training: 0.9*kl(temperature=4) + 0.1*cross_entropy, ...")]
 Rate = Annotated[float | None, typer.Option(help="The highest learning rate of the training.", show_default=False)]
-Augment = Annotated[
-    str, typer.Option(help="Of images while training: flip, crop, mix, or file.py:function; by commas.")
-]
+Augment = Annotated[str, typer.Option(help="Of images while training: flip, crop, or file.py:function; by commas.")]
 Training = Annotated[
     list[str] | None,
     typer.Option(

@@ -1,4 +1,4 @@
-"""Augmentations as users name them: `flip`, `crop`, `mix`, `flip,crop`, or `path/to/file.py:function`."""
+"""Augmentations as users name them: `flip`, `crop`, `flip,crop`, or `path/to/file.py:function`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,8 @@ def bring(text: str) -> Augment | None:
     A function is called with the inputs (a tuple of tensors) and a `torch.Generator` to draw with, and gives inputs of the
     same number. Raises `InputError`.
     """
-    words = words_of(text)
-    found = [_one(word) for word in words]
+    found = [_one(word.strip()) for word in text.split(",") if word.strip()]
     return _chained(found) if found else None
-
-
-def words_of(text: str) -> list[str]:
-    """The names."""
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _one(word: str) -> Augment:

@@ -11,7 +11,6 @@ from tersor.maths.devices import sent
 
 Augment = Callable[[tuple[Tensor, ...], torch.Generator], tuple[Tensor, ...]]
 """New inputs for the flat inputs of a batch, drawn with the generator."""
-MIXED = 0.3
 
 
 def flip(inputs: tuple[Tensor, ...], drawn: torch.Generator) -> tuple[Tensor, ...]:
@@ -50,16 +49,4 @@ def windows(wide: Tensor, down: Tensor, right: Tensor, height: int, width: int) 
     return wide[items[:, None, None, None], channels[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def mix(inputs: tuple[Tensor, ...], drawn: torch.Generator) -> tuple[Tensor, ...]:
-    """Images with up to `MIXED` of another of the batch laid over: what a teacher says of them is not known from its own
-    training. There is no label for that. Source: Beyer et al. 2022, arXiv:2106.05237."""
-    share, other = MIXED * torch.rand(len(inputs[0]), generator=drawn), torch.randperm(len(inputs[0]), generator=drawn)
-    return tuple(_laid_over(x, share, other) if x.ndim == 4 else x for x in inputs)
-
-
-def _laid_over(x: Tensor, share: Tensor, other: Tensor) -> Tensor:
-    share = sent(share, x.device).to(x.dtype).reshape(-1, 1, 1, 1)
-    return torch.lerp(x, x[sent(other, x.device)], share)
-
-
-AUGMENTS: dict[str, Augment] = {each.__name__: each for each in (crop, flip, mix)}
+AUGMENTS: dict[str, Augment] = {each.__name__: each for each in (crop, flip)}

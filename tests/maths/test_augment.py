@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from tersor.maths.augment import MIXED, crop, flip, mix, windows
+from tersor.maths.augment import crop, flip, windows
 
 
 def test_augmented_images_are_mirrored_or_shifted():
@@ -22,15 +22,3 @@ def test_windows_begin_where_they_are_asked_to():
     down, right = torch.tensor([0, 2, 1]), torch.tensor([3, 0, 1])
     for found, image, top, left in zip(windows(wide, down, right, 5, 6), wide, down, right, strict=True):
         assert torch.equal(found, image[:, top : top + 5, left : left + 6])
-
-
-def test_mixed_images_are_mostly_themselves_and_partly_another():
-    x = torch.eye(6)[:, :, None, None].expand(6, 6, 2, 2) * torch.ones(6, 1, 1, 1)
-    y, untouched = mix((x, torch.arange(6.0)), torch.Generator().manual_seed(0))
-    assert torch.equal(untouched, torch.arange(6.0))
-    values = y[:, :, 0, 0]
-    torch.testing.assert_close(values.sum(1), torch.ones(6))
-    own = values.diagonal()
-    assert (own >= 1 - MIXED).all()
-    assert (own < 1).any()
-    assert values.topk(3).values[:, 2].max() == 0  # two at most
