@@ -3,8 +3,8 @@
     python -m benchmarks.students                                     # ResNet-20 and ResNet-8 beside ResNet-56
     python -m benchmarks.students --students resnet20 --recover 60epochs --seeds 0,1,2 --augment crop,flip
 
-Both read the labels; one hears the teacher too (`--loss`). The state that did best on held-out training images comes out, and
-is judged once on the test part.
+Both read the labels; one hears the teacher too (`--loss`). Each may have the rate that suits it: labels alone bear less. The
+state that did best on held-out training images comes out, and is judged once on the test part.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def run(student: str, given: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     hits: dict[tuple[int, str], np.ndarray] = {}
     for seed in map(int, given.seeds.split(",")):
-        for loss in (given.loss, "cross_entropy"):
+        for loss, rate in ((given.loss, given.rate), ("cross_entropy", given.rate_alone or given.rate)):
             torch.manual_seed(seed)  # the same student for both
             start = time.perf_counter()
             found = tersor.distil(
                 zoo.loaders().ResNetCifar(BLOCKS[student]).eval(),
                 data,
                 teacher=teacher,
-                recover=trainer(argparse.Namespace(**vars(given) | {"loss": loss})),
+                recover=trainer(argparse.Namespace(**vars(given) | {"loss": loss, "rate": rate})),
                 eval_data=batches(*held),
                 threads=given.threads,
                 seed=seed,
@@ -58,6 +58,7 @@ def run(student: str, given: argparse.Namespace) -> dict[str, Any]:
                 {
                     "seed": seed,
                     "loss": loss,
+                    "rate": rate,
                     "accuracy": percent(hits[seed, loss]),
                     "held": round(100 * found.after, 2),
                     "parameters": found.parameters,
@@ -82,6 +83,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--students", default="resnet20,resnet8", help="of " + ", ".join(BLOCKS))
     parser.add_argument("--teacher", default="resnet56")
     trained(parser, "3epochs", "0.9*kl(temperature=4)+0.1*cross_entropy", 0.1)
+    parser.add_argument("--rate-alone", type=float, help="of the one that reads labels only; else --rate")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, default=RESULTS)
     append_lines(parser, words, run, "students")
