@@ -43,7 +43,7 @@ def _derived(ours: Sequence[Sum], theirs: Sequence[Sum]) -> bool:
     """Whether ours are theirs, or some of them with the last."""
     known = [(branch.name, branch.addition) for branch, _ in theirs]
     mine = [(branch.name, branch.addition) for branch, _ in ours]
-    return bool(mine) and mine[-1] == known[-1:][0] and set(mine) <= set(known)
+    return mine[-1:] == known[-1:] and set(mine) <= set(known)
 
 
 def _left(ours: Sequence[Sum], theirs: Sequence[Sum]) -> list[tuple[Branch, Branch]]:

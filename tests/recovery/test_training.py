@@ -284,6 +284,7 @@ def test_what_is_left_of_a_teacher_is_compared_where_it_was():
     other = capture(Deep(3).eval(), (x[:2],))  # whose nodes have the names of the first three
     pairs = alike(Network(Compressed(other)), Teacher(model), stream)
     assert pairs == tuple(zip(sums[:3], sums[1::2], strict=True))
+    assert alike(less, Teacher(capture(Deep(0).eval(), (x[:2],))), stream) == ()  # which has no blocks
 
 
 class Deep(nn.Module):
