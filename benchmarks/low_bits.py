@@ -82,7 +82,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="resnet20", help="of " + ", ".join(zoo.CASES))
     parser.add_argument("--settings", default=",".join(SETTINGS))
-    trained(parser, "3epochs", "0.5*kl(temperature=4)+0.5*cross_entropy", 0.02)
+    trained(parser, "3epochs")
     parser.add_argument(
         "--untrained", action=argparse.BooleanOptionalAction, default=True, help="rows without training, too"
     )

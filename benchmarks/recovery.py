@@ -124,17 +124,17 @@ def trainer(given: argparse.Namespace) -> tersor.Recovery:
     return how
 
 
-def trained(parser: argparse.ArgumentParser, recover: str, loss: str, rate: float) -> None:
+def trained(parser: argparse.ArgumentParser, recover: str, loss: str = "auto", rate: float | None = None) -> None:
     """Add the options of a training, with these defaults, and those that every benchmark of one has."""
     parser.add_argument("--recover", default=recover)
     parser.add_argument("--loss", default=loss)
     parser.add_argument("--rate", type=float, default=rate)
     parser.add_argument("--decay", type=float, default=0.0)
     parser.add_argument("--augment", default="")
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--norms", default="moving")
-    parser.add_argument("--optimiser", default="sgd")
+    parser.add_argument("--norms", default="auto")
+    parser.add_argument("--optimiser", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--images", type=int, default=100_000, help="training images, at most")
     parser.add_argument("--threads", type=int, default=2)
@@ -159,7 +159,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="resnet56", help="of " + ", ".join(zoo.CASES))
     parser.add_argument("--ratios", default="2.1,2.6", help="times fewer multiply-accumulates")
-    trained(parser, "2epochs", "kl(temperature=4)", 0.01)
+    trained(parser, "2epochs")
     parser.add_argument(
         "--untrained", action=argparse.BooleanOptionalAction, default=True, help="rows without training, too"
     )

@@ -82,7 +82,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--students", default="resnet20,resnet8", help="of " + ", ".join(BLOCKS))
     parser.add_argument("--teacher", default="resnet56")
-    trained(parser, "3epochs", "0.9*kl(temperature=4)+0.1*cross_entropy", 0.1)
+    trained(parser, "3epochs", "0.9*kl(temperature=4)+0.1*cross_entropy+100*streams", 0.1)
     parser.add_argument("--rate-alone", type=float, help="of the one that reads labels only; else --rate")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, default=RESULTS)

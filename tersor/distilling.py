@@ -105,7 +105,7 @@ def distil(
             small = _begun(like, job.model) if reuse else fold_norms(like)
             ground = Calibrated(job, small)
         untrained = job.metric(predict_with(small), job.evaluation)
-        recovering = Recovering(job, ground, how, like=like)
+        recovering = Recovering(job, ground, how, like, begun=student is None)
         trained = recovering(Compressed(small)).model
         after = job.metric(predict_with(trained), job.evaluation)
     if out is not None and group().rank == 0:

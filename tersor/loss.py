@@ -64,6 +64,11 @@ class Loss(ABC):
         """Whether the teacher is asked."""
         return True
 
+    @property
+    def steady(self) -> bool:
+        """Whether the gradient of one batch is much like that of another, so that steps may be long."""
+        return False
+
     def placed(self, streams: Callable[[], Pairs]) -> Loss:
         """The loss with the activations that it compares. `streams` gives the residual sums that student and teacher have in
         the same shape, in execution order. Raises `InputError` where it finds none to compare."""
@@ -103,6 +108,10 @@ class WeightedSum(Loss):
     @property
     def taught(self) -> bool:
         return any(loss.taught for _, loss in self.terms)
+
+    @property
+    def steady(self) -> bool:
+        return any(loss.steady for _, loss in self.terms)
 
     def placed(self, streams: Callable[[], Pairs]) -> Loss:
         return WeightedSum(tuple((factor, loss.placed(streams)) for factor, loss in self.terms))

@@ -164,7 +164,7 @@ def _rounds(job: Job, ground: Calibrated, wish: Wish, recover: Recovery, early: 
         found = list(_decided(job, ground, one))
         if not found:
             return
-        recovering = Recovering(job, ground, recover)
+        recovering = Recovering(job, ground, recover, begun=early is None)
         fitted = ground.fit(found[0])
         if early is not None:
             early = found[0].cut(early)

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from tersor.calibrated import PROFILE_ITEMS, Calibrated
 from tersor.errors import InputError
+from tersor.forms.affine import Affine
+from tersor.forms.codebook import Codebook
 from tersor.graph.model import Model
 from tersor.graph.operators import aten
 from tersor.inputs import amounts, augments
@@ -34,6 +36,7 @@ from tersor.recovery.network import Network, Teacher
 from tersor.recovery.optimisers import OPTIMISERS
 from tersor.recovery.replay import local
 from tersor.recovery.sharding import LEAST
+from tersor.recovery.standard import standard
 from tersor.recovery.stream import Stream
 from tersor.rewrites.fold_norms import fold_norms, foldable
 from tersor.rewrites.insert_norms import insert_norms, places
@@ -43,8 +46,9 @@ from tersor.store.cache import default_folder
 from tersor.target import Compressed
 from tersor.weight import Weight
 
-LOSS = "kl(temperature=4)"
+AUTO = "auto"
 CPU = torch.device("cpu")
+_COARSE = 4  # bits
 _TRIED = 4  # steps that tell how long one takes
 _NORMS = frozenset(
     {
@@ -63,13 +67,11 @@ class Recovery:
 
     how: Training
     seconds: float | None = None
-    batch: int = 128
+    batch: int = 32
     augment: Augment | None = None
     workers: int = 1
     rank: int = 0  # of what is added to the weights of linear layers; 0: they move themselves
-    norms: str = (
-        "moving"  # with each batch's statistics; "frozen": with those of calibration, which suits small batches
-    )
+    norms: str = AUTO  # "moving" with each batch's statistics, or "frozen" with those of calibration
     device: str = "auto"  # "cpu", "cuda", or "auto": a GPU where there is one
     sharded: bool = False  # each process holds a part of the parameters
     written: Mapping[str, Any] = field(default_factory=dict)  # what `of` made it from
@@ -77,22 +79,26 @@ class Recovery:
     @staticmethod
     def of(
         length: str | float | None,
-        loss: str = LOSS,
+        loss: str = AUTO,
         rate: float | None = None,
-        optimiser: str = "sgd",
+        optimiser: str = AUTO,
         schedule: str = "cosine",
-        batch: int = 128,
+        batch: int = 32,
         augment: str = "",
         average: float = 0.0,
         precision: str = "fp32",
         rank: int = 0,
-        norms: str = "moving",
+        norms: str = AUTO,
         decay: float = 0.0,
         device: str = "auto",
         sharded: bool = False,
     ) -> Recovery | None:
         """A recovery from words; None where `length` is None or "none". Raises `InputError` for what cannot be meant.
 
+        What is "auto" is chosen for the model that is trained: the loss of everything that the teacher says (`standard`), norms
+        frozen where a network was repaired and moving where weights have few bits or a student begins anew, and the
+        optimiser muon, which does not go with rank and sharded: there it is adamw. rate: the highest; None: what is usual
+        for optimiser, loss and student.
         sharded: each of the processes that torchrun started holds a part of the student's parameters, their gradients and the
         optimiser's state.
         """
@@ -101,19 +107,20 @@ class Recovery:
         epochs, seconds = amounts.training(length)
         for name, word, known in (
             ("schedule", schedule, RATES),
-            ("optimiser", optimiser, OPTIMISERS),
+            ("optimiser", optimiser, (AUTO, *OPTIMISERS)),
             ("precision", precision, ("fp32", "bf16")),
-            ("kind of norms", norms, ("moving", "frozen")),
+            ("kind of norms", norms, (AUTO, "moving", "frozen")),
             ("device", device, ("auto", "cpu", "cuda")),
         ):
             if word not in known:
                 raise InputError(f"There is no {name} {word!r}; choose of {', '.join(known)}.")
-        rate = OPTIMISERS[optimiser] if rate is None else rate
-        if rate <= 0 or batch < 1 or not 0 <= average < 1 or decay < 0:
+        if (rate is not None and rate <= 0) or batch < 1 or not 0 <= average < 1 or decay < 0:
             raise InputError(
-                f"The rate ({rate:g}) and batch ({batch}) must be above 0, average ({average:g}) in [0, 1), and decay "
+                f"The rate ({rate}) and batch ({batch}) must be above 0, average ({average:g}) in [0, 1), and decay "
                 f"({decay:g}) not below 0."
             )
+        if optimiser == AUTO:
+            optimiser = "adamw" if rank or sharded else "muon"
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("The device is cuda, and torch finds no GPU here; choose auto or cpu.")
         if sharded and processes() < 2:
@@ -130,7 +137,7 @@ class Recovery:
                 "The optimiser muon needs whole matrices, and sharded=True divides them; choose adamw or sgd."
             )
         how = Training(
-            loss=loss_called(loss),
+            loss=Training.loss if loss == AUTO else loss_called(loss),
             epochs=epochs or 1.0,
             optimiser=optimiser,
             rate=rate,
@@ -170,9 +177,10 @@ class Recovery:
 class Recovering:
     """Trains compressed models of one job, with the original as the teacher."""
 
-    def __init__(self, job: Job, ground: Calibrated, wish: Recovery, like: Model | None = None):
-        """like: a network that has its batch norms still, to say where they belong; the original where there is none."""
-        self._job, self._ground, self._wish = job, ground, wish
+    def __init__(self, job: Job, ground: Calibrated, wish: Recovery, like: Model | None = None, begun: bool = True):
+        """like: a network that has its batch norms still, to say where they belong; the original where there is none.
+        begun: whether what is trained begins with what the original knows. Raises `InputError` where it has nothing to say."""
+        self._job, self._ground, self._wish = job, ground, _chosen(wish, job.model, begun)
         self._like = job.model if like is None else like
         self.history = History()
         self._group, self._divide = group(), LEAST if wish.sharded else None
@@ -269,8 +277,9 @@ class Recovering:
         return judge
 
     def _network(self, compressed: Compressed) -> Network:
-        moving, ready = self._wish.norms == "moving", self._ready(compressed)
-        return Network(ready, moving, self._wish.rank, self._job.seed, self._device, self._divide)
+        norms = self._wish.norms
+        moving = norms == "moving" or (norms == AUTO and (not self._wish.how.begun or _coarse(compressed.weights)))
+        return Network(self._ready(compressed), moving, self._wish.rank, self._job.seed, self._device, self._divide)
 
     def _teacher(self, folder: Path | None = None, items: int = 0) -> Teacher:
         divide = None if self._device.type == "cpu" else self._divide  # the job has it whole on the CPU
@@ -315,6 +324,15 @@ class Recovering:
         return replace(how, epochs=epochs, limit=limit)
 
 
+def _chosen(wish: Recovery, teacher: Model, begun: bool) -> Recovery:
+    """What was wished, with what was left to us."""
+    written = dict(wish.written)
+    if written.get("loss") == AUTO:
+        written["loss"] = standard(teacher, teacher.example)
+        wish = replace(wish, how=replace(wish.how, loss=loss_called(written["loss"])))
+    return replace(wish, how=replace(wish.how, begun=begun), written=written | {"begun": begun})
+
+
 def normed(model: Model) -> frozenset[str]:
     """The matrices behind which a batch norm belongs: where the model has one that folds away. A model with convolutions
     and no norm of any kind has lost them all: there it is every convolution but the last matrix.
@@ -323,6 +341,11 @@ def normed(model: Model) -> frozenset[str]:
     if found or any(node.target in _NORMS for node in model.graph.nodes):
         return found
     return frozenset(m.name for m in matrices(model)[:-1] if m.convolution is not None)
+
+
+def _coarse(weights: Mapping[str, Weight]) -> bool:
+    """Whether some are on grids of so few bits that what a norm sees has changed."""
+    return any(isinstance(weight, Affine | Codebook) and weight.bits <= _COARSE for weight in weights.values())
 
 
 def _scalable(weight: Weight, rows: int) -> bool:

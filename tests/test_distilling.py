@@ -31,7 +31,7 @@ def test_a_student_that_knew_nothing_learns_without_labels(tmp_path: Path):
     student, out = Narrow().eval(), tmp_path / "student.pt2"
     data = [x for x, _ in stripes.batches()]
     held = [stripes.images(400, 7)]
-    how = tersor.Recovery.of("10epochs", rate=0.1, batch=64)
+    how = tersor.Recovery.of("10epochs")
     found = tersor.distil(
         student,
         [(x, torch.zeros(len(x), dtype=torch.long)) for x in data],
@@ -61,7 +61,7 @@ def test_a_student_that_knew_nothing_learns_without_labels(tmp_path: Path):
 
 def test_a_share_of_the_teacher_begins_with_what_it_knows():
     data, held = stripes.batches(), [stripes.images(400, 7)]
-    how = tersor.Recovery.of("2epochs", rate=0.02, batch=64)
+    how = tersor.Recovery.of("2epochs")
     given = {"teacher": stripes.trained(), "recover": how, "eval_data": held, "threads": 1}
     found = tersor.distil(None, data, width="50%", **given)
     assert found.macs[1] < 0.55 * found.macs[0]
@@ -77,7 +77,7 @@ def test_early_layers_of_the_teacher_are_where_a_student_begins():
             return self.head(self.stem(x).mean((2, 3)))
 
     torch.manual_seed(0)
-    how = tersor.Recovery.of("1epochs", rate=1e-6, batch=64)
+    how = tersor.Recovery.of("1epochs", optimiser="sgd", rate=1e-6, batch=64)
     found = tersor.distil(
         Shallow().eval(), stripes.batches(), teacher=stripes.trained(), reuse=True, recover=how, threads=1
     )
@@ -116,7 +116,7 @@ def test_a_share_of_resnet20_begins_with_what_all_of_it_knows(loaders):
         teacher=loaders.resnet_cifar(20),
         width="75%",
         depth="80%",
-        recover=tersor.Recovery.of("2epochs", rate=0.01, batch=32, norms="frozen"),
+        recover="2epochs",
         eval_data=[(x[768:], y[768:])],
         threads=1,
     )
@@ -127,7 +127,9 @@ def test_a_share_of_resnet20_begins_with_what_all_of_it_knows(loaders):
 
 def test_inner_activations_teach_through_a_learned_matrix():
     torch.manual_seed(0)
-    how = tersor.Recovery.of("4epochs", loss="kl + feature(node='relu', teacher='relu')", rate=0.05, batch=64)
+    how = tersor.Recovery.of(
+        "4epochs", loss="kl + feature(node='relu', teacher='relu')", optimiser="sgd", rate=0.05, batch=64
+    )
     found = tersor.distil(Narrow().eval(), stripes.batches(), teacher=stripes.trained(), recover=how, threads=1)
     assert found.trained.losses[-1][1] < 0.95 * found.trained.losses[0][1]
 

@@ -225,7 +225,7 @@ def test_training_after_each_step_gives_back_what_was_lost(module, data, tmp_pat
 
 
 def test_training_keeps_zeros_and_goes_on_after_a_kill(module, data, monkeypatch):
-    how = tersor.Recovery.of("1epochs", rate=0.02, batch=64, augment="crop,flip")
+    how = tersor.Recovery.of("1epochs", optimiser="sgd", rate=0.02, batch=64, augment="crop,flip")
     found = tersor.prune(module, data, weights="20%", steps=2, recover=how, threads=1, metric="agreement")
     assert found.size.nonzero / found.size.weights == pytest.approx(0.2, abs=0.03)
 
@@ -249,7 +249,7 @@ def test_norms_that_are_frozen_see_no_batch(module, data, monkeypatch):
         return history
 
     monkeypatch.setattr("tersor.recovering.train", look)
-    how = tersor.Recovery.of("1epochs", rate=0.005, batch=32, norms="frozen")
+    how = tersor.Recovery.of("1epochs", optimiser="sgd", rate=0.005, batch=32, norms="frozen")
     found = tersor.prune(module, data, macs="3x", recover=how, threads=1)
     assert moving == [False]
     assert found.trained[0].losses
@@ -276,11 +276,11 @@ def test_training_for_a_time_and_with_labels(module, data):
         ({"length": "soon"}, "The training time 'soon' is none; write 2epochs, 90s, 10m or 1.5h."),
         ({"length": "0epochs"}, "The training time '0epochs' is none"),
         ({"length": "1epochs", "schedule": "saw"}, "There is no schedule 'saw'; choose of constant, cosine"),
-        ({"length": "1epochs", "optimiser": "luck"}, "There is no optimiser 'luck'; choose of adamw, muon, sgd."),
+        ({"length": "1epochs", "optimiser": "luck"}, "There is no optimiser 'luck'; choose of auto, adamw, muon, sgd."),
         ({"length": "1epochs", "precision": "int3"}, "There is no precision 'int3'; choose of fp32, bf16."),
-        ({"length": "1epochs", "norms": "still"}, "There is no kind of norms 'still'; choose of moving, frozen."),
+        ({"length": "1epochs", "norms": "still"}, "There is no kind of norms 'still'; choose of auto, moving, frozen."),
         ({"length": "1epochs", "optimiser": "muon", "rank": 4}, "what rank adds begins at 0; choose adamw or sgd."),
-        ({"length": "1epochs", "rate": -1.0}, "The rate (-1) and batch (128) must be above 0"),
+        ({"length": "1epochs", "rate": -1.0}, "The rate (-1.0) and batch (32) must be above 0"),
         (
             {"length": "1epochs", "augment": "blur"},
             "There is no augmentation 'blur'; choose of crop, flip, or file.py:function.",
@@ -300,7 +300,7 @@ def test_no_training_is_no_recovery():
 
 
 def test_movement_prunes_what_training_shrinks(module, data):
-    how = tersor.Recovery.of("1epochs", loss="cross_entropy", rate=0.02, batch=64)
+    how = tersor.Recovery.of("1epochs", loss="cross_entropy", optimiser="sgd", rate=0.02, batch=64)
     found = tersor.prune(module, data, weights="30%", criterion="movement", recover=how, threads=1, metric="agreement")
     assert found.size.nonzero / found.size.weights == pytest.approx(0.3, abs=0.03)
     assert found.drop.amount < 0.3
@@ -314,7 +314,7 @@ def test_movement_prunes_what_training_shrinks(module, data):
 def test_a_lottery_ticket_trains_from_its_early_values(module, data):
     torch.manual_seed(0)
     early = stripes.Small().eval()
-    how = tersor.Recovery.of("8epochs", loss="cross_entropy", rate=0.05, batch=64)
+    how = tersor.Recovery.of("8epochs", loss="cross_entropy", optimiser="sgd", rate=0.05, batch=64)
     wish = {"weights": "40%", "steps": 2, "criterion": "magnitude", "recover": how, "threads": 1}
     found = tersor.prune(module, data, rewind=early, **wish)
     assert found.size.nonzero / found.size.weights == pytest.approx(0.4, abs=0.03)

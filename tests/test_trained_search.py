@@ -13,7 +13,7 @@ from tersor.errors import RecipeError
 from tersor.recipe import read_recipe
 from tersor.trials import Workbench
 
-HOW = {"length": "1epochs", "rate": 0.02, "batch": 64}
+HOW = {"length": "1epochs"}
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def compress(
         str | None,
         typer.Option(metavar="LENGTH", help="Train what loses too much: 2epochs, 10m.", show_default=False),
     ] = None,
-    loss: Loss = "kl(temperature=4)",
+    loss: Loss = "auto",
     rate: Rate = None,
     augment: Augment = "",
     training: Training = None,

@@ -66,7 +66,7 @@ def prune(
         str | None,
         typer.Option(metavar="LENGTH", help="Train after each step: 2epochs, 10m.", show_default=False),
     ] = None,
-    loss: Loss = "kl(temperature=4)",
+    loss: Loss = "auto",
     rate: Rate = None,
     augment: Augment = "",
     training: Training = None,
@@ -152,7 +152,7 @@ def quantize(
     recover: Annotated[
         str | None, typer.Option(metavar="LENGTH", help="Train afterwards: 2epochs, 10m.", show_default=False)
     ] = None,
-    loss: Loss = "kl(temperature=4)",
+    loss: Loss = "auto",
     rate: Rate = None,
     augment: Augment = "",
     training: Training = None,
@@ -211,7 +211,7 @@ def distil(
     reuse: Annotated[bool, typer.Option("--reuse", help="Begin with the teacher's early layers.")] = False,
     out: Archive = None,
     recover: Annotated[str, typer.Option(metavar="LENGTH", help="How long: 2epochs, 10m.")] = "2epochs",
-    loss: Loss = "kl(temperature=4)",
+    loss: Loss = "auto",
     rate: Rate = None,
     augment: Augment = "",
     training: Training = None,

@@ -32,14 +32,14 @@ Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 Archive = Annotated[Path | None, typer.Option(help="The .pt2 archive to write.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout, progress to stderr.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of the runtime; 0 leaves it to torch.")]
-Loss = Annotated[str, typer.Option(help="Of the training: 0.9*kl(temperature=4) + 0.1*cross_entropy, ...")]
+Loss = Annotated[str, typer.Option(help="Of the training: auto, 0.9*kl(temperature=4) + 0.1*cross_entropy, ...")]
 Rate = Annotated[float | None, typer.Option(help="The highest learning rate of the training.", show_default=False)]
 Augment = Annotated[str, typer.Option(help="Of images while training: flip, crop, or file.py:function; by commas.")]
 Training = Annotated[
     list[str] | None,
     typer.Option(
         metavar="SETTING=VALUE",
-        help="Of the training: batch=32, norms=frozen, optimiser=muon, average=0.99, precision=bf16, ...; repeatable.",
+        help="Of the training: batch=64, norms=moving, optimiser=sgd, average=0.99, precision=bf16, ...; repeatable.",
         show_default=False,
     ),
 ]

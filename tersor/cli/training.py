@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tersor.errors import InputError
-from tersor.recovering import LOSS, Recovery
+from tersor.recovering import AUTO, Recovery
 
 SETTINGS: Mapping[str, Callable[[str], Any]] = {
     "optimiser": str,
@@ -27,7 +27,7 @@ def recovery(
     length: str | None, loss: str, rate: float | None, augment: str, training: Sequence[str] | None
 ) -> Recovery | None:
     """What --recover and the options beside it ask for. Raises `InputError`, also where the others stand without it."""
-    given = {"--loss": loss != LOSS, "--rate": rate is not None, "--augment": augment, "--training": training}
+    given = {"--loss": loss != AUTO, "--rate": rate is not None, "--augment": augment, "--training": training}
     lost = [name for name, said in given.items() if said]
     if length is None and lost:
         raise InputError(

@@ -39,8 +39,19 @@ def divergence(
     return sum(_divergence(a, b, inputs, temperature) for a, b in pairs if a.is_floating_point())
 
 
+def categorical(out: Tensor, inputs: Sequence[Tensor]) -> bool:
+    """Whether an output is class scores, or probabilities of classes."""
+    tokens = any(not x.is_floating_point() for x in inputs)
+    return out.is_floating_point() and out.ndim > 1 and out.shape[-1] > 1 and (out.ndim == 2 or tokens)
+
+
+def normalised(rows: Tensor) -> bool:
+    """Whether class scores (items, classes) are probabilities."""
+    return bool((rows >= 0).all()) and bool(((rows.sum(-1) - 1).abs() < 1e-3).all())
+
+
 def _sampled(out: Tensor, inputs: Sequence[Tensor], generator: torch.Generator, temperature: float) -> Tensor:
-    if not _categorical(out, inputs):
+    if not categorical(out, inputs):
         return (torch.randn(out.shape, generator=generator, dtype=out.dtype) * out).sum()
     logits = _logits(out)
     p = (logits.detach() / temperature).softmax(-1)
@@ -49,20 +60,12 @@ def _sampled(out: Tensor, inputs: Sequence[Tensor], generator: torch.Generator, 
 
 
 def _divergence(a: Tensor, b: Tensor, inputs: Sequence[Tensor], temperature: float) -> float:
-    if _categorical(a, inputs):
+    if categorical(a, inputs):
         p, q = ((_logits(each).double() / temperature).log_softmax(-1) for each in (a, b))
         return temperature**2 * float((p.exp() * (p - q)).sum())
     return 0.5 * float((a.double() - b.double()).square().sum())
 
 
-def _categorical(out: Tensor, inputs: Sequence[Tensor]) -> bool:
-    tokens = any(not x.is_floating_point() for x in inputs)
-    return out.ndim > 1 and out.shape[-1] > 1 and (out.ndim == 2 or tokens)
-
-
 def _logits(out: Tensor) -> Tensor:
     rows = out.reshape(-1, out.shape[-1])
-    seen = rows.detach()
-    if bool((seen >= 0).all()) and bool(((seen.sum(-1) - 1).abs() < 1e-3).all()):
-        return rows.clamp_min(torch.finfo(rows.dtype).tiny).log()
-    return rows
+    return rows.clamp_min(torch.finfo(rows.dtype).tiny).log() if normalised(rows.detach()) else rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tersor.loss import Loss, Seen, scores
@@ -15,16 +16,19 @@ class KL(Loss):
     """`T^2 KL(softmax(t / T) | softmax(z / T))`, mean over items; T^2 keeps gradients as large at every T.
 
     standardise: both scores are first brought to mean 0 and standard deviation 1 over the classes of each item, so that a
-    student need not copy the teacher's scale. Sources: Hinton et al. 2015, arXiv:1503.02531; Sun et al. 2024,
-    arXiv:2403.01427.
+    student need not copy the teacher's scale. probabilities: outputs are that already, and their logarithms the scores.
+    Sources: Hinton et al. 2015, arXiv:1503.02531; Sun et al. 2024, arXiv:2403.01427.
     """
 
     temperature: float = 4.0
     standardise: bool = False
+    probabilities: bool = False
     output: str = ""
 
     def __call__(self, student: Seen, teacher: Seen, labels: Any, learned: nn.Module | None = None) -> Tensor:
         z, t = (scores(seen.output(self.output)) for seen in (student, teacher))
+        if self.probabilities:
+            z, t = (each.clamp_min(torch.finfo(each.dtype).tiny).log() for each in (z, t))
         if self.standardise:
             z, t = _standard(z), _standard(t)
         q, p = ((each / self.temperature).log_softmax(-1) for each in (z, t))

@@ -19,11 +19,13 @@ class Streams(Loss):
 
     Of those that both networks have, in the same shape: what was cut inside blocks leaves them as they were, so that each block
     hears at once what it does wrong, not by way of all that follow. A student of fewer blocks has those of its teacher in
-    between for one. every: every so manieth, counted from the last. at: node names, or (student's, teacher's); found where
-    none are given. Source: the hints of Romero et al. 2015, arXiv:1412.6550, at every block.
+    between for one. every: every so manieth, counted from the last. optional: 0 where there are none, which else is an error.
+    at: node names, or (student's, teacher's); found where none are given. Source: the hints of Romero et al. 2015,
+    arXiv:1412.6550, at every block.
     """
 
     every: int = 1
+    optional: bool = False
     at: tuple[str | tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
@@ -34,11 +36,15 @@ class Streams(Loss):
     def nodes(self) -> Pairs:
         return tuple((name, name) if isinstance(name, str) else name for name in self.at)
 
+    @property
+    def steady(self) -> bool:
+        return bool(self.at)
+
     def placed(self, streams: Callable[[], Pairs]) -> Loss:
         if self.at:
             return self
         found = streams()[:: -self.every]
-        if not found:
+        if not found and not self.optional:
             raise InputError(
                 "The loss streams compares residual streams, and student and teacher have none of the same shape in common; "
                 "compare activations with feature(node='...')."
@@ -46,5 +52,7 @@ class Streams(Loss):
         return replace(self, at=found)
 
     def __call__(self, student: Seen, teacher: Seen, labels: Any, learned: nn.Module | None = None) -> Tensor:
+        if not self.at:
+            return next(iter(student.outputs.values())).new_zeros(())
         pairs = [(student.activation(ours), teacher.activation(theirs)) for ours, theirs in self.nodes]
         return torch.stack([(h - k).square().mean() / k.square().mean().clamp_min(1e-12) for h, k in pairs]).mean()

@@ -27,7 +27,7 @@ from tersor.measuring.batches import Batch
 from tersor.recovery.checkpoint import load, owner, save
 from tersor.recovery.many import Alone, Group
 from tersor.recovery.network import Network, Teacher
-from tersor.recovery.optimisers import optimiser_of
+from tersor.recovery.optimisers import optimiser_of, usual_rate
 from tersor.recovery.replay import Aside, Recorded, Replay, apart, passed
 from tersor.recovery.stream import Stream
 from tersor.recovery.streams import alike
@@ -39,14 +39,16 @@ Observe = Callable[[int, Mapping[str, nn.Parameter]], None]
 
 @dataclass(frozen=True)
 class Training:
-    """How to train. `rate` is the highest learning rate; `average` the decay of the moving average of parameters that is
-    what comes out in the end (0: the last parameters); `accumulate`: batches a step; `precision` of the arithmetic: "fp32" or
-    "bf16"; `clip`: the largest norm of the gradient; `limit`: seconds, and fewer steps where `epochs` would take more."""
+    """How to train. `rate` is the highest learning rate, `usual_rate` where it is None; `begun`: whether the student begins
+    with what its teacher knows; `average`: the decay of the moving average of parameters that is what comes out in the end (0:
+    the last parameters); `accumulate`: batches a step; `precision` of the arithmetic: "fp32" or "bf16"; `clip`: the largest
+    norm of the gradient; `limit`: seconds, and fewer steps where `epochs` would take more."""
 
     loss: Loss = KL()  # noqa: RUF009 - immutable
     epochs: float = 2.0
     optimiser: str = "sgd"
-    rate: float = 0.01
+    rate: float | None = 0.01
+    begun: bool = True
     schedule: Rate = cosine
     warm_up: float = 0.05
     momentum: float = 0.9
@@ -102,7 +104,9 @@ def train(
     caller. group: the processes that share the batches.
     Raises `DataError` where the loss is no longer finite.
     """
-    how = replace(how, loss=how.loss.placed(partial(alike, student, teacher, stream)))
+    loss = how.loss.placed(partial(alike, student, teacher, stream))
+    rate = usual_rate(how.optimiser, loss.steady, how.begun) if how.rate is None else how.rate
+    how = replace(how, loss=loss, rate=rate)
     with apart(student.device):
         run = _Run(student, teacher, stream, how, group, max(1, round(how.epochs * stream.steps / how.accumulate)))
         if checkpoint is not None:
@@ -143,7 +147,10 @@ class _Run:
         self.parameters = dict(student.parameters)
         if self.learned is not None:
             self.parameters |= {f"loss/{name}": p for name, p in self.learned.named_parameters()}
-        self.optimiser = optimiser_of(self.parameters, how.optimiser, how.rate, how.momentum, how.decay)
+        assert how.rate is not None  # `train` has chosen one
+        self.highest = how.rate
+        multiplying = student.multiplying | {n for n in self.parameters if n.startswith("loss/")}
+        self.optimiser = optimiser_of(self.parameters, how.optimiser, how.rate, how.momentum, how.decay, multiplying)
         self.averaged = {n: p.detach().clone() for n, p in student.parameters.items()} if how.average else {}
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.rate = warmed(how.schedule, how.warm_up)
@@ -178,7 +185,7 @@ class _Run:
         if observe is not None:
             observe(step, self.student.parameters)
         for part in self.optimiser.param_groups:
-            rate = self.how.rate * self.rate((step + 0.5) / self.last)
+            rate = self.highest * self.rate((step + 0.5) / self.last)
             part["lr"] = rate if self._on_cpu else part["lr"].fill_(rate)
         self.update()
         self.group.agree(self._buffers)
@@ -212,7 +219,7 @@ class _Run:
         found = float(loss)
         if not math.isfinite(found):
             raise DataError(
-                f"The loss is {found} at step {step}; lower the learning rate (it is {self.how.rate:g}) or clip more, and "
+                f"The loss is {found} at step {step}; lower the learning rate (it is {self.highest:g}) or clip more, and "
                 "look for wrong values in the data."
             )
         return found

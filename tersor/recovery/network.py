@@ -26,7 +26,7 @@ from tersor.graph.operators import aten
 from tersor.loss import Seen
 from tersor.recovery.sharding import Gathered, Shards
 from tersor.rewrites.fold_norms import fold_norms, foldable, row_scales
-from tersor.site import Matrix, matrices
+from tersor.site import Matrix, cells, matrices
 from tersor.target import Compressed, Grid
 from tersor.weight import Weight
 
@@ -60,10 +60,13 @@ class Network:
         """
         self.model, self.device = compressed.model.copy(), torch.device(device)
         found = matrices(self.model)
+        multiplying = [m.weight for m in (*found, *cells(self.model))]
         self._readers = frozenset(m.node for m in found)
         self.shards = Shards(self.model.module, self.device, divide)
         _settle(self.model, self.device)
         self.names = _first_names(self.model)  # every name of a parameter, and the one it has in `parameters`
+        self.multiplying = frozenset(self.names[name] for name in multiplying)
+        """The parameters that are matrices of linear layers, convolutions and recurrent cells."""
         self.kept: dict[str, Weight] = {self.names[n]: weight.to(device) for n, weight in compressed.weights.items()}
         self.feeds = dict(compressed.feeds)
         self._moving = moving_norms and not rank

@@ -27,7 +27,17 @@ from tersor.losses.streams import Streams
 
 LOSSES: tuple[Loss, ...] = (
     *(CrossEntropy(), CrossEntropy(smoothing=0.1), HardDistillation(), HardDistillation(smoothing=0.2)),
-    *(KL(), KL(1.0), KL(2.0, standardise=True), LogitMSE(), DKD(), DKD(2.0, 0.5, 3.0), DIST(), DIST(1.0, 2.0, 0.5)),
+    *(
+        KL(),
+        KL(1.0),
+        KL(2.0, standardise=True),
+        LogitMSE(),
+        LogitMSE(relative=True),
+        DKD(),
+        DKD(2.0, 0.5, 3.0),
+        DIST(),
+        DIST(1.0, 2.0, 0.5),
+    ),
     *(
         Streams(at=("h", "narrow")),
         Feature("h"),
@@ -67,6 +77,28 @@ def test_gradients_are_those_of_finite_differences(loss: Loss):
     assert torch.autograd.gradcheck(value, given, eps=1e-6, atol=1e-6, rtol=1e-4)
 
 
+def test_probabilities_are_heard_as_the_scores_they_were_made_of():
+    student, teacher = seen(0), seen(1)
+    soft = [Seen({"output": each.outputs["output"].softmax(-1)}) for each in (student, teacher)]
+    torch.testing.assert_close(KL(probabilities=True)(*soft, None), KL()(student, teacher, None))
+
+
+def test_a_relative_error_has_no_unit():
+    student, teacher = seen(0), seen(1)
+    tenfold = [Seen({"output": 10 * each.outputs["output"]}) for each in (student, teacher)]
+    loss = LogitMSE(relative=True)
+    torch.testing.assert_close(loss(*tenfold, None), loss(student, teacher, None))
+
+
+def test_streams_that_are_optional_and_not_there_cost_nothing():
+    loss = Streams(optional=True).placed(tuple)
+    assert float(loss(seen(0), seen(1), None)) == 0.0
+    assert not loss.steady
+    assert Streams().placed(lambda: (("h", "h"),)).steady
+    with pytest.raises(InputError, match="student and teacher have none of the same shape in common"):
+        Streams().placed(tuple)
+
+
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_a_batch_twice_over_costs_as_much_and_settings_are_readable(loss: Loss):
     if isinstance(loss, Relational | DIST):
@@ -86,7 +118,18 @@ def test_a_batch_twice_over_costs_as_much_and_settings_are_readable(loss: Loss):
 
 
 @pytest.mark.parametrize(
-    "loss", [KL(), KL(standardise=True), LogitMSE(), DKD(), DIST(), Feature("h"), Attention("h"), Relational()]
+    "loss",
+    [
+        KL(),
+        KL(standardise=True),
+        LogitMSE(),
+        LogitMSE(relative=True),
+        DKD(),
+        DIST(),
+        Feature("h"),
+        Attention("h"),
+        Relational(),
+    ],
 )
 def test_nothing_is_lost_where_student_and_teacher_agree(loss: Loss):
     assert float(loss(seen(2), seen(2), None)) == pytest.approx(0.0, abs=1e-8)
@@ -203,7 +246,7 @@ def test_words_become_losses():
     ("text", "said"),
     [
         ("warp", "There is no loss 'warp'; choose of attention, cross_entropy"),
-        ("kl(heat=3)", "The loss kl has no setting 'heat'; it has temperature, standardise, output."),
+        ("kl(heat=3)", "The loss kl has no setting 'heat'; it has temperature, standardise, probabilities, output."),
         ("feature", "The loss feature cannot be made of these settings"),
         ("kl +", "cannot be read; write a sum such as"),
         ("kl * kl", "cannot be read; write a sum such as"),

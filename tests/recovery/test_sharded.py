@@ -110,7 +110,7 @@ def test_an_optimiser_that_needs_whole_matrices_is_refused(monkeypatch: pytest.M
 
 def test_how_it_was_divided_changes_no_recipe(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    one, other = (Recovery.of("1epochs", sharded=sharded) for sharded in (True, False))
+    one, other = (Recovery.of("1epochs", optimiser="adamw", sharded=sharded) for sharded in (True, False))
     assert one is not None
     assert other is not None
     assert (one.sharded, other.sharded) == (True, False)
