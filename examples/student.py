@@ -36,7 +36,7 @@ def main() -> None:
         nn.functional.cross_entropy(teacher(x[batch]), y[batch]).backward()
         optimiser.step()
     data, held = list(zip(x[train].split(128), y[train].split(128), strict=True)), [(x[test], y[test])]
-    how = tersor.Recovery.of("80epochs", rate=0.1, batch=64, augment="crop")
+    how = tersor.Recovery.of("80epochs", augment="crop")
     found = tersor.distil(
         network(8).eval(), data, teacher=teacher.eval(), recover=how, eval_data=held, out="student.pt2"
     )
