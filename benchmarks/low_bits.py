@@ -1,7 +1,7 @@
 """What training gives back in few bits: `tersor.quantize` with and without `recover`, on the whole training part.
 
     python -m benchmarks.low_bits                                     # ResNet-20 from 4 bits down to binary weights
-    python -m benchmarks.low_bits --settings W2A2 --recover 60epochs --augment crop,flip       # where there is a GPU
+    python -m benchmarks.low_bits --settings W2A2 --recover 60epochs       # where there is a GPU
 
 The original teaches; the steps of all grids are learned. The first and last matrix and the images have 8 bits. The state that
 did best on held-out training images comes out, and is judged once on the test part, paired with the original.
@@ -83,6 +83,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", default="resnet20", help="of " + ", ".join(zoo.CASES))
     parser.add_argument("--settings", default=",".join(SETTINGS))
     trained(parser, "3epochs")
+    parser.set_defaults(augment="crop,flip")
     parser.add_argument(
         "--untrained", action=argparse.BooleanOptionalAction, default=True, help="rows without training, too"
     )

@@ -2,8 +2,8 @@
 
     python -m benchmarks.recovery                                     # ResNet-56 at 2.1 and 2.6 times fewer multiply-adds
     python -m benchmarks.recovery --models resnet20 --ratios 2.1 --recover 1epochs
-    python -m benchmarks.recovery --recover 60epochs --rate 0.1 --decay 1e-4 --augment crop,flip \\
-        --loss "0.5*kl(temperature=4)+0.5*cross_entropy"              # where there is a GPU
+    python -m benchmarks.recovery --recover 60epochs --augment crop,flip \\
+        --loss "0.9*kl(temperature=4)+0.1*cross_entropy+1000*streams"             # where there is a GPU
 
 By default the original is the only teacher, and no labels are read but by the scores. The state that did best on held-out
 training images comes out, and is judged once on the test part, paired with the original.

@@ -40,7 +40,7 @@ def run(student: str, given: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     hits: dict[tuple[int, str], np.ndarray] = {}
     for seed in map(int, given.seeds.split(",")):
-        for loss, rate in ((given.loss, given.rate), ("cross_entropy", given.rate_alone or given.rate)):
+        for loss, rate in ((given.loss, given.rate), ("cross_entropy", given.rate_alone)):
             torch.manual_seed(seed)  # the same student for both
             start = time.perf_counter()
             found = tersor.distil(
@@ -83,7 +83,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--students", default="resnet20,resnet8", help="of " + ", ".join(BLOCKS))
     parser.add_argument("--teacher", default="resnet56")
     trained(parser, "3epochs", "0.9*kl(temperature=4)+0.1*cross_entropy+100*streams", 0.1)
-    parser.add_argument("--rate-alone", type=float, help="of the one that reads labels only; else --rate")
+    parser.add_argument("--rate-alone", type=float, default=0.05, help="of the one that reads labels only")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, default=RESULTS)
     append_lines(parser, words, run, "students")
