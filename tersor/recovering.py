@@ -149,7 +149,6 @@ class Recovery:
         written = {
             "length": str(length),
             "loss": loss,
-            "rate": rate,
             "optimiser": optimiser,
             "schedule": schedule,
             "batch": batch,
@@ -161,6 +160,8 @@ class Recovery:
             "decay": decay,
             "device": device,
         }  # not whether it was sharded, which changes nothing of what comes out
+        if rate is not None:
+            written["rate"] = rate
         return Recovery(
             how,
             seconds,

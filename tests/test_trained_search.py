@@ -64,3 +64,19 @@ def test_a_recipe_whose_training_is_no_mapping_is_refused():
     text = "tersor_recipe: 1\ntarget: {file: eager, precision: fp32}\nseed: 0\ncalibration_items: 4\nthreads: 1\nrecover: [1]\n"
     with pytest.raises(RecipeError, match=r"says recover: \[1\]; wanted the settings of a training: correct that line"):
         read_recipe(text)
+
+
+@pytest.mark.parametrize("more", [{}, {"rate": 0.01, "loss": "kl + 0.1*cross_entropy"}])
+def test_a_recipe_trains_as_it_was_written(more):
+    how = tersor.Recovery.of("1epochs", **more)
+    assert how is not None
+    text = yaml.safe_dump(
+        {
+            "tersor_recipe": 1,
+            "target": {"file": "eager", "precision": "fp32"},
+            **{"seed": 0, "calibration_items": 4, "threads": 1, "recover": dict(how.written)},
+        }
+    )
+    again = read_recipe(text).recover
+    assert again is not None
+    assert tersor.Recovery.of(**again) == how
