@@ -2,7 +2,7 @@
 
     python -m benchmarks.recovery                                     # ResNet-56 at 2.1 and 2.6 times fewer multiply-adds
     python -m benchmarks.recovery --models resnet20 --ratios 2.1 --recover 1epochs
-    python -m benchmarks.recovery --recover 60epochs --augment crop,flip \\
+    python -m benchmarks.recovery --recover 60epochs \\
         --loss "0.9*kl(temperature=4)+0.1*cross_entropy+1000*streams"             # where there is a GPU
 
 By default the original is the only teacher, and no labels are read but by the scores. The state that did best on held-out
@@ -160,6 +160,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", default="resnet56", help="of " + ", ".join(zoo.CASES))
     parser.add_argument("--ratios", default="2.1,2.6", help="times fewer multiply-accumulates")
     trained(parser, "2epochs")
+    parser.set_defaults(augment="crop,flip")
     parser.add_argument(
         "--untrained", action=argparse.BooleanOptionalAction, default=True, help="rows without training, too"
     )

@@ -83,6 +83,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--students", default="resnet20,resnet8", help="of " + ", ".join(BLOCKS))
     parser.add_argument("--teacher", default="resnet56")
     trained(parser, "3epochs", "0.9*kl(temperature=4)+0.1*cross_entropy+100*streams", 0.1)
+    parser.set_defaults(batch=128)
     parser.add_argument("--rate-alone", type=float, default=0.05, help="of the one that reads labels only")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, default=RESULTS)
