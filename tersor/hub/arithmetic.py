@@ -2,10 +2,10 @@
 
 A matrix gives an integer sum `acc`; its real value is `step * (acc + bias)` with `step = s_x * s_w` per channel. The
 runtimes agree on that and differ in how they come from it to the next grid. Read from their sources (ONNX Runtime 1.31,
-MLAS on x86; OpenVINO 2026.4, oneDNN on x86) and checked against their outputs:
+MLAS on x86; OpenVINO 2026.4, oneDNN on x86) and checked against their outputs (sums: for all pairs of codes):
 
 ONNX Runtime   conv:  clip(rint(float32(acc + bias) * float32(step / s_y)) + z_y)
-               add:   clip(rint(fma(b, r_b, fma(a, r_a, f)))), r = s / s_y, f = z_y - (r_a * z_a + r_b * z_b)
+               add:   clip(rint(fma(a, r_a, fma(b, r_b, f)))), r = s / s_y, f = z_y - fma(r_a, z_a, r_b * z_b)
                input: clip(rint(x / s) + z)
 OpenVINO       conv:  clip(rint((float32(acc) * step + bias * step) * i + z_y)), i = float32(255 / (high - low))
                input: clip(rint(fma(x, i, z)))
@@ -107,8 +107,8 @@ class OnnxRuntimeArithmetic(Arithmetic):
     def add(self, added: Added, grid: Grid) -> Tensor:
         a, b, scale = added.a, added.b, np.float32(grid.scale)
         ra, rb = np.float32(a.grid.scale) / scale, np.float32(b.grid.scale) / scale
-        fixed = np.float32(grid.zero) - (ra * np.float32(a.grid.zero) + rb * np.float32(b.grid.zero))
-        total = _fused(b.codes, rb, _fused(a.codes, ra, torch.tensor(fixed)))
+        zeros = _fused(torch.tensor(a.grid.zero), ra, torch.tensor(rb * np.float32(b.grid.zero)))
+        total = _fused(a.codes, ra, _fused(b.codes, rb, grid.zero - zeros))
         total = total.clamp(added.low / grid.scale + grid.zero, added.high / grid.scale + grid.zero)
         return torch.round(total.clamp(grid.low, grid.high))
 

@@ -91,3 +91,33 @@ def test_simulation_without_grids_is_the_float_model(quantised):
     onnx = hub(name).onnx
     for a, b in zip(simulate(onnx, inputs(name, 3)), made.model.run(*example(name, 3, seed=5)), strict=True):
         torch.testing.assert_close(torch.from_numpy(a), b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sum_of_codes_is_rounded_as_the_runtime_does():
+    """All pairs of codes: sums a hair beside a half tell in which order the runtime adds."""
+    pairs = torch.cartesian_prod(torch.arange(256.0), torch.arange(256.0))
+    drawn = np.random.default_rng(0)
+    for _ in range(24):
+        scales, zeros = drawn.uniform(0.02, 0.06, 3).astype(np.float32), drawn.integers(0, 256, 3)
+        grids = [(repr(float(s)), int(z)) for s, z in zip(scales, zeros, strict=True)]
+        added = sum_of_codes(*grids)
+        real = [((codes - z) * float(s)).numpy() for codes, s, z in zip(pairs.T, scales, zeros, strict=False)]
+        ours, theirs = simulate(added, real), RUN["onnxruntime"](added, real)
+        np.testing.assert_array_equal(ours[0], theirs[0])
+
+
+def sum_of_codes(*grids: tuple[str, int]) -> ir.Model:
+    """Two quantised vectors, their sum quantised; scale and zero of each."""
+    values = ", ".join(f"float s{i} = {{{s}}}, uint8 z{i} = {{{z}}}" for i, (s, z) in enumerate(grids))
+    return ir.from_onnx_text(
+        f"""<ir_version: 9, opset_import: ["": 17]>
+        sums (float[N] x, float[N] y) => (float[N] out) <{values}> {{
+            a = QuantizeLinear (x, s0, z0)
+            b = QuantizeLinear (y, s1, z1)
+            c = DequantizeLinear (a, s0, z0)
+            d = DequantizeLinear (b, s1, z1)
+            e = Add (c, d)
+            f = QuantizeLinear (e, s2, z2)
+            out = DequantizeLinear (f, s2, z2)
+        }}"""
+    )
