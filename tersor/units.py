@@ -10,6 +10,15 @@ def ms(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
+def duration(seconds: float) -> str:
+    """A time of seconds to days, in the two units that matter."""
+    whole = round(seconds)
+    for unit, name, part, its in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            return f"{whole // unit} {name} {whole % unit // part} {its}"
+    return f"{whole} s"
+
+
 def spread(low: float, value: float, high: float) -> str:
     """A time with its interval, in the unit of the value."""
     scale = 1.0 if value >= 1 else 1e3

@@ -12,7 +12,7 @@ import typer
 
 from tersor import __version__
 from tersor.cli.archives import distil, prune, quantize
-from tersor.cli.console import Stages, hush, results, write_json
+from tersor.cli.console import hush, results, write_json
 from tersor.cli.options import (
     Augment,
     Batch,
@@ -30,6 +30,7 @@ from tersor.cli.options import (
     Threads,
     Training,
 )
+from tersor.cli.progress import Stages
 from tersor.errors import InputError, TersorError
 
 app = typer.Typer(

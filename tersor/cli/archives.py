@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tersor.cli.console import Stages, results, write_json
+from tersor.cli.console import results, write_json
 from tersor.cli.options import (
     MODEL,
     Archive,
@@ -26,6 +26,7 @@ from tersor.cli.options import (
     Threads,
     Training,
 )
+from tersor.cli.progress import Stages
 
 
 def prune(

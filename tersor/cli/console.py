@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 
@@ -45,50 +44,6 @@ def hush() -> None:
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module=r"tersor(\.|$)")
     warnings.showwarning = _show_warning
-
-
-class Stages:
-    """A `Progress` for the pipeline: a bar on a terminal, one line a stage elsewhere."""
-
-    def __init__(self) -> None:
-        self._stage = ""
-        self._live = None
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                SpinnerColumn,
-                TextColumn,
-                TimeElapsedColumn,
-            )
-
-            columns = (
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-            )
-            self._live = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._live.add_task("starting", total=None)
-
-    def __enter__(self) -> Stages:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if self._live is not None:
-            self._live.update(self._task, description=stage, completed=done, total=total or None)
-        elif stage != self._stage:
-            print(stage, file=sys.stderr, flush=True)
-        self._stage = stage
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tersor.cli.console import table
+from tersor.cli.training import course
 from tersor.distilling import Distilled
 from tersor.measuring.metrics import Score
 from tersor.units import count, number
@@ -18,10 +19,7 @@ def show(found: Distilled, out: Path | None) -> None:
         ("parameters", count(found.parameters[0]), count(found.parameters[1]), count(found.parameters[1])),
     ]
     table(found.name, ("", f"teacher {found.teacher}", "student before", "student"), rows, numbers=(1, 2, 3))
-    course = found.trained
-    if course.losses:
-        (_, first), (_, last) = course.losses[0], course.losses[-1]
-        print(f"{course.steps} steps in {course.seconds:.0f} s: loss {first:.4g} -> {last:.4g}")
+    print(course(found.trained, found.drop.relative))
     print(f"teacher to student: {found.drop.text}")
     if out is not None:
         print(f"\narchive   {out}\nfaster?   tersor compress {out} --data ...   measures it in every runtime")

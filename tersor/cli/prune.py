@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tersor.cli.console import table
+from tersor.cli.training import course
 from tersor.pruned import Pruned, Size
 from tersor.units import count, points
 
@@ -25,9 +26,8 @@ def show(found: Pruned, out: Path | None) -> None:
         table("Sparse", ("layer", "not zero"), [(n, points(d)) for n, d in found.densities.items()], numbers=(1,))
     if found.dropped:
         print(f"left out: {', '.join(found.dropped)}")
-    for step, course in enumerate(found.trained, 1):
-        (_, first), (_, last) = course.losses[0], course.losses[-1]
-        print(f"step {step} trained {course.steps} steps in {course.seconds:.0f} s: loss {first:.4g} -> {last:.4g}")
+    for step, history in enumerate(found.trained, 1):
+        print(f"step {step} {course(history, found.drop.relative)}")
     print(found.drop.text)
     if out is not None:
         print(f"\narchive   {out}\nfaster?   tersor compress {out} --data ...   measures it in every runtime")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tersor.cli.console import table
+from tersor.cli.training import course
 from tersor.quantising import Quantized
 from tersor.streaming import QuantizedFolder
 from tersor.units import count, number
@@ -22,9 +23,8 @@ def show(found: Quantized | QuantizedFolder, out: Path | None) -> None:
         ("bytes", *map(count, found.bytes)),
     ]
     table(found.name, ("", "original", "quantised"), rows, numbers=(1, 2))
-    if found.trained is not None and found.trained.losses:
-        (_, first), (_, last) = found.trained.losses[0], found.trained.losses[-1]
-        print(f"trained {found.trained.steps} steps in {found.trained.seconds:.0f} s: loss {first:.4g} -> {last:.4g}")
+    if found.trained is not None:
+        print(course(found.trained, found.drop.relative))
     print(found.drop.text)
     if out is not None:
         kind = "ONNX file" if out.suffix == ".onnx" else "archive  "

@@ -1,4 +1,4 @@
-"""What a command's words say of a training."""
+"""What a command's words say of a training, and what it says of one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from tersor.errors import InputError
 from tersor.recovering import AUTO, Recovery
+from tersor.recovery.loop import History
+from tersor.units import duration
 
 SETTINGS: Mapping[str, Callable[[str], Any]] = {
     "optimiser": str,
@@ -54,3 +56,19 @@ def settings(words: Sequence[str] | None) -> dict[str, Any]:
                 f"The setting '{word}' of the training cannot be read; write for example {name}={like}."
             ) from None
     return found
+
+
+def course(history: History, relative: bool) -> str:
+    """How a training went, in a sentence; `relative`: what was lost is a share of the score, not points."""
+    took = f"trained {history.steps} steps in {duration(history.seconds)}"
+    if len(history.judged) < 2:
+        return took
+    unit, lost = "%" if relative else "points", [100 * value for _, value in history.judged]
+    best = min(reversed(range(len(lost))), key=lost.__getitem__)  # the latest of equals, as the training has it
+    epochs = len(lost) - 1
+    if best:
+        return f"{took}: lost on held-out data {lost[0]:.2f} {unit} before, {lost[best]:.2f} after epoch {best} of {epochs}"
+    return (
+        f"{took}: lost on held-out data {lost[0]:.2f} {unit} before and {min(lost[1:]):.2f} at best after an epoch, so that it "
+        "was left as it was; try a longer --recover or another --rate"
+    )
