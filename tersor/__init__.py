@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tersor.pruned import Pruned
     from tersor.pruning import prune
     from tersor.quantising import Quantized, quantize
-    from tersor.recovering import Recovery
+    from tersor.recovery.wish import Recovery
     from tersor.report import Report
     from tersor.target import Runner, Target
     from tersor.technique import Technique

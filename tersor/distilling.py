@@ -20,9 +20,10 @@ from tersor.inputs import amounts, models
 from tersor.inputs.job import Job, Progress, bring, predict_with, quiet, torch_threads
 from tersor.measuring.metrics import Drop, Score, drop
 from tersor.records import plain
-from tersor.recovering import Recovering, Recovery
+from tersor.recovering import Recovering
 from tersor.recovery.loop import History
 from tersor.recovery.many import group
+from tersor.recovery.wish import Recovery
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.reuse import reuse as take_early
 from tersor.store.programs import write_program

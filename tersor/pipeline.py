@@ -23,7 +23,7 @@ from typing import Any
 from tersor.delivery import deliver
 from tersor.inputs.job import Progress, bring, quiet, torch_threads
 from tersor.recipe import read_recipe
-from tersor.recovering import Recovery
+from tersor.recovery.wish import Recovery
 from tersor.report import Report
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.search import Search

@@ -32,9 +32,10 @@ from tersor.measuring.metrics import Drop, Score, drop
 from tersor.narrowing import Keep, dispensable, narrow, thinned, total
 from tersor.profile import Profile
 from tersor.pruned import Pruned, Step, size
-from tersor.recovering import Recovering, Recovery
+from tersor.recovering import Recovering
 from tersor.recovery.loop import History
 from tersor.recovery.many import group
+from tersor.recovery.wish import Recovery
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.permute import arranged
 from tersor.sensed import Sensitivity

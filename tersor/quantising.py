@@ -23,9 +23,10 @@ from tersor.maths.grid import PerChannel, PerGroup
 from tersor.maths.levels import FORMATS
 from tersor.measuring.metrics import Drop, Score, drop
 from tersor.records import plain
-from tersor.recovering import Recovering, Recovery
+from tersor.recovering import Recovering
 from tersor.recovery.loop import History
 from tersor.recovery.many import group
+from tersor.recovery.wish import Recovery
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.store_quantised import store_quantised
 from tersor.site import cells, matrices, tables

@@ -8,36 +8,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tersor.calibrated import PROFILE_ITEMS, Calibrated
-from tersor.errors import InputError
 from tersor.forms.affine import Affine
 from tersor.forms.codebook import Codebook
 from tersor.graph.model import Model
 from tersor.graph.operators import aten
-from tersor.inputs import amounts, augments
 from tersor.inputs.job import Job
 from tersor.losses import loss_called
 from tersor.losses.hard_distillation import HardDistillation
-from tersor.maths.augment import Augment
-from tersor.maths.rates import RATES
 from tersor.measuring.metrics import drop, predictor
 from tersor.recovery.loop import History, Observe, Training, train
-from tersor.recovery.many import group, processes
+from tersor.recovery.many import group
 from tersor.recovery.network import Network, Teacher
-from tersor.recovery.optimisers import OPTIMISERS
 from tersor.recovery.replay import local
 from tersor.recovery.sharding import LEAST
 from tersor.recovery.standard import standard
 from tersor.recovery.stream import Stream
+from tersor.recovery.wish import AUTO, Recovery
 from tersor.rewrites.fold_norms import fold_norms, foldable
 from tersor.rewrites.insert_norms import insert_norms, places
 from tersor.site import matrices
@@ -46,7 +41,6 @@ from tersor.store.cache import default_folder
 from tersor.target import Compressed
 from tersor.weight import Weight
 
-AUTO = "auto"
 CPU = torch.device("cpu")
 _COARSE = 4  # bits
 _TRIED = 4  # steps that tell how long one takes
@@ -59,120 +53,6 @@ _NORMS = frozenset(
         aten.rms_norm.default,
     }
 )
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """What a user wants of the training. `seconds`, where given, say how long; else `how.epochs`."""
-
-    how: Training
-    seconds: float | None = None
-    batch: int = 32
-    augment: Augment | None = None
-    workers: int = 1
-    rank: int = 0  # of what is added to the weights of linear layers; 0: they move themselves
-    norms: str = AUTO  # "moving" with each batch's statistics, or "frozen" with those of calibration
-    device: str = "auto"  # "cpu", "cuda", or "auto": a GPU where there is one
-    sharded: bool = False  # each process holds a part of the parameters
-    written: Mapping[str, Any] = field(default_factory=dict)  # what `of` made it from
-
-    @staticmethod
-    def of(
-        length: str | float | None,
-        loss: str = AUTO,
-        rate: float | None = None,
-        optimiser: str = AUTO,
-        schedule: str = "cosine",
-        batch: int = 32,
-        augment: str = "",
-        average: float = 0.0,
-        precision: str = "fp32",
-        rank: int = 0,
-        norms: str = AUTO,
-        decay: float = 0.0,
-        device: str = "auto",
-        sharded: bool = False,
-    ) -> Recovery | None:
-        """A recovery from words; None where `length` is None or "none". Raises `InputError` for what cannot be meant.
-
-        What is "auto" is chosen for the model that is trained: the loss of everything that the teacher says (`standard`), norms
-        frozen where a network was repaired and moving where weights have few bits or a student begins anew, and the
-        optimiser muon, which does not go with rank and sharded: there it is adamw. rate: the highest; None: what is usual
-        for optimiser, loss and student.
-        sharded: each of the processes that torchrun started holds a part of the student's parameters, their gradients and the
-        optimiser's state.
-        """
-        if length is None or str(length).strip() == "none":
-            return None
-        epochs, seconds = amounts.training(length)
-        for name, word, known in (
-            ("schedule", schedule, RATES),
-            ("optimiser", optimiser, (AUTO, *OPTIMISERS)),
-            ("precision", precision, ("fp32", "bf16")),
-            ("kind of norms", norms, (AUTO, "moving", "frozen")),
-            ("device", device, ("auto", "cpu", "cuda")),
-        ):
-            if word not in known:
-                raise InputError(f"There is no {name} {word!r}; choose of {', '.join(known)}.")
-        if (rate is not None and rate <= 0) or batch < 1 or not 0 <= average < 1 or decay < 0:
-            raise InputError(
-                f"The rate ({rate}) and batch ({batch}) must be above 0, average ({average:g}) in [0, 1), and decay "
-                f"({decay:g}) not below 0."
-            )
-        if optimiser == AUTO:
-            optimiser = "adamw" if rank or sharded else "muon"
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("The device is cuda, and torch finds no GPU here; choose auto or cpu.")
-        if sharded and processes() < 2:
-            raise InputError(
-                "sharded=True divides the parameters among processes, and there is one; start several with torchrun "
-                "--nproc-per-node, or leave it out."
-            )
-        if rank and optimiser == "muon":
-            raise InputError(
-                "The optimiser muon moves a matrix by a share of its norm, and what rank adds begins at 0; choose adamw or sgd."
-            )
-        if sharded and optimiser == "muon":
-            raise InputError(
-                "The optimiser muon needs whole matrices, and sharded=True divides them; choose adamw or sgd."
-            )
-        how = Training(
-            loss=Training.loss if loss == AUTO else loss_called(loss),
-            epochs=epochs or 1.0,
-            optimiser=optimiser,
-            rate=rate,
-            decay=decay,
-            schedule=RATES[schedule],
-            average=average,
-            precision=precision,
-        )
-        written = {
-            "length": str(length),
-            "loss": loss,
-            "optimiser": optimiser,
-            "schedule": schedule,
-            "batch": batch,
-            "augment": augment,
-            "average": average,
-            "precision": precision,
-            "rank": rank,
-            "norms": norms,
-            "decay": decay,
-            "device": device,
-        }  # not whether it was sharded, which changes nothing of what comes out
-        if rate is not None:
-            written["rate"] = rate
-        return Recovery(
-            how,
-            seconds,
-            batch,
-            augments.bring(augment),
-            rank=rank,
-            norms=norms,
-            device=device,
-            sharded=sharded,
-            written=written,
-        )
 
 
 class Recovering:
@@ -246,6 +126,7 @@ class Recovering:
                 stream,
                 how,
                 judge=self._judge(),
+                enough=self._wish.enough,
                 checkpoint=checkpoint,
                 progress=lambda done, total: job.progress("training", done, total),
                 observe=observe,
@@ -315,12 +196,12 @@ class Recovering:
         stream, begin, ends = self._stream(), time.monotonic(), []
         tried = _TRIED if self._device.type == "cpu" else 8 * _TRIED  # a device is slow at first
         student, teacher = self._network(compressed), self._teacher()
-        trial = replace(how, epochs=tried / stream.steps)
+        trial = replace(how, epochs=tried * how.accumulate / stream.steps)
         train(student, teacher, stream, trial, progress=lambda *_: ends.append(time.monotonic()), group=self._group)
         each = (ends[-1] - ends[tried // 2 - 1]) / (tried - tried // 2)
         limit = max(each, seconds - (ends[-1] - begin))
         all_steps = float(self._group.total(limit / each)) / self._group.count  # the same for all processes
-        epochs = max(1, round(all_steps)) / stream.steps
+        epochs = max(1, round(all_steps)) * how.accumulate / stream.steps
         self._ground.cache.put(f"{key}length", {}, [epochs, limit])
         return replace(how, epochs=epochs, limit=limit)
 

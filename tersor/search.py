@@ -29,8 +29,9 @@ from tersor.plan import Budget, Plan, Table
 from tersor.planners.knapsack import knapsack
 from tersor.pricing import FLOAT, Speeds, Widths, limited, price, weighed, widths
 from tersor.recipe import Recipe, refuse_strangers, technique_called
-from tersor.recovering import Recovering, Recovery
+from tersor.recovering import Recovering
 from tersor.recovery.loop import History
+from tersor.recovery.wish import Recovery
 from tersor.rewrites.shrink import shrink
 from tersor.site import matrices, tables
 from tersor.target import Compressed, Target

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tersor.errors import InputError
-from tersor.recovering import AUTO, Recovery
 from tersor.recovery.loop import History
+from tersor.recovery.wish import AUTO, Recovery
 from tersor.units import duration
 
 SETTINGS: Mapping[str, Callable[[str], Any]] = {
@@ -20,6 +20,11 @@ SETTINGS: Mapping[str, Callable[[str], Any]] = {
     "norms": str,
     "decay": float,
     "device": str,
+    "accumulate": int,
+    "clip": float,
+    "warm_up": float,
+    "workers": int,
+    "enough": str,
     "sharded": lambda word: {"true": True, "false": False}[word.lower()],
 }
 """What `settings` reads, and how."""
@@ -61,9 +66,9 @@ def settings(words: Sequence[str] | None) -> dict[str, Any]:
 def course(history: History, relative: bool) -> str:
     """How a training went, in a sentence; `relative`: what was lost is a share of the score, not points."""
     took = f"trained {history.steps} steps in {duration(history.seconds)}"
-    if len(history.judged) < 2:
-        return took
     unit, lost = "%" if relative else "points", [100 * value for _, value in history.judged]
+    if len(lost) < 2:
+        return f"not trained: lost on held-out data {lost[0]:.2f} {unit}, which is enough" if history.stopped else took
     best = min(reversed(range(len(lost))), key=lost.__getitem__)  # the latest of equals, as the training has it
     epochs = len(lost) - 1
     if best:

@@ -112,9 +112,9 @@ def train(
         if checkpoint is not None:
             run.resume(checkpoint)
         if judge is not None and not run.history.judged:
-            run.judge(judge)
+            run.judge(judge, enough)
         begin, saved = time.monotonic() - run.history.seconds, time.monotonic()
-        for step, batches in run.batches():
+        for step, batches in () if run.history.stopped else run.batches():
             run.step(step, batches, observe)
             run.history.steps = step + 1
             run.history.seconds = time.monotonic() - begin
@@ -123,8 +123,7 @@ def train(
             if progress is not None:
                 progress(step + 1, run.last)
             if judge is not None and (done or (step + 1) % max(1, stream.steps // how.accumulate) == 0):
-                run.judge(judge)
-                run.history.stopped = run.best is not None and run.best[0] <= enough and not done
+                run.judge(judge, enough)
             due = checkpoint is not None and time.monotonic() - saved > how.save_every and not done
             if checkpoint is not None and student.shards.first(due):
                 run.save(checkpoint)
@@ -224,12 +223,13 @@ class _Run:
             )
         return found
 
-    def judge(self, judge: Callable[[Network], float]) -> None:
+    def judge(self, judge: Callable[[Network], float], enough: float) -> None:
         with self._looking_averaged():
             found = float(self.group.total(judge(self.student))) / self.group.count  # the same for all
             if self.best is None or found <= self.best[0]:
                 self.best = (found, self._state())
         self.history.judged.append((self.history.steps, found))
+        self.history.stopped = self.best[0] <= enough and self.history.steps < self.last
 
     def finish(self) -> None:
         """Leave the student in the best state, or the averaged one."""

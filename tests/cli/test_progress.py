@@ -76,6 +76,12 @@ def test_how_a_training_went_is_a_sentence(judged: list[float], relative: bool, 
     assert course(history, relative) == said
 
 
+def test_a_training_that_was_not_needed_says_so() -> None:
+    assert course(History(judged=[(0, 0.01)], stopped=True), False) == (
+        "not trained: lost on held-out data 1.00 points, which is enough"
+    )
+
+
 def test_a_duration_has_two_units() -> None:
     found = [duration(s) for s in (0.4, 59.6, 60, 3599, 3600, 90_061)]
     assert found == ["0 s", "1 min 0 s", "1 min 0 s", "59 min 59 s", "1 h 0 min", "1 d 1 h"]

@@ -15,7 +15,7 @@ from test_many import run, trained
 
 from tersor.cli.training import settings
 from tersor.errors import InputError
-from tersor.recovering import Recovery
+from tersor.recovery.wish import Recovery
 
 SCRIPT = Path(sharded.__file__)
 CLOSE = {"half": 1e-3}

@@ -220,6 +220,10 @@ def test_it_ends_when_what_is_judged_is_good_enough_and_the_best_state_comes_out
     _, history = run("narrow", Training(epochs=4.0, rate=0.02), judge=judge, enough=1.0)
     assert history.stopped
     assert history.steps == 20
+    bad = iter([4.0])
+    _, history = run("narrow", Training(epochs=4.0, rate=0.02), judge=judge, enough=4.0)
+    assert history.stopped
+    assert history.steps == 0
 
 
 def test_what_training_makes_worse_stays_as_it_was_and_of_equals_the_latest_comes_out():

@@ -1,0 +1,40 @@
+"""What a user may ask of a training, and what is said of what cannot be meant."""
+
+import pytest
+
+import tersor
+from tersor.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"length": "soon"}, "The training time 'soon' is none; write 2epochs, 90s, 10m or 1.5h."),
+        ({"length": "0epochs"}, "The training time '0epochs' is none"),
+        ({"length": "1epochs", "schedule": "saw"}, "There is no schedule 'saw'; choose of constant, cosine"),
+        ({"length": "1epochs", "optimiser": "luck"}, "There is no optimiser 'luck'; choose of auto, adamw, muon, sgd."),
+        ({"length": "1epochs", "precision": "int3"}, "There is no precision 'int3'; choose of fp32, bf16."),
+        ({"length": "1epochs", "norms": "still"}, "There is no kind of norms 'still'; choose of auto, moving, frozen."),
+        ({"length": "1epochs", "optimiser": "muon", "rank": 4}, "what rank adds begins at 0; choose adamw or sgd."),
+        (
+            {"length": "1epochs", "rate": -1.0},
+            "The rate (-1.0), batch (32), accumulate (1) and workers (1) must be above 0.",
+        ),
+        ({"length": "1epochs", "clip": -1.0}, "decay (0) and clip (-1) not below 0."),
+        ({"length": "1epochs", "enough": "soon"}, "The largest drop 'soon' is no number; write 0.5% or 0.005."),
+        (
+            {"length": "1epochs", "augment": "blur"},
+            "There is no augmentation 'blur'; choose of crop, flip, or file.py:function.",
+        ),
+        ({"length": "1epochs", "loss": "warp"}, "There is no loss 'warp'"),
+    ],
+)
+def test_what_training_cannot_mean_is_said(wish, said):
+    with pytest.raises(InputError) as caught:
+        tersor.Recovery.of(**wish)
+    assert said in str(caught.value)
+
+
+def test_no_training_is_no_recovery():
+    assert tersor.Recovery.of(None) is None
+    assert tersor.Recovery.of("none") is None
