@@ -25,6 +25,7 @@ SETTINGS: Mapping[str, Callable[[str], Any]] = {
     "warm_up": float,
     "workers": int,
     "enough": str,
+    "save_every": str,
     "sharded": lambda word: {"true": True, "false": False}[word.lower()],
 }
 """What `settings` reads, and how."""

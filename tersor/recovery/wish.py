@@ -59,6 +59,7 @@ class Recovery:
         warm_up: float = 0.05,
         workers: int = 1,
         enough: str | float | None = None,
+        save_every: str | float = 120.0,
     ) -> Recovery | None:
         """A recovery from words; None where `length` is None or "none". Raises `InputError` for what cannot be meant.
 
@@ -69,7 +70,7 @@ class Recovery:
         average: decay of a moving average of the parameters, which is what comes out; 0: none. accumulate: batches a step.
         clip: the largest norm of the gradient, 0: any. warm_up: share of the steps in which the rate rises. workers: threads
         that make batches ahead. enough: what may be lost on held-out data, 0.2% or 0.002: it ends after the epoch that loses
-        no more.
+        no more. save_every: seconds (or 5m) between two states that a killed training goes on from.
         sharded: each of the processes that torchrun started holds a part of the student's parameters, their gradients and the
         optimiser's state.
         """
@@ -123,6 +124,7 @@ class Recovery:
             accumulate=accumulate,
             clip=clip,
             warm_up=warm_up,
+            save_every=amounts.seconds(save_every),
         )
         written = {
             "length": str(length),
@@ -140,7 +142,7 @@ class Recovery:
             "accumulate": accumulate,
             "clip": clip,
             "warm_up": warm_up,
-        }  # not whether it was sharded, nor the workers, which change nothing of what comes out
+        }  # not whether it was sharded, its workers or how often it is saved: nothing of what comes out changes
         written |= {name: value for name, value in (("rate", rate), ("enough", enough)) if value is not None}
         return Recovery(
             how,

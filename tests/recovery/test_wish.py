@@ -3,6 +3,7 @@
 import pytest
 
 import tersor
+from tersor.cli.training import SETTINGS, settings
 from tersor.errors import InputError
 
 
@@ -20,6 +21,7 @@ from tersor.errors import InputError
             {"length": "1epochs", "rate": -1.0},
             "The rate (-1.0), batch (32), accumulate (1) and workers (1) must be above 0.",
         ),
+        ({"length": "1epochs", "save_every": "now"}, "The time 'now' is no duration"),
         ({"length": "1epochs", "clip": -1.0}, "decay (0) and clip (-1) not below 0."),
         ({"length": "1epochs", "enough": "soon"}, "The largest drop 'soon' is no number; write 0.5% or 0.005."),
         (
@@ -38,3 +40,30 @@ def test_what_training_cannot_mean_is_said(wish, said):
 def test_no_training_is_no_recovery():
     assert tersor.Recovery.of(None) is None
     assert tersor.Recovery.of("none") is None
+
+
+def test_every_setting_of_a_command_is_an_argument():
+    words = {
+        "batch": "8",
+        "accumulate": "2",
+        "clip": "0",
+        "warm_up": "0.1",
+        "workers": "2",
+        "enough": "0.2%",
+        "save_every": "5m",
+        "average": "0.99",
+        "optimiser": "sgd",
+        "schedule": "linear",
+        "precision": "bf16",
+        "rank": "4",
+        "norms": "frozen",
+        "decay": "0.01",
+        "device": "cpu",
+    }
+    assert {*words, "sharded"} == set(SETTINGS)
+    found = tersor.Recovery.of("2epochs", **settings([f"{name}={value}" for name, value in words.items()]))
+    assert (found.batch, found.workers, found.enough, found.rank, found.device) == (8, 2, 0.002, 4, "cpu")
+    how = found.how
+    assert (how.accumulate, how.clip, how.warm_up, how.save_every, how.average) == (2, 0.0, 0.1, 300.0, 0.99)
+    again = tersor.Recovery.of(**found.written)  # as a recipe has it
+    assert again.written == found.written
