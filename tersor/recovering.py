@@ -6,6 +6,7 @@ is kept in the cache, and the state on the way there in a checkpoint beside it: 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -126,7 +127,7 @@ class Recovering:
                 stream,
                 how,
                 judge=self._judge(),
-                enough=self._wish.enough,
+                enough=-math.inf if observe is not None else self._wish.enough,  # who observes wants to see all of it
                 checkpoint=checkpoint,
                 progress=lambda done, total: job.progress("training", done, total),
                 observe=observe,

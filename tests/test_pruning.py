@@ -298,6 +298,9 @@ def test_movement_prunes_what_training_shrinks(module, data):
     assert any(not torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
     again = tersor.prune(module, data, weights="30%", criterion="movement", recover=how, threads=1, metric="agreement")
     assert again.model.digest() == found.model.digest()
+    how = tersor.Recovery.of("1epochs", loss="cross_entropy", optimiser="sgd", rate=0.02, batch=64, enough="50%")
+    early = tersor.prune(module, data, weights="30%", criterion="movement", recover=how, threads=1, metric="agreement")
+    assert all(torch.equal(t != 0, masks[0][n]) for n, t in early.model.tensors() if t.ndim > 1)
 
 
 def test_a_lottery_ticket_trains_from_its_early_values(module, data):
