@@ -80,6 +80,8 @@ def test_a_training_that_was_not_needed_says_so() -> None:
     assert course(History(judged=[(0, 0.01)], stopped=True), False) == (
         "not trained: lost on held-out data 1.00 points, which is enough"
     )
+    early = course(History(judged=[(0, 0.03), (9, 0.01)], steps=9, stopped=True), False)
+    assert early.endswith("3.00 points before, 1.00 after epoch 1 of 1, which is enough")
 
 
 def test_a_duration_has_two_units() -> None:
