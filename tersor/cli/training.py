@@ -74,7 +74,8 @@ def course(history: History, relative: bool) -> str:
     epochs = len(lost) - 1
     if best:
         end = ", which is enough" if history.stopped else ""
-        return f"{took}: lost on held-out data {lost[0]:.2f} {unit} before, {lost[best]:.2f} after epoch {best} of {epochs}{end}"
+        after = f"{lost[best]:.2f} after epoch {best} of {epochs}{end}"
+        return f"{took}: lost on held-out data {lost[0]:.2f} {unit} before, {after}"
     return (
         f"{took}: lost on held-out data {lost[0]:.2f} {unit} before and {min(lost[1:]):.2f} at best after an epoch, so that it "
         "was left as it was; try a longer --recover or another --rate"
