@@ -19,7 +19,8 @@ from typing import Any
 import tersor
 from benchmarks import environment, figures, zoo
 from benchmarks.pruning import right
-from benchmarks.recovery import Told, append_lines, batches, percent, trained, trainer
+from benchmarks.recovery import append_lines, batches, percent, trained, trainer
+from tersor.cli.progress import Stages
 
 RESULTS = environment.ROOT / "benchmarks" / "results" / "low_bits.jsonl"
 SETTINGS: dict[str, tuple[str, str]] = {
@@ -45,17 +46,18 @@ def run(key: str, given: argparse.Namespace) -> dict[str, Any]:
         weights, activations = SETTINGS[name]
         for each in (None, how) if given.untrained else (how,):
             start = time.perf_counter()
-            found = tersor.quantize(
-                module,
-                data,
-                weights=weights,
-                activations=activations,
-                recover=each,
-                eval_data=batches(*held),
-                threads=given.threads,
-                seed=given.seed,
-                progress=Told(),
-            )
+            with Stages() as progress:
+                found = tersor.quantize(
+                    module,
+                    data,
+                    weights=weights,
+                    activations=activations,
+                    recover=each,
+                    eval_data=batches(*held),
+                    threads=given.threads,
+                    seed=given.seed,
+                    progress=progress,
+                )
             assert isinstance(found, tersor.Quantized)
             assert isinstance(found.after, float)  # accuracy is one number
             seconds = time.perf_counter() - start

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ import torch
 import tersor
 from benchmarks import environment, figures, zoo
 from benchmarks.pruning import right
+from tersor.cli.progress import Stages
 
 RESULTS = environment.ROOT / "benchmarks" / "results" / "recovery.jsonl"
 WANTED = {("resnet56", 2.1): 92.6, ("resnet56", 2.6): 92.0}  # percent, after at most two epochs without labels
@@ -49,18 +49,19 @@ def run(key: str, given: argparse.Namespace) -> dict[str, Any]:
     for ratio in map(float, given.ratios.split(",")):
         for each in (None, how) if given.untrained else (how,):
             start = time.perf_counter()
-            found = tersor.prune(
-                module,
-                data,
-                macs=1 / ratio,
-                only=("channels",) if key.startswith("resnet") else (),
-                steps=given.steps,
-                recover=each,
-                eval_data=batches(*held),
-                threads=given.threads,
-                seed=given.seed,
-                progress=Told(),
-            )
+            with Stages() as progress:
+                found = tersor.prune(
+                    module,
+                    data,
+                    macs=1 / ratio,
+                    only=("channels",) if key.startswith("resnet") else (),
+                    steps=given.steps,
+                    recover=each,
+                    eval_data=batches(*held),
+                    threads=given.threads,
+                    seed=given.seed,
+                    progress=progress,
+                )
             seconds = time.perf_counter() - start
             hits = right(found.module, *test)
             assert isinstance(found.after, float)  # accuracy is one number
@@ -79,19 +80,6 @@ def run(key: str, given: argparse.Namespace) -> dict[str, Any]:
             )
             print({k: v for k, v in line["rows"][-1].items() if k != "trained"}, flush=True)
     return line | {"load_after": list(os.getloadavg())}
-
-
-class Told:
-    """Progress on stderr, twice a minute: hours are long, and a run that is cut short should have said how far it was."""
-
-    def __init__(self) -> None:
-        self._start = self._said = time.perf_counter()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.perf_counter()
-        if now - self._said > 30:
-            self._said = now
-            print(f"{now - self._start:7.1f} s  {stage} {done}/{total}", file=sys.stderr, flush=True)
 
 
 def batches(inputs: np.ndarray, labels: np.ndarray, size: int = 256) -> list[tuple[torch.Tensor, torch.Tensor]]:
