@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tersor.maths.muon import VECTORS, Muon, orthogonal
+from tersor.maths.muon import VECTORS, Muon, directions, directions_together, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(6, 30), (30, 6), (8, 8), (1, 5)])
@@ -27,6 +27,16 @@ def test_a_matrix_moves_by_a_share_of_its_norm_and_a_vector_by_the_gradient():
     muon.step()
     torch.testing.assert_close((kernel - before[0]).norm(), 0.01 * before[0].norm())
     torch.testing.assert_close(bias.detach(), before[1] - 0.01 * VECTORS)
+
+
+def test_matrices_of_many_shapes_turn_together_as_one_by_one():
+    torch.manual_seed(0)
+    shapes = [(16, 27), (13, 144), (16, 130), (64, 9), (100, 5), (1, 5), (300, 400)]
+    headings, like = ([torch.randn(*shape) for shape in shapes] for _ in range(2))
+    headings.append(torch.zeros(13, 144))  # which stays where it is
+    like.append(torch.ones(13, 144))
+    for ours, theirs in zip(directions_together(headings, like), directions(headings, like), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_an_empty_gradient_moves_nothing():

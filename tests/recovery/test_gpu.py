@@ -22,10 +22,10 @@ from tersor.target import Compressed
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 
 
-def run(kind: str, device: str) -> tuple[Network, History]:
+def run(kind: str, device: str, how: Training = SHORT) -> tuple[Network, History]:
     student = Network(damaged(kind), kind == "narrow", device=device)
     return student, train(
-        student, Teacher(original(), device=device), Stream(data(), 64, seed=1, device=student.device), SHORT
+        student, Teacher(original(), device=device), Stream(data(), 64, seed=1, device=student.device), how
     )
 
 
@@ -41,6 +41,14 @@ def test_the_student_of_a_gpu_is_that_of_the_cpu_but_for_rounding(kind: str):
     if kind != "binary":  # where a rounding that falls the other way changes all that follows
         for name, value in state(here).items():
             torch.testing.assert_close(state(there)[name], value, rtol=0.05, atol=0.01)
+
+
+def test_muon_takes_the_steps_of_a_cpu_on_a_gpu():
+    how = replace(SHORT, optimiser="muon", rate=0.01, decay=1e-3)
+    (here, ours), (there, theirs) = run("narrow", "cpu", how), run("narrow", "cuda", how)
+    assert theirs.losses[-1][1] == pytest.approx(ours.losses[-1][1], rel=0.1)
+    for name, value in state(here).items():
+        torch.testing.assert_close(state(there)[name], value, rtol=0.05, atol=0.01)
 
 
 @pytest.mark.parametrize("kind", ["narrow", "binary"])
