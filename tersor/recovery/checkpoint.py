@@ -41,11 +41,11 @@ def load(path: Path, shapes: Mapping[str, Sequence[int]]) -> tuple[dict[str, Ten
 
 
 def owner(key: str) -> str:
-    """The parameter that a tensor of a checkpoint belongs to; one of a loss keeps its room in its name."""
+    """The parameter that a tensor of a checkpoint belongs to."""
     room, _, name = key.partition("/")
     if room == "best":
         return owner(name)
-    return key if room == "loss" else name.partition("/")[2] if room == "optimiser" else name
+    return name.partition("/")[2] if room == "optimiser" else name
 
 
 def _hash(tensors: Mapping[str, Tensor], text: str) -> str:

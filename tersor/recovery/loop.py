@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from tersor.errors import DataError
+from tersor.errors import DataError, DataWarning
 from tersor.loss import Loss, Seen
 from tersor.losses.kl import KL
 from tersor.maths.rates import Rate, cosine, warmed
@@ -35,6 +36,7 @@ from tersor.recovery.streams import alike
 Progress = Callable[[int, int], None]
 Observe = Callable[[int, Mapping[str, nn.Parameter]], None]
 """Hears the number of a step and the parameters, their gradients there, before they move."""
+_RETURNS = 10  # to the best state, the rate halved each time
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,9 @@ class History:
     steps: int = 0
     seconds: float = 0.0
     stopped: bool = False  # early: what was judged was good enough
+    returns: list[int] = field(
+        default_factory=list
+    )  # steps after which it went back to the best state, at half the rate
 
     def values(self) -> dict[str, Any]:
         """As JSON."""
@@ -80,7 +85,14 @@ class History:
     def of(values: Mapping[str, Any]) -> History:
         """What `values` gave."""
         losses, judged = ([(int(step), float(value)) for step, value in values[name]] for name in ("losses", "judged"))
-        return History(losses, judged, int(values["steps"]), float(values["seconds"]), bool(values["stopped"]))
+        return History(
+            losses,
+            judged,
+            int(values["steps"]),
+            float(values["seconds"]),
+            bool(values["stopped"]),
+            list(values["returns"]),
+        )
 
 
 def train(
@@ -99,10 +111,11 @@ def train(
     """Train `student` in place, for `how.epochs` over the stream.
 
     judge: how bad the student is, asked before the first step, after each epoch and at the end; the best state comes out
-    (the latest of equals), so nothing is lost by training; it ends where that is at most `enough`. checkpoint: a file that
-    is written every `how.save_every` seconds and from which the same call goes on, in any number of processes; removed by the
-    caller. group: the processes that share the batches.
-    Raises `DataError` where the loss is no longer finite.
+    (the latest of equals), so nothing is lost by training; it ends where that is at most `enough`. Where the loss is no longer
+    finite it goes on from the best state, at half the rate. checkpoint: a file that is written every `how.save_every` seconds
+    and from which the same call goes on, in any number of processes; removed by the caller. group: the processes that share
+    the batches.
+    Raises `DataError` where the loss is no longer finite and nothing was judged, or for the eleventh time.
     """
     loss = how.loss.placed(partial(alike, student, teacher, stream))
     rate = usual_rate(how.optimiser, loss.steady, how.begun) if how.rate is None else how.rate
@@ -147,7 +160,6 @@ class _Run:
         if self.learned is not None:
             self.parameters |= {f"loss/{name}": p for name, p in self.learned.named_parameters()}
         assert how.rate is not None  # `train` has chosen one
-        self.highest = how.rate
         multiplying = student.multiplying | {n for n in self.parameters if n.startswith("loss/")}
         self.optimiser = optimiser_of(self.parameters, how.optimiser, how.rate, how.momentum, how.decay, multiplying)
         self.averaged = {n: p.detach().clone() for n, p in student.parameters.items()} if how.average else {}
@@ -178,7 +190,11 @@ class _Run:
         for batch, items in batches:
             mine, which, share = self.group.part(batch, items)
             loss = self.passed(mine, which if self.stream.augment is None else None, share / len(batches))
-            total += (self._finite(loss, step) if self._on_cpu else loss.double()) * share / len(batches)
+            total += (float(loss) if self._on_cpu else loss.double()) * share / len(batches)
+        total = self.group.total(total)
+        if self._on_cpu and not math.isfinite(total):
+            self._return(step, float(total))
+            return
         divided = self.student.shards.shapes  # whose gradients are added up already
         self.group.add([p.grad for n, p in self.parameters.items() if p.grad is not None and n not in divided])
         if observe is not None:
@@ -192,10 +208,14 @@ class _Run:
             decay = min(self.how.average, (step + 1) / (step + 10))
             now = [self.student.parameters[name].detach() for name in self.averaged]
             torch._foreach_lerp_(list(self.averaged.values()), now, 1 - decay)
-        self._sum, self._count = self._sum + self.group.total(total), self._count + 1
+        self._sum, self._count = self._sum + total, self._count + 1
         if (step + 1) % self._every == 0 or step + 1 == self.last:
-            self.history.losses.append((step + 1, self._finite(self._sum / self._count, step)))
-            self._sum, self._count = 0.0, 0
+            mean = float(self._sum / self._count)  # to read a number of a GPU is to wait for it
+            if math.isfinite(mean):
+                self.history.losses.append((step + 1, mean))
+                self._sum, self._count = 0.0, 0
+            else:
+                self._return(step, mean)
 
     def keep_time(self) -> None:
         """As many of the planned steps as fit; looked at where a loss was read, for until then a GPU may be behind."""
@@ -213,17 +233,41 @@ class _Run:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=self._on_cpu)
 
-    def _finite(self, loss: float | Tensor, step: int) -> float:
-        """The number; to read one of a GPU is to wait for it. Raises `DataError`."""
-        found = float(loss)
-        if not math.isfinite(found):
+    @property
+    def highest(self) -> float:
+        """The highest learning rate, as it is by now."""
+        assert self.how.rate is not None
+        return self.how.rate * 0.5 ** len(self.history.returns)
+
+    def _return(self, step: int, loss: float) -> None:
+        """To the best state, to go on from there at half the rate. Raises `DataError`."""
+        if self.best is None or len(self.history.returns) == _RETURNS:
             raise DataError(
-                f"The loss is {found} at step {step}; lower the learning rate (it is {self.highest:g}) or clip more, and "
+                f"The loss is {loss} at step {step}; lower the learning rate (it is {self.highest:g}) or clip more, and "
                 "look for wrong values in the data."
             )
-        return found
+        self._put(self.best[1])
+        for name, average in self.averaged.items():
+            average.copy_(self.student.parameters[name].detach())
+        for value in (
+            value for of in self.optimiser.state.values() for value in of.values() if isinstance(value, Tensor)
+        ):
+            value.zero_()
+        self.optimiser.zero_grad(set_to_none=self._on_cpu)
+        self._sum, self._count = 0.0, 0
+        self.history.returns.append(step + 1)
+        if self.group.rank == 0:
+            warnings.warn(
+                f"The loss was {loss} at step {step}: the training went on from its best state, at half the rate "
+                f"({self.highest:g}). A lower rate to begin with saves that time.",
+                DataWarning,
+                stacklevel=2,
+            )
 
     def judge(self, judge: Callable[[Network], float], enough: float) -> None:
+        broken = float(not all(bool(p.detach().isfinite().all()) for p in self.student.parameters.values()))
+        if self.group.total(broken):  # by the last steps, whose losses nobody has read
+            self._return(self.history.steps - 1, math.nan)
         with self._looking_averaged():
             found = float(self.group.total(judge(self.student))) / self.group.count  # the same for all
             if self.best is None or found <= self.best[0]:
@@ -240,7 +284,6 @@ class _Run:
 
     def save(self, path: Path) -> None:
         tensors = self._state()
-        tensors |= {f"loss/{n}": p.detach() for n, p in self.parameters.items() if n.startswith("loss/")}
         tensors |= {f"average/{n}": t for n, t in self.averaged.items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimiser.state.get(parameter, {}).items():
@@ -262,14 +305,11 @@ class _Run:
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint that fits; begin anew where there is none."""
         shards = self.student.shards
-        found = load(path, {name: shards.shapes.get(name, p.shape) for name, p in self.student.parameters.items()})
+        found = load(path, {name: shards.shapes.get(name, p.shape) for name, p in self.parameters.items()})
         if found is None:
             return
         tensors, values = {key: shards.part(owner(key), tensor) for key, tensor in found[0].items()}, found[1]
         self._put(tensors)
-        for name, parameter in self.parameters.items():
-            if f"loss/{name}" in tensors:
-                parameter.data.copy_(tensors[f"loss/{name}"])
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
             if kind == "average":
@@ -285,7 +325,7 @@ class _Run:
         self.last = int(values.get("last", self.last))
 
     def _state(self) -> dict[str, Tensor]:
-        found = {f"parameter/{n}": p.detach().clone() for n, p in self.student.parameters.items()}
+        found = {f"parameter/{n}": p.detach().clone() for n, p in self.parameters.items()}
         return found | {f"buffer/{n}": t.clone() for n, t in self.student.buffers.items()}
 
     def _put(self, state: Mapping[str, Tensor]) -> None:
@@ -293,7 +333,7 @@ class _Run:
         for key, value in state.items():
             kind, _, name = key.partition("/")
             if kind == "parameter":
-                self.student.parameters[name].data.copy_(value)
+                self.parameters[name].data.copy_(value)
             elif kind == "buffer":
                 buffers[name].copy_(value)
 
