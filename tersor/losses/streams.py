@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from tersor.errors import InputError
 from tersor.loss import Loss, Pairs, Seen
 
+_LEAST = 1e-6  # norm of an activation
+
 
 @dataclass(frozen=True)
 class Streams(Loss):
-    """The mean over residual sums of `mean (h - k)^2 / mean k^2`, h of the student and k of the teacher.
+    """The mean over residual sums of `|h - k|^2 / |k|^2`, h of the student and k of the teacher.
 
     Of those that both networks have, in the same shape: what was cut inside blocks leaves them as they were, so that each block
     hears at once what it does wrong, not by way of all that follow. A student of fewer blocks has those of its teacher in
@@ -55,4 +58,10 @@ class Streams(Loss):
         if not self.at:
             return next(iter(student.outputs.values())).new_zeros(())
         pairs = [(student.activation(ours), teacher.activation(theirs)) for ours, theirs in self.nodes]
-        return torch.stack([(h - k).square().mean() / k.square().mean().clamp_min(1e-12) for h, k in pairs]).mean()
+        return torch.stack([_apart(h, k) for h, k in pairs]).mean()
+
+
+def _apart(h: Tensor, k: Tensor) -> Tensor:
+    """By norms, whose gradient lies in memory as `h` does; that of a mean of squares has to be brought into its order."""
+    whole = torch.promote_types(h.dtype, torch.float32)
+    return (vector_norm(h - k).to(whole) / vector_norm(k).to(whole).clamp_min(_LEAST)).square()

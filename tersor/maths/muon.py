@@ -59,7 +59,9 @@ class Muon(torch.optim.Optimizer):
     axis by all others."""
 
     def __init__(self, parts: Iterable[dict[str, Any]], lr: float | Tensor, momentum: float = 0.9):
-        super().__init__(parts, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "matrices": False})
+        super().__init__(
+            parts, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "matrices": False, "foreach": True}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # no loss comes back
