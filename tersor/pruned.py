@@ -10,7 +10,7 @@ from tersor.graph.model import Model
 from tersor.measuring.metrics import Drop, Score
 from tersor.narrowing import total
 from tersor.records import plain
-from tersor.recovery.loop import History
+from tersor.recovery.course import History
 from tersor.site import matrices
 
 

@@ -33,7 +33,7 @@ from tersor.narrowing import Keep, dispensable, narrow, thinned, total
 from tersor.profile import Profile
 from tersor.pruned import Pruned, Step, size
 from tersor.recovering import Recovering
-from tersor.recovery.loop import History
+from tersor.recovery.course import History
 from tersor.recovery.many import group
 from tersor.recovery.wish import Recovery
 from tersor.rewrites.fold_norms import fold_norms

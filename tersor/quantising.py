@@ -24,7 +24,7 @@ from tersor.maths.levels import FORMATS
 from tersor.measuring.metrics import Drop, Score, drop
 from tersor.records import plain
 from tersor.recovering import Recovering
-from tersor.recovery.loop import History
+from tersor.recovery.course import History
 from tersor.recovery.many import group
 from tersor.recovery.wish import Recovery
 from tersor.rewrites.fold_norms import fold_norms

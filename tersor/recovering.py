@@ -26,7 +26,8 @@ from tersor.inputs.job import Job
 from tersor.losses import loss_called
 from tersor.losses.hard_distillation import HardDistillation
 from tersor.measuring.metrics import drop, predictor
-from tersor.recovery.loop import History, Observe, Training, train
+from tersor.recovery.course import History, Training
+from tersor.recovery.loop import Observe, train
 from tersor.recovery.many import group
 from tersor.recovery.network import Network, Teacher
 from tersor.recovery.replay import local

@@ -30,7 +30,7 @@ from tersor.planners.knapsack import knapsack
 from tersor.pricing import FLOAT, Speeds, Widths, limited, price, weighed, widths
 from tersor.recipe import Recipe, refuse_strangers, technique_called
 from tersor.recovering import Recovering
-from tersor.recovery.loop import History
+from tersor.recovery.course import History
 from tersor.recovery.wish import Recovery
 from tersor.rewrites.shrink import shrink
 from tersor.site import matrices, tables

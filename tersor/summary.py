@@ -19,7 +19,7 @@ from tersor.measuring.machine import folder_bytes, machine, versions
 from tersor.measuring.metrics import Score, drop
 from tersor.measuring.regression import compare
 from tersor.profile import TEMPERATURE
-from tersor.recovery.loop import History
+from tersor.recovery.course import History
 from tersor.report import Compared, Course, Executed, Figures, Layer, Report, Share, Spot, Tried
 from tersor.search import ORIGINAL, Search
 from tersor.site import Matrix, matrices, sites, tables

@@ -19,7 +19,8 @@ from tersor.maths.grid import Grid as IntegerGrid
 from tersor.measuring.batches import Batches
 from tersor.profile import Profile, measure
 from tersor.recipe import Recipe, read_recipe
-from tersor.recovery.loop import Training, train
+from tersor.recovery.course import Training
+from tersor.recovery.loop import train
 from tersor.recovery.network import Network, Teacher
 from tersor.recovery.stream import Stream
 from tersor.rewrites.fold_norms import fold_norms

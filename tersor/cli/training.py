@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tersor.errors import InputError
-from tersor.recovery.loop import History
+from tersor.recovery.course import History
 from tersor.recovery.wish import AUTO, Recovery
 from tersor.units import duration
 
@@ -26,6 +26,7 @@ SETTINGS: Mapping[str, Callable[[str], Any]] = {
     "workers": int,
     "enough": str,
     "save_every": str,
+    "keep": str,
     "sharded": lambda word: {"true": True, "false": False}[word.lower()],
 }
 """What `settings` reads, and how."""
@@ -70,13 +71,14 @@ def course(history: History, relative: bool) -> str:
     unit, lost = "%" if relative else "points", [100 * value for _, value in history.judged]
     if len(lost) < 2:
         return f"not trained: lost on held-out data {lost[0]:.2f} {unit}, which is enough" if history.stopped else took
-    best = min(reversed(range(len(lost))), key=lost.__getitem__)  # the latest of equals, as the training has it
     epochs = len(lost) - 1
+    best = epochs if history.last else min(reversed(range(len(lost))), key=lost.__getitem__)  # the latest of equals
     if best:
         end = ", which is enough" if history.stopped else ""
         after = f"{lost[best]:.2f} after epoch {best} of {epochs}{end}"
         return f"{took}: lost on held-out data {lost[0]:.2f} {unit} before, {after}"
     return (
         f"{took}: lost on held-out data {lost[0]:.2f} {unit} before and {min(lost[1:]):.2f} at best after an epoch, so that it "
-        "was left as it was; try a longer --recover or another --rate"
+        "was left as it was; try a longer --recover or another --rate, or --training keep=last where the original was trained "
+        "on this data and knows it by heart"
     )

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tersor.errors import DataError, DataWarning
-from tersor.loss import Loss, Seen
-from tersor.losses.kl import KL
-from tersor.maths.rates import Rate, cosine, warmed
+from tersor.loss import Seen
+from tersor.maths.rates import warmed
 from tersor.measuring.batches import Batch
 from tersor.recovery.checkpoint import load, owner, save
+from tersor.recovery.course import BEST, History, Training
 from tersor.recovery.many import Alone, Group
 from tersor.recovery.network import Network, Teacher
 from tersor.recovery.optimisers import optimiser_of, usual_rate
@@ -37,62 +37,6 @@ Progress = Callable[[int, int], None]
 Observe = Callable[[int, Mapping[str, nn.Parameter]], None]
 """Hears the number of a step and the parameters, their gradients there, before they move."""
 _RETURNS = 10  # to the best state, the rate halved each time
-
-
-@dataclass(frozen=True)
-class Training:
-    """How to train. `rate` is the highest learning rate, `usual_rate` where it is None; `begun`: whether the student begins
-    with what its teacher knows; `average`: the decay of the moving average of parameters that is what comes out in the end (0:
-    the last parameters); `accumulate`: batches a step; `precision` of the arithmetic: "fp32" or "bf16"; `clip`: the largest
-    norm of the gradient; `limit`: seconds, and fewer steps where `epochs` would take more."""
-
-    loss: Loss = KL()  # noqa: RUF009 - immutable
-    epochs: float = 2.0
-    optimiser: str = "sgd"
-    rate: float | None = 0.01
-    begun: bool = True
-    schedule: Rate = cosine
-    warm_up: float = 0.05
-    momentum: float = 0.9
-    decay: float = 0.0
-    clip: float = 1.0
-    average: float = 0.0
-    accumulate: int = 1
-    precision: str = "fp32"
-    limit: float = math.inf
-    save_every: float = 120.0  # seconds
-
-
-@dataclass
-class History:
-    """What happened: the mean loss of each stretch of steps, and (step, judged) at the start and after each epoch, lower being
-    better."""
-
-    losses: list[tuple[int, float]] = field(default_factory=list)
-    judged: list[tuple[int, float]] = field(default_factory=list)
-    steps: int = 0
-    seconds: float = 0.0
-    stopped: bool = False  # early: what was judged was good enough
-    returns: list[int] = field(
-        default_factory=list
-    )  # steps after which it went back to the best state, at half the rate
-
-    def values(self) -> dict[str, Any]:
-        """As JSON."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    @staticmethod
-    def of(values: Mapping[str, Any]) -> History:
-        """What `values` gave."""
-        losses, judged = ([(int(step), float(value)) for step, value in values[name]] for name in ("losses", "judged"))
-        return History(
-            losses,
-            judged,
-            int(values["steps"]),
-            float(values["seconds"]),
-            bool(values["stopped"]),
-            list(values["returns"]),
-        )
 
 
 def train(
@@ -111,10 +55,10 @@ def train(
     """Train `student` in place, for `how.epochs` over the stream.
 
     judge: how bad the student is, asked before the first step, after each epoch and at the end; the best state comes out
-    (the latest of equals), so nothing is lost by training; it ends where that is at most `enough`. Where the loss is no longer
-    finite it goes on from the best state, at half the rate. checkpoint: a file that is written every `how.save_every` seconds
-    and from which the same call goes on, in any number of processes; removed by the caller. group: the processes that share
-    the batches.
+    (the latest of equals), so nothing is lost by training, or, by `how.keep`, the last; it ends where that is at most
+    `enough`. Where the loss is no longer finite it goes on from the best state, at half the rate. checkpoint: a file that is
+    written every `how.save_every` seconds and from which the same call goes on, in any number of processes; removed by the
+    caller. group: the processes that share the batches.
     Raises `DataError` where the loss is no longer finite and nothing was judged, or for the eleventh time.
     """
     loss = how.loss.placed(partial(alike, student, teacher, stream))
@@ -276,9 +220,10 @@ class _Run:
         self.history.stopped = self.best[0] <= enough and self.history.steps < self.last
 
     def finish(self) -> None:
-        """Leave the student in the best state, or the averaged one."""
-        state = self.best[1] if self.best is not None else {f"parameter/{n}": t for n, t in self.averaged.items()}
-        self._put(state)
+        """Leave the student in the state that is to come out."""
+        best = self.best if self.how.keep == BEST else None
+        self.history.last = best is None
+        self._put({f"parameter/{n}": t for n, t in self.averaged.items()} if best is None else best[1])
 
     # ------------------------------------------------------------------------------------------------ its state
 

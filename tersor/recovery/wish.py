@@ -14,7 +14,7 @@ from tersor.inputs import amounts, augments
 from tersor.losses import loss_called
 from tersor.maths.augment import Augment
 from tersor.maths.rates import RATES
-from tersor.recovery.loop import Training
+from tersor.recovery.course import BEST, LAST, Training
 from tersor.recovery.many import processes
 from tersor.recovery.optimisers import OPTIMISERS
 
@@ -60,6 +60,7 @@ class Recovery:
         workers: int = 1,
         enough: str | float | None = None,
         save_every: str | float = 120.0,
+        keep: str = BEST,
     ) -> Recovery | None:
         """A recovery from words; None where `length` is None or "none". Raises `InputError` for what cannot be meant.
 
@@ -70,7 +71,8 @@ class Recovery:
         average: decay of a moving average of the parameters, which is what comes out; 0: none. accumulate: batches a step.
         clip: the largest norm of the gradient, 0: any. warm_up: share of the steps in which the rate rises. workers: threads
         that make batches ahead. enough: what may be lost on held-out data, 0.2% or 0.002: it ends after the epoch that loses
-        no more. save_every: seconds (or 5m) between two states that a killed training goes on from.
+        no more. save_every: seconds (or 5m) between two states that a killed training goes on from. keep: of the states after
+        each epoch the "best" on held-out data comes out, which may be the one before the first, or the "last".
         sharded: each of the processes that torchrun started holds a part of the student's parameters, their gradients and the
         optimiser's state.
         """
@@ -83,6 +85,7 @@ class Recovery:
             ("precision", precision, ("fp32", "bf16")),
             ("kind of norms", norms, (AUTO, "moving", "frozen")),
             ("device", device, ("auto", "cpu", "cuda")),
+            ("state to keep", keep, (BEST, LAST)),
         ):
             if word not in known:
                 raise InputError(f"There is no {name} {word!r}; choose of {', '.join(known)}.")
@@ -125,6 +128,7 @@ class Recovery:
             clip=clip,
             warm_up=warm_up,
             save_every=amounts.seconds(save_every),
+            keep=keep,
         )
         written = {
             "length": str(length),
@@ -142,6 +146,7 @@ class Recovery:
             "accumulate": accumulate,
             "clip": clip,
             "warm_up": warm_up,
+            "keep": keep,
         }  # not whether it was sharded, its workers or how often it is saved: nothing of what comes out changes
         written |= {name: value for name, value in (("rate", rate), ("enough", enough)) if value is not None}
         return Recovery(

@@ -8,7 +8,7 @@ import pytest
 
 from tersor.cli.progress import Stages
 from tersor.cli.training import course
-from tersor.recovery.loop import History
+from tersor.recovery.course import History
 from tersor.units import duration
 
 
@@ -67,7 +67,8 @@ def test_a_terminal_sees_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) 
             [0.01, 0.03, 0.02],
             False,
             "trained 90 steps in 1 min 40 s: lost on held-out data 1.00 points before and 2.00 at best after an epoch, so that "
-            "it was left as it was; try a longer --recover or another --rate",
+            "it was left as it was; try a longer --recover or another --rate, or --training keep=last where the original was "
+            "trained on this data and knows it by heart",
         ),
     ],
 )
@@ -82,6 +83,11 @@ def test_a_training_that_was_not_needed_says_so() -> None:
     )
     early = course(History(judged=[(0, 0.03), (9, 0.01)], steps=9, stopped=True), False)
     assert early.endswith("3.00 points before, 1.00 after epoch 1 of 1, which is enough")
+
+
+def test_a_training_whose_last_state_came_out_says_what_that_is() -> None:
+    whole = course(History(judged=[(0, 0.01), (9, 0.03)], steps=9, last=True), False)
+    assert whole.endswith("1.00 points before, 3.00 after epoch 1 of 1")
 
 
 def test_a_duration_has_two_units() -> None:

@@ -10,7 +10,8 @@ import torch
 from test_training import apart, damaged, original, stream
 
 from tersor.maths.augment import crop
-from tersor.recovery.loop import Training, train
+from tersor.recovery.course import Training
+from tersor.recovery.loop import train
 from tersor.recovery.network import Network, Teacher
 
 

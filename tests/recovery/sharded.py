@@ -21,7 +21,8 @@ from tersor.losses import loss_called
 from tersor.losses.logit_mse import LogitMSE
 from tersor.measuring.batches import Batches
 from tersor.recovery import loop
-from tersor.recovery.loop import Training, train
+from tersor.recovery.course import Training
+from tersor.recovery.loop import train
 from tersor.recovery.many import Alone, Group, group
 from tersor.recovery.network import Network, Teacher
 from tersor.recovery.sharding import LEAST, Shards

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from test_training import damaged, original, stream
 
-from tersor.recovery.loop import Training, train
+from tersor.recovery.course import Training
+from tersor.recovery.loop import train
 from tersor.recovery.many import group
 from tersor.recovery.network import Network, Teacher
 

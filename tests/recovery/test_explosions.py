@@ -13,7 +13,7 @@ from torch import nn
 from tersor.errors import DataError, DataWarning
 from tersor.losses import loss_called
 from tersor.losses.cross_entropy import CrossEntropy
-from tersor.recovery.loop import History, Training
+from tersor.recovery.course import History, Training
 from tersor.recovery.network import Network
 
 TWO = Training(epochs=2.0, rate=0.02, average=0.5, save_every=0.0, loss=loss_called("kl + feature(node='relu')"))

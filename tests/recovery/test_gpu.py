@@ -13,7 +13,8 @@ from tersor.graph.model import capture
 from tersor.losses.cross_entropy import CrossEntropy
 from tersor.maths.augment import crop, flip
 from tersor.recovery import loop
-from tersor.recovery.loop import History, Training, train
+from tersor.recovery.course import History, Training
+from tersor.recovery.loop import train
 from tersor.recovery.network import Network, Teacher
 from tersor.recovery.replay import passed
 from tersor.recovery.stream import Stream

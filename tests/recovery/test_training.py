@@ -25,7 +25,8 @@ from tersor.maths.augment import crop, flip
 from tersor.maths.pattern import Anywhere
 from tersor.measuring.batches import Batches
 from tersor.profile import measure
-from tersor.recovery.loop import History, Training, train
+from tersor.recovery.course import History, Training
+from tersor.recovery.loop import train
 from tersor.recovery.network import Network, Teacher
 from tersor.recovery.stream import Stream
 from tersor.recovery.streams import alike
@@ -235,6 +236,18 @@ def test_what_training_makes_worse_stays_as_it_was_and_of_equals_the_latest_come
 
         student, _ = run("narrow", Training(epochs=2.0, rate=0.02), judge=judge)
         assert all(torch.equal(value, states[which][name]) for name, value in state(student).items())
+
+
+def test_the_last_state_comes_out_where_that_is_wished():
+    bad, states = iter([1.0, 2.0, 3.0]), []
+
+    def judge(student: Network) -> float:
+        states.append(state(student))
+        return next(bad)
+
+    student, history = run("narrow", Training(epochs=2.0, rate=0.02, average=0.5, keep="last"), judge=judge)
+    assert history.last
+    assert all(torch.equal(value, states[2][name]) for name, value in state(student).items())
 
 
 def test_residual_streams_come_back_too():

@@ -23,6 +23,7 @@ from tersor.errors import InputError
         ),
         ({"length": "1epochs", "save_every": "now"}, "The time 'now' is no duration"),
         ({"length": "1epochs", "clip": -1.0}, "decay (0) and clip (-1) not below 0."),
+        ({"length": "1epochs", "keep": "all"}, "There is no state to keep 'all'; choose of best, last."),
         ({"length": "1epochs", "enough": "soon"}, "The largest drop 'soon' is no number; write 0.5% or 0.005."),
         (
             {"length": "1epochs", "augment": "blur"},
@@ -51,6 +52,7 @@ def test_every_setting_of_a_command_is_an_argument():
         "workers": "2",
         "enough": "0.2%",
         "save_every": "5m",
+        "keep": "last",
         "average": "0.99",
         "optimiser": "sgd",
         "schedule": "linear",
