@@ -106,6 +106,7 @@ def trainer(given: argparse.Namespace) -> tersor.Recovery:
         norms=given.norms,
         optimiser=given.optimiser,
         device=given.device,
+        keep=given.keep,
     )
     if how is None:
         raise SystemExit("--recover is none: nothing to measure")
@@ -124,6 +125,7 @@ def trained(parser: argparse.ArgumentParser, recover: str, loss: str = "auto", r
     parser.add_argument("--norms", default="auto")
     parser.add_argument("--optimiser", default="auto")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--keep", default="best", help="best or last: the state that comes out")
     parser.add_argument("--images", type=int, default=100_000, help="training images, at most")
     parser.add_argument("--threads", type=int, default=2)
 

@@ -19,7 +19,7 @@ class Training:
     """How to train. `rate` is the highest learning rate, `usual_rate` where it is None; `begun`: whether the student begins
     with what its teacher knows; `average`: the decay of the moving average of parameters that is what comes out in the end (0:
     the last parameters); `accumulate`: batches a step; `precision` of the arithmetic: "fp32" or "bf16"; `clip`: the largest
-    norm of the gradient; `limit`: seconds, and fewer steps where `epochs` would take more."""
+    norm of the gradient; `limit`: seconds, where they say how many steps there are, not `epochs`."""
 
     loss: Loss = KL()  # noqa: RUF009 - immutable
     epochs: float = 2.0

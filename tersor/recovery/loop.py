@@ -7,6 +7,7 @@ that was killed and goes on from its checkpoint, for what a step does depends on
 from __future__ import annotations
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -97,7 +98,7 @@ class _Run:
 
     def __init__(self, student: Network, teacher: Teacher, stream: Stream, how: Training, group: Group, last: int):
         self.student, self.teacher, self.stream, self.how, self.group = student, teacher, stream, how, group
-        self.last = self._planned = last
+        self.last = last
         self.history = History()
         self.learned = self._learned()
         self.parameters = dict(student.parameters)
@@ -123,7 +124,8 @@ class _Run:
         """(step, its batches and which items they are) from where the run stands."""
         n = self.how.accumulate
         waiting: list[tuple[Batch, Tensor]] = []
-        for number, batch, items in self.stream.run(self.history.steps * n, self.last * n):
+        end = self.last * n if self.how.limit == math.inf else sys.maxsize  # time may turn out to be left
+        for number, batch, items in self.stream.run(self.history.steps * n, end):
             waiting.append((batch, items))
             if (number + 1) % n == 0:
                 yield number // n, waiting
@@ -162,13 +164,13 @@ class _Run:
                 self._return(step, mean)
 
     def keep_time(self) -> None:
-        """As many of the planned steps as fit; looked at where a loss was read, for until then a GPU may be behind."""
+        """As many steps as fit; looked at where a loss was read, for until then a GPU may be behind."""
         done = self.history.steps
         if self.how.limit < math.inf and done % self._every == 0:
             together = float(self.group.total(self.history.seconds)) / self.group.count  # the same for all processes
             fitting = math.floor(self.how.limit / together * done)
             if not 0.95 <= fitting / self.last <= 1.05:
-                self.last = min(self._planned, max(done, fitting))
+                self.last = max(done, fitting)
 
     def _update(self) -> None:
         """Take the step that the gradients say."""
