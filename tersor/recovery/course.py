@@ -42,7 +42,7 @@ class Training:
 @dataclass
 class History:
     """What happened: the mean loss of each stretch of steps, and (step, judged) at the start and after each epoch, lower being
-    better."""
+    better. `returns`: the steps after which it went back to the best state, at half the rate."""
 
     losses: list[tuple[int, float]] = field(default_factory=list)
     judged: list[tuple[int, float]] = field(default_factory=list)
@@ -50,9 +50,7 @@ class History:
     seconds: float = 0.0
     stopped: bool = False  # early: what was judged was good enough
     last: bool = False  # what came out is the last state, not the best
-    returns: list[int] = field(
-        default_factory=list
-    )  # steps after which it went back to the best state, at half the rate
+    returns: list[int] = field(default_factory=list)
 
     def values(self) -> dict[str, Any]:
         """As JSON."""

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_explosions import spoiling
 from test_training import SHORT, damaged, data, original
 
-from tersor.errors import DataError
+from tersor.errors import DataError, DataWarning
 from tersor.graph.model import capture
 from tersor.losses.cross_entropy import CrossEntropy
 from tersor.maths.augment import crop, flip
@@ -96,3 +97,14 @@ def test_a_loss_that_explodes_on_a_gpu_is_said():
     exploding = Training(epochs=2.0, rate=1e30, clip=0.0, loss=CrossEntropy())
     with pytest.raises(DataError, match="The loss is nan at step"):
         train(student, Teacher(original(), device="cuda"), Stream(data(), 64, device=student.device), exploding)
+
+
+def test_a_training_goes_back_to_its_best_state_on_a_gpu():
+    student = Network(damaged("narrow"), device="cuda")
+    stream, twice = Stream(data(), 64, device=student.device), replace(SHORT, epochs=2.0)
+    with pytest.warns(DataWarning, match="at half the rate"):
+        history = train(
+            student, Teacher(original(), device="cuda"), stream, twice, judge=lambda _: 1.0, observe=spoiling(13)
+        )
+    assert history.returns == [15]
+    assert all(bool(t.isfinite().all()) for t in state(student).values())
