@@ -68,6 +68,9 @@ def settings(words: Sequence[str] | None) -> dict[str, Any]:
 def course(history: History, relative: bool) -> str:
     """How a training went, in a sentence; `relative`: what was lost is a share of the score, not points."""
     took = f"trained {history.steps} steps in {duration(history.seconds)}"
+    if history.returns:
+        steps = ", ".join(map(str, history.returns))
+        took += f" (the loss exploded; back to the best state at half the rate after step {steps})"
     unit, lost = "%" if relative else "points", [100 * value for _, value in history.judged]
     if len(lost) < 2:
         return f"not trained: lost on held-out data {lost[0]:.2f} {unit}, which is enough" if history.stopped else took

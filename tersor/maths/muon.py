@@ -74,7 +74,7 @@ class Muon(torch.optim.Optimizer):
             if moved:
                 momenta = [self.state[p]["momentum"] for p in moved]
                 found = (_turned if part["matrices"] else _pushed)(moved, momenta, part["momentum"])
-                if part["matrices"] and part["weight_decay"]:
+                if part["weight_decay"]:
                     torch._foreach_add_(found, moved, alpha=part["weight_decay"])
                 torch._foreach_mul_(found, part["lr"])
                 torch._foreach_sub_(moved, found)

@@ -91,9 +91,7 @@ class Batches:
         second = torch.zeros(total, dtype=torch.bool)
         second[torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]] = True
         masks = second.split([len(p) for p in self.parts])
-        most = max(
-            len(p) for p in self.parts
-        )  # as large as they came: a few of each batch would be hundreds of small ones
+        most = max(len(p) for p in self.parts)  # a few items of each batch would be hundreds of small batches
         return self._where([~m for m in masks]).rebatch(most), self._where(list(masks)).rebatch(most)
 
     def shuffled(self, seed: int = 0, size: int = 64) -> Batches:

@@ -90,6 +90,13 @@ def test_a_training_whose_last_state_came_out_says_what_that_is() -> None:
     assert whole.endswith("1.00 points before, 3.00 after epoch 1 of 1")
 
 
+def test_a_training_that_exploded_says_when() -> None:
+    whole = course(History(judged=[(0, 0.03), (9, 0.01)], steps=9, seconds=60.0, returns=[3, 5]), False)
+    assert whole.startswith(
+        "trained 9 steps in 1 min 0 s (the loss exploded; back to the best state at half the rate after step 3, 5): lost on"
+    )
+
+
 def test_a_duration_has_two_units() -> None:
     found = [duration(s) for s in (0.4, 59.6, 60, 3599, 3600, 90_061)]
     assert found == ["0 s", "1 min 0 s", "1 min 0 s", "59 min 59 s", "1 h 0 min", "1 d 1 h"]

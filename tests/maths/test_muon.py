@@ -39,6 +39,19 @@ def test_matrices_of_many_shapes_turn_together_as_one_by_one():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_matrices_and_tables_decay_by_their_share():
+    parameters = [torch.nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
+    parts = [
+        {"params": [p], "matrices": m, "weight_decay": 0.5} for p, m in zip(parameters, (True, False), strict=True)
+    ]
+    muon = Muon(parts, lr=0.1)
+    for p in parameters:
+        p.grad = torch.zeros(3, 3)
+    muon.step()
+    for p in parameters:
+        torch.testing.assert_close(p.detach(), torch.full((3, 3), 0.95))
+
+
 def test_an_empty_gradient_moves_nothing():
     kernel = torch.nn.Parameter(torch.ones(3, 3))
     muon = Muon([{"params": [kernel], "matrices": True}], lr=0.1)
