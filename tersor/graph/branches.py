@@ -6,7 +6,8 @@ branch adds nothing, and leaving it out gives the same outputs: whole blocks and
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -35,10 +36,11 @@ class Branch:
 def branches(model: Model) -> tuple[Branch, ...]:
     """The branches of `model` that can be left out, in execution order. One that ends in a shared weight cannot."""
     found = []
+    known = _Known.of(model)
     for node in model.graph.nodes:
         if node.target is aten.add.Tensor and not node.kwargs and all(isinstance(a, fx.Node) for a in node.args):
             for end, trunk in (node.args[::-1], node.args):
-                branch = _branch(model, node, end, trunk)
+                branch = _branch(known, node, end, trunk)
                 if branch is not None:
                     found.append(branch)
                     break  # of two, the second is as good as the first, and both together are nothing
@@ -60,14 +62,38 @@ def without(model: Model, names: Collection[str]) -> Model:
     return model
 
 
-def _branch(model: Model, addition: fx.Node, end: fx.Node, trunk: fx.Node) -> Branch | None:
+@dataclass(frozen=True)
+class _Known:
+    """What every branch is asked about, found in one pass: places in the order of execution; what depends on the inputs of the
+    network; how many nodes read each parameter, by name, under whatever name they know it."""
+
+    place: Mapping[fx.Node, int]
+    reached: frozenset[fx.Node]
+    readers: Mapping[str, int]
+
+    @staticmethod
+    def of(model: Model) -> _Known:
+        reached: set[fx.Node] = set()
+        pointers: dict[str, int | None] = {}
+        counts: Counter[int | None] = Counter()
+        for node in model.graph.nodes:
+            if node.op == "placeholder" or not reached.isdisjoint(node.all_input_nodes):
+                reached.add(node)
+            if node.op == "get_attr":
+                pointers[str(node.target)] = _pointer(model, node)
+                counts[_pointer(model, node)] += len(node.users)
+        place = {node: i for i, node in enumerate(model.graph.nodes)}
+        return _Known(place, frozenset(reached), {name: counts[pointer] for name, pointer in pointers.items()})
+
+
+def _branch(known: _Known, addition: fx.Node, end: fx.Node, trunk: fx.Node) -> Branch | None:
     last = _last_matrix(end)
-    if last is None or end is trunk or _shape(end) != _shape(trunk) or _shared(model, last):
+    if last is None or end is trunk or _shape(end) != _shape(trunk) or known.readers[str(last.args[1].target)] > 1:
         return None
     inside = _only_for(addition, end)
-    if last not in inside or trunk in inside or not _sees_input(trunk):
+    if last not in inside or trunk in inside or trunk not in known.reached:
         return None
-    names = [_name(node) for node in model.graph.nodes if node in inside and matrix_arguments(node) is not None]
+    names = [_name(node) for node in sorted(inside, key=known.place.__getitem__) if matrix_arguments(node) is not None]
     return Branch(_name(last), tuple(names), addition.name, trunk.name)
 
 
@@ -86,35 +112,20 @@ def _last_matrix(node: fx.Node) -> fx.Node | None:
 
 def _only_for(addition: fx.Node, end: fx.Node) -> set[fx.Node]:
     """What nobody would compute if `end` were not added."""
+    if set(end.users) != {addition}:
+        return set()
     inside: set[fx.Node] = set()
+    others: dict[fx.Node, int] = {}  # how many of its readers are not known to be inside; each node is visited once
     waiting = [end]
     while waiting:
         node = waiting.pop()
-        if node.op == "call_function" and all(user in inside or user is addition for user in node.users):
-            if node is not end and addition in node.users:
-                continue  # it is the trunk
-            inside.add(node)
-            waiting += node.all_input_nodes
+        inside.add(node)
+        for source in node.all_input_nodes:
+            others[source] = others.get(source, len(source.users)) - 1
+            trunk = addition in source.users
+            if others[source] == 0 and source.op == "call_function" and not trunk:
+                waiting.append(source)
     return inside
-
-
-def _sees_input(node: fx.Node) -> bool:
-    seen, waiting = set(), [node]
-    while waiting:
-        at = waiting.pop()
-        if at.op == "placeholder":
-            return True
-        if at not in seen:
-            seen.add(at)
-            waiting += at.all_input_nodes
-    return False
-
-
-def _shared(model: Model, matrix: fx.Node) -> bool:
-    read = matrix.args[1]
-    assert isinstance(read, fx.Node)
-    alike = [n for n in model.graph.nodes if n.op == "get_attr" and _pointer(model, n) == _pointer(model, read)]
-    return sum(len(n.users) for n in alike) > 1
 
 
 def _pointer(model: Model, node: fx.Node) -> int | None:

@@ -77,9 +77,13 @@ class Labels:
             if root not in self.defined:
                 return frozenset((root,))
         roots: set[int] = set()
+        seen: set[int] = set()  # definitions share parts, and there are many more ways through them than parts
         todo = list(label)
         while todo:
             root = self.find(todo.pop())
+            if root in seen:
+                continue
+            seen.add(root)
             if root in self.defined:
                 todo.extend(self.defined[root])
             else:

@@ -159,10 +159,16 @@ def _channels_read(matrix: ir.Node) -> int | None:
 
 def _comes_to(kind: Callable[[ir.Node], bool], reader: ir.Node) -> bool:
     """True where `reader` is of the `kind`, or only moves values, which then come to such a node."""
-    if kind(reader):
-        return True
-    moves = reader.op_type in MOVES
-    return moves and any(_comes_to(kind, use.node) for out in reader.outputs for use in out.uses())
+    seen, waiting = {reader}, [reader]
+    while waiting:
+        at = waiting.pop()
+        if kind(at):
+            return True
+        if at.op_type in MOVES:
+            new = {use.node for out in at.outputs for use in out.uses()} - seen
+            seen |= new
+            waiting += new
+    return False
 
 
 def _pair(graph: ir.Graph, value: ir.Value, grid: Grid) -> ir.Value:
