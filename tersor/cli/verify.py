@@ -12,6 +12,7 @@ from tersor.delivery import load, verify
 from tersor.errors import MetricError
 from tersor.inputs import data, metrics, models
 from tersor.inputs.job import predict_with
+from tersor.inputs.reading import Taken
 from tersor.measuring.metrics import Score, compares, prepared
 from tersor.store.manifest import check
 from tersor.units import number
@@ -45,12 +46,15 @@ def verified(
     return record, f"{said}{f' (recorded on its own evaluation data: {_shown(before)})' if before else ''}."
 
 
-def _taken(folder: Path, threads: int) -> data.Taken:
+def _taken(folder: Path, threads: int) -> Taken:
     """What the artifact takes, from its recorded example."""
     inputs = load(folder, threads).inputs
     with np.load(folder / "probe.npz", allow_pickle=False) as stored:
-        example = [torch.from_numpy(stored[key]) for key in sorted(stored.files) if key.startswith("in_")]
-    return data.Taken(inputs, tuple(example))
+        example, answers = (
+            tuple(torch.from_numpy(stored[key]) for key in sorted(stored.files) if key.startswith(kind))
+            for kind in ("in_", "out_")
+        )
+    return Taken(inputs, example, answers)
 
 
 def _shown(score: Score | None) -> str:

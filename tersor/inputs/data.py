@@ -5,8 +5,9 @@ A batch is the inputs alone or (inputs, labels); inputs are one tensor or array,
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset
 
 from tersor.errors import DataError, DataWarning
 from tersor.graph.model import Model
 from tersor.inputs import arrays, functions
 from tersor.inputs.models import Brought
-from tersor.measuring.batches import Batch, Batches, Labels
+from tersor.inputs.reading import INPUT_KEYS, Taken, all_at_once, may_be_one, part, parted, tensor
+from tersor.measuring.batches import Batch, Batches
 
-_INPUT_KEYS = ("x", "inputs", "images", "input")
-_LABEL_KEYS = ("y", "labels", "label", "targets", "target")
 _HUGE = 1e18
 _APART, _FEW = 30, 0.1  # times the usual size, and the share of items, that look like mistakes
 _EVALUATION = 200  # items: fewer cannot tell a drop of 0.5 % from chance
@@ -31,23 +32,16 @@ _EVALUATION = 200  # items: fewer cannot tell a drop of 0.5 % from chance
 
 @dataclass(frozen=True)
 class Source:
-    """Data read into memory, not yet fitted to a model. `whole` says that `raw[0]` holds all items at once."""
+    """Data read into memory, not yet fitted to a model.
+
+    whole: `raw[0]` holds all items at once. either: a list or tuple that is all items at once or several batches, which
+    the model tells; `raw` are its entries.
+    """
 
     name: str
     raw: tuple[Any, ...]
     whole: bool = False
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What takes the data, where there is no `Model`: flat inputs by name, and an example of them."""
-
-    inputs: tuple[str, ...]
-    example: tuple[Tensor, ...]
-
-    def arguments(self, flat: Sequence[Tensor]) -> tuple[tuple, dict]:
-        """The flat inputs as (args, kwargs): all by position."""
-        return tuple(flat), {}
+    either: list | tuple | None = None
 
 
 def bring(data: Any, what: str = "DATA") -> Source:
@@ -71,12 +65,16 @@ def bring(data: Any, what: str = "DATA") -> Source:
 
 def example(source: Source, brought: Brought) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The first batch as the model's (args, kwargs), at most two items, for a model that came without an example."""
-    raw = source.raw[0]
+    raw, wants = source.raw[0], brought.wants
     if isinstance(raw, Batch):
         return tuple(t[:2] for t in raw.inputs), {}
-    inputs, _ = _parted(raw, brought.wants)
+    if wants > 1 and isinstance(raw, Tensor | np.ndarray) and len(source.either or ()) in (wants, wants + 1):
+        raw = source.raw
+    module = brought.module
+    names = tuple(inspect.signature(module.forward).parameters) if isinstance(module, torch.nn.Module) else ()
+    inputs, _ = parted(raw, wants, names)
     named = isinstance(inputs, Mapping)
-    if named and brought.wants <= 1 and len(inputs) == 1 and next(iter(inputs)) in _INPUT_KEYS:
+    if named and wants <= 1 and len(inputs) == 1 and next(iter(inputs)) in INPUT_KEYS:
         inputs, named = tuple(inputs.values()), False
     taken = pytree.tree_map(lambda t: _first_two(t, source.name), inputs)
     if named:
@@ -88,11 +86,13 @@ def batches(source: Source, model: Model | Taken, labels: bool = False) -> Batch
     """The data as the model takes it: flat inputs in the order of `model.inputs`, checked.
 
     labels: whether every batch must have labels. Raises `DataError` where the data is empty, has other shapes or types
-    than the model's example, holds NaN, Inf or values whose square overflows, or is constant.
+    than the model's example, can be read in two ways, holds NaN, Inf or values whose square overflows, or is constant.
     """
-    parts = tuple(_part(raw, model, f"batch {i} of {source.name}") for i, raw in enumerate(source.raw))
-    for i, part in enumerate(parts):
-        _check_values(part, model, source.name, i, source.whole)
+    if source.either is not None and all_at_once(source.either, model, source.name):
+        source = Source(source.name, (source.either,), whole=True)
+    parts = tuple(part(raw, model, f"batch {i} of {source.name}") for i, raw in enumerate(source.raw))
+    for i, batch in enumerate(parts):
+        _check_values(batch, model, source.name, i, source.whole)
     found = Batches(parts)
     _check_labels(found, source.name, labels)
     _check_constant(found, source.name)
@@ -109,8 +109,14 @@ def split(whole: Batches, seed: int = 0, fraction: float = 0.2) -> tuple[Batches
 def _read(found: Any, name: str, where: str) -> Source:
     if isinstance(found, Batches):
         return Source(name, tuple(found))
-    if isinstance(found, Mapping | Tensor | np.ndarray) or _is_pair(found):
+    if isinstance(found, Mapping | Tensor | np.ndarray):
         return Source(name, (found,), whole=True)
+    if may_be_one(found):
+        return Source(name, tuple(found), either=found)
+    if isinstance(found, Dataset) and not isinstance(found, Iterable):
+        raise DataError(
+            f"{where} gave a {type(found).__name__} of single items; give DataLoader(dataset, batch_size=64)."
+        )
     if not isinstance(found, Iterable) or isinstance(found, str | bytes):
         raise DataError(
             f"{where} gave a {type(found).__name__}; wanted an iterable of batches (inputs, or (inputs, labels))."
@@ -140,127 +146,20 @@ def _copied(leaf: Any) -> Any:
     return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
-def _is_pair(found: Any) -> bool:
-    arrays_ = isinstance(found, tuple) and len(found) == 2 and all(isinstance(x, Tensor | np.ndarray) for x in found)
-    return arrays_ and found[0].ndim > 0 and found[1].ndim > 0 and found[0].shape[1:] != found[1].shape[1:]
-
-
-def _parted(raw: Any, wants: int) -> tuple[Any, Labels]:
-    """(inputs, labels) of a raw batch, for a model that requires `wants` inputs."""
-    if isinstance(raw, Mapping):
-        key = next((k for k in _LABEL_KEYS if k in raw and len(raw) > 1), None)
-        return {k: v for k, v in raw.items() if k != key}, _labels(raw[key]) if key else None
-    if not isinstance(raw, list | tuple):
-        return raw, None
-    nested = len(raw) == 2 and isinstance(raw[0], list | tuple | Mapping)
-    if nested or (len(raw) > 1 and len(raw) == max(wants, 1) + 1):
-        rest = raw[0] if nested or len(raw) == 2 else tuple(raw[:-1])
-        return rest, _labels(raw[-1])
-    return raw, None
-
-
-def _part(raw: Any, model: Model | Taken, where: str) -> Batch:
-    if isinstance(raw, Batch):
-        inputs, labels = list(raw.inputs), raw.labels
-    else:
-        given, labels = _parted(raw, len(model.inputs))
-        inputs = _ordered(given, model, where)
-    if len(inputs) != len(model.inputs):
-        raise DataError(
-            f"{where} has {len(inputs)} inputs; the model takes {len(model.inputs)}: {', '.join(model.inputs)}."
-        )
-    fitted = zip(inputs, model.example, model.inputs, strict=True)
-    return Batch(tuple(_fitted(x, wanted, f"{where}, input '{name}'") for x, wanted, name in fitted), labels)
-
-
-def _ordered(given: Any, model: Model | Taken, where: str) -> list[Any]:
-    args, kwargs = model.arguments(model.example)
-    if not isinstance(given, Mapping):
-        return pytree.tree_leaves(given)
-    if len(given) == len(model.inputs) == 1 and next(iter(given)) in (*_INPUT_KEYS, *model.inputs):
-        return list(given.values())
-    if set(given) == set(model.inputs):
-        return [given[name] for name in model.inputs]
-    template: Any = args[0] if len(args) == 1 and not kwargs and isinstance(args[0], Mapping) else kwargs
-    if args and template is kwargs:
-        raise DataError(f"{where} names {_names(given)}; the model takes {', '.join(model.inputs)}.")
-    return _follow(template, given, where)
-
-
-def _follow(template: Any, given: Any, where: str) -> list[Any]:
-    """The leaves of `given` in the order of `template`."""
-    if isinstance(template, Mapping) and isinstance(given, Mapping):
-        if set(template) != set(given):
-            raise DataError(f"{where} names {_names(given)}; the model takes {_names(template)}.")
-        return [leaf for key in template for leaf in _follow(template[key], given[key], where)]
-    if isinstance(template, list | tuple) and isinstance(given, list | tuple) and len(template) == len(given):
-        return [leaf for t, g in zip(template, given, strict=True) for leaf in _follow(t, g, where)]
-    return [given] if isinstance(template, Tensor) else pytree.tree_leaves(given)
-
-
-def _fitted(value: Any, wanted: Tensor, where: str) -> Tensor:
-    tensor = _tensor(value, where)
-    seen, kind = str(tensor.dtype).removeprefix("torch."), str(wanted.dtype).removeprefix("torch.")
-    if tensor.is_floating_point() != wanted.is_floating_point() or (tensor.dtype == torch.bool) != (
-        wanted.dtype == torch.bool
-    ):
-        hint = "; scale it as in training, for example x.float() / 255" if seen == "uint8" else ""
-        raise DataError(f"{where} is {seen}; the model's example is {kind}{hint}.")
-    if tensor.shape[1:] != wanted.shape[1:] or tensor.ndim != wanted.ndim:
-        raise DataError(
-            f"{where} has the shape {tuple(tensor.shape)}; the model's example has (batch, "
-            f"{', '.join(map(str, wanted.shape[1:]))}){_shape_hint(tuple(tensor.shape), tuple(wanted.shape))}."
-        )
-    return tensor.to(wanted.dtype)
-
-
-def _shape_hint(seen: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    if seen == wanted[1:]:
-        return "; the batch axis is missing: give batches of items, not items"
-    if len(seen) == len(wanted) and sorted(seen[1:]) == sorted(wanted[1:]):
-        return "; the axes seem to be in another order (permute them)"
-    return ""
-
-
-def _names(given: Any) -> str:
-    return ", ".join(map(str, given)) if isinstance(given, Mapping) else f"a {type(given).__name__}"
-
-
-def _tensor(value: Any, where: str) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        return torch.from_numpy(np.ascontiguousarray(value))
-    kind = f"array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-    raise DataError(f"{where} is a {kind}; wanted a tensor or an array of numbers, first axis the batch.")
-
-
-def _labels(value: Any) -> Labels:
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(value)) if value.dtype.kind in "fiub" else value.tolist()
-    if isinstance(value, Mapping):
-        return {k: _labels(v) for k, v in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_labels(v) for v in value)
-    if isinstance(value, list) and value and all(isinstance(v, int | float) for v in value):
-        return torch.as_tensor(value)
-    return value
-
-
 def _first_two(value: Any, where: str) -> Tensor:
-    tensor = _tensor(value, f"The first batch of {where}")
-    return tensor[:2] if tensor.ndim else tensor
+    found = tensor(value, f"The first batch of {where}")
+    return found[:2] if found.ndim else found
 
 
-def _check_values(part: Batch, model: Model | Taken, name: str, number: int, whole: bool) -> None:
-    for tensor, called in zip(part.inputs, model.inputs, strict=True):
-        if not tensor.is_floating_point() or not tensor.numel():
+def _check_values(batch: Batch, model: Model | Taken, name: str, number: int, whole: bool) -> None:
+    for values, called in zip(batch.inputs, model.inputs, strict=True):
+        if not values.is_floating_point() or not values.numel():
             continue
-        bad, kind = ~torch.isfinite(tensor), "NaN or Inf"
+        bad, kind = ~torch.isfinite(values), "NaN or Inf"
         if not bool(bad.any()):
-            bad, kind = tensor.abs() > _HUGE, f"values above {_HUGE:g}, whose square overflows"
+            bad, kind = values.abs() > _HUGE, f"values above {_HUGE:g}, whose square overflows"
         if bool(bad.any()):
-            items = bad.reshape(len(tensor), -1).any(1).nonzero().flatten()
+            items = bad.reshape(len(values), -1).any(1).nonzero().flatten()
             place = "" if whole else f"batch {number}, "
             raise DataError(
                 f"Input '{called}' of {name} holds {int(bad.sum())} {kind}, the first in {place}item {int(items[0])}; "
@@ -284,8 +183,8 @@ def without_outliers(found: Batches) -> Batches:
         odd |= _outliers(found, place)
     if not bool(odd.any()):
         return found
-    masks = odd.split([len(part) for part in found.parts])
-    return Batches(tuple(part.pick(~mask) for part, mask in zip(found.parts, masks, strict=True)))
+    masks = odd.split([len(batch) for batch in found.parts])
+    return Batches(tuple(batch.pick(~mask) for batch, mask in zip(found.parts, masks, strict=True)))
 
 
 def _outliers(found: Batches, place: int) -> Tensor:

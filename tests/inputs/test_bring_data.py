@@ -101,7 +101,104 @@ def test_several_inputs(two: Model) -> None:
         assert torch.equal(batch.inputs[0], image)
         assert torch.equal(batch.inputs[1], mask)
     assert "the model takes image, mask" in refusal([{"image": image, "other": mask}], two)
-    assert "has 1 inputs; the model takes 2: image, mask" in refusal([image], two)
+    assert "has 1 input; the model takes 2: image, mask" in refusal([image], two)
+
+
+def autoencoder() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 12))
+
+
+VALUES = torch.randn(8, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", [tuple, list], ids=["tuple", "list"])
+@pytest.mark.parametrize("as_arrays", [False, True], ids=["tensors", "arrays"])
+def test_a_pair_of_equal_shapes_is_not_guessed(kind: type, as_arrays: bool) -> None:
+    pair = [VALUES, 50 * VALUES]
+    given = kind(x.numpy() for x in pair) if as_arrays else kind(pair)
+    model = captured(bring((autoencoder(), VALUES[:2])))
+    message = refusal(given, model)
+    assert "may be inputs and labels of 8 items, or 2 batches, 16 items in all" in message
+    assert "return [(inputs, labels)]" in message
+    (batch,) = opened([(VALUES, 50 * VALUES)], model)
+    assert torch.equal(batch.labels, 50 * VALUES)
+    assert len(opened([(VALUES,), (50 * VALUES,)], model)) == 16
+    uneven = opened(kind([VALUES, VALUES[:3]]), model)  # no labels of eight items
+    assert (len(uneven), [b.labels for b in uneven]) == (11, [None, None])
+
+
+def test_a_pair_of_equal_shapes_is_told_by_what_the_model_takes_and_gives() -> None:
+    torch.manual_seed(0)
+    classes = captured(bring((nn.Linear(12, 4), VALUES[:2])))
+    halves = opened(VALUES.split(4), classes)  # a tuple of two batches: labels would be (8,), (8, 1) or (8, 4)
+    assert (len(halves), [b.labels for b in halves]) == (8, [None, None])
+
+    class Distance(nn.Module):
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return (left - right).square().sum(1)
+
+    pairs = captured(bring((Distance(), (VALUES[:2], VALUES[2:4]))))
+    (batch,) = opened((VALUES, 2 * VALUES), pairs)
+    assert torch.equal(batch.inputs[1], 2 * VALUES)
+    (batch,) = opened((VALUES, 2 * VALUES, torch.arange(8)), pairs)
+    assert torch.equal(batch.labels, torch.arange(8))
+    (batch,) = opened(((VALUES, 2 * VALUES), torch.arange(8)), pairs)
+    assert torch.equal(batch.labels, torch.arange(8))
+    two = opened([(VALUES, VALUES + 1), (VALUES, VALUES + 2)], pairs)
+    assert (len(two), [b.labels for b in two]) == (16, [None, None])
+
+
+def test_a_list_of_inputs_and_labels_is_read_as_a_tuple_is(one: Model) -> None:
+    for given in ([IMAGES, LABELS], [IMAGES.numpy(), LABELS.numpy()], ({"x": IMAGES}, LABELS), [(IMAGES,), LABELS]):
+        (batch,) = opened(given, one, labels=True)
+        assert torch.equal(batch.labels, LABELS)
+    nets = data.bring((VALUES, 2 * VALUES, torch.arange(8))), bring(nn.Bilinear(12, 12, 3))
+    model = captured(nets[1], data.example(*nets))
+    assert len(data.batches(nets[0], model, labels=True)) == 8
+
+
+def test_next_tokens_may_be_labels_or_a_batch() -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 9, (6, 5))
+    model = captured(bring((nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9)), tokens[:2])))
+    assert "return [(inputs, labels)]" in refusal((tokens, tokens.roll(-1, 1)), model)
+    assert "return [(inputs, labels)]" in refusal([tokens.numpy(), tokens.numpy()], model)
+
+
+def test_other_orders_and_weights_are_refused_in_words(one: Model, tmp_path: Path) -> None:
+    assert "the labels seem to come first: give (inputs, labels)" in refusal([(LABELS, IMAGES)], one)
+    assert "the labels seem to come first" in refusal((LABELS.numpy(), IMAGES.numpy()), one)
+    message = refusal([(IMAGES, LABELS, torch.ones(10))], one)
+    assert "has 3 inputs; the model takes 1: input; of (inputs, labels, weights) give (inputs, labels)" in message
+    assert "names both 'y' and 'target'" in refusal({"x": IMAGES, "y": LABELS, "target": LABELS}, one)
+    assert "give DataLoader(dataset, batch_size=64)" in refusal(TensorDataset(IMAGES, LABELS), one)
+    np.savez(tmp_path / "positional.npz", IMAGES.numpy(), LABELS.numpy())
+    message = refusal(str(tmp_path / "positional.npz"), one)
+    assert "names arr_0, arr_1; the model takes input: use these names (or x), and y for labels" in message
+    assert "is an array of [('a', '<f4')]" in refusal(np.zeros(4, [("a", "<f4")]), one)
+    hidden = np.ma.masked_less(IMAGES.numpy(), 0)
+    assert "is a masked array" in refusal([hidden], one)
+
+
+def test_an_input_may_be_called_as_labels_are() -> None:
+    class Sum(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    given = {"x": VALUES, "y": 2 * VALUES, "labels": torch.arange(8)}
+    source, brought = data.bring(given), bring(Sum())
+    (batch,) = data.batches(source, captured(brought, data.example(source, brought)), labels=True)
+    assert torch.equal(batch.inputs[1], 2 * VALUES)
+    assert torch.equal(batch.labels, torch.arange(8))
+
+
+@pytest.mark.parametrize("kind", [">f4", "<f8", "longdouble", "f2"])
+def test_numbers_of_other_machines_are_numbers(kind: str, one: Model) -> None:
+    images = IMAGES.numpy().astype(kind)
+    (batch,) = opened([(images, LABELS.numpy().astype(">u2"))], one, labels=True)
+    assert torch.allclose(batch.inputs[0], IMAGES, atol=2e-3)
+    assert torch.equal(batch.labels, LABELS)
 
 
 def test_nested_structures_follow_the_example() -> None:
