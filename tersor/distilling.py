@@ -74,6 +74,7 @@ def distil(
     threads: int = 0,
     seed: int = 0,
     out: str | Path | None = None,
+    memory_limit: int | str | None = None,
     progress: Progress = quiet,
 ) -> Distilled:
     """Train `student` to answer as `teacher` does.
@@ -97,7 +98,7 @@ def distil(
     if student is None and reuse:
         raise InputError("A share of the teacher begins with the teacher's values anyway; leave out reuse.")
     with torch_threads(threads):
-        job = bring(teacher, data, metric, 0.0, eval_data, 1, threads, seed, (), None, progress)
+        job = bring(teacher, data, metric, 0.0, eval_data, 1, threads, seed, (), None, progress, memory_limit)
         if student is None:
             name, like, ground = job.name, job.model, Calibrated(job, fold_norms(job.model))
             small = scaled(ground, [batch.inputs for batch in job.calibration], *shares).model

@@ -52,6 +52,7 @@ def compress(
     recover: Recovery | str | None = None,
     sensitivity: Sensitivity | str | Path | None = None,
     dry_run: bool = False,
+    memory_limit: int | str | None = None,
     progress: Progress = quiet,
 ) -> Report:
     """Make a trained model small and fast on this machine, and prove it.
@@ -62,6 +63,7 @@ def compress(
     target: target names separated by commas, or "auto" for every installed one; `batch` is the size that is timed.
     recover: how long a plan that loses too much is trained, the original teaching it ("2epochs", "10m", or a `Recovery`).
     sensitivity: what `sensitivity` found of the channels of this model, or the file with it; plans are made by it as well.
+    memory_limit: what may be held in memory ("2GB"), with the processes that are started; None: what the container has.
     out: where the artifact goes (None: nowhere, only the report). Raises a `TersorError` whose message is one sentence.
     """
     begin = time.monotonic()
@@ -70,7 +72,18 @@ def compress(
         seed, threads = saved.seed, saved.threads  # what the fit depends on is part of the decision
     with torch_threads(threads), TemporaryDirectory(prefix="tersor-") as scratch:
         job = bring(
-            model, data, metric, max_drop, eval_data, batch, threads, seed, tuple(exclude), time_limit, progress
+            model,
+            data,
+            metric,
+            max_drop,
+            eval_data,
+            batch,
+            threads,
+            seed,
+            tuple(exclude),
+            time_limit,
+            progress,
+            memory_limit,
         )
         search = Search(job, fold_norms(job.model), Workbench(job, Path(scratch)), targets_called(target))
         if saved is not None:

@@ -54,6 +54,7 @@ def sensitivity(
     threads: int = 0,
     seed: int = 0,
     exclude: Sequence[str] = (),
+    memory_limit: int | str | None = None,
     progress: Progress = quiet,
 ) -> Sensitivity:
     """The metric as a function of how much smaller each place is made, one place at a time.
@@ -68,7 +69,7 @@ def sensitivity(
             f"There is no granularity {', '.join(unknown) or '(none)'}; choose of {', '.join(GRANULARITIES)}."
         )
     with torch_threads(threads):
-        job = bring(model, data, metric, 0.0, None, 1, threads, seed, tuple(exclude), None, progress)
+        job = bring(model, data, metric, 0.0, None, 1, threads, seed, tuple(exclude), None, progress, memory_limit)
         ground = Calibrated(job, fold_norms(job.model))
         held = job.held.take(items)
         score, outputs = _judged(job, job.model, held)

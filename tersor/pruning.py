@@ -73,6 +73,7 @@ def prune(
     seed: int = 0,
     exclude: Sequence[str] = (),
     out: str | Path | None = None,
+    memory_limit: int | str | None = None,
     progress: Progress = quiet,
 ) -> Pruned:
     """Prune a trained model, from unlabelled data.
@@ -102,7 +103,9 @@ def prune(
         raise InputError(f"{what}, and recover says nothing of one; give recover, for example 2epochs.")
     with torch_threads(threads):
         allowed = 0.0 if wish.allowed is None else wish.allowed
-        job = bring(model, data, metric, allowed, eval_data, 1, threads, seed, tuple(exclude), None, progress)
+        job = bring(
+            model, data, metric, allowed, eval_data, 1, threads, seed, tuple(exclude), None, progress, memory_limit
+        )
         ground = Calibrated(job, fold_norms(job.model), needs=wish.needs)
         if wish.pattern is not None and rewind is None:  # early values stand in the order they were learned in
             ground = Calibrated(job, arranged(ground.model, ground.profile, wish.pattern), needs=wish.needs)

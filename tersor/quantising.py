@@ -90,6 +90,7 @@ def quantize(
     seed: int = 0,
     exclude: Sequence[str] = (),
     out: str | Path | None = None,
+    memory_limit: int | str | None = None,
     progress: Progress = quiet,
 ) -> Quantized | QuantizedFolder:
     """Quantise a trained model to 1 to 16 bits, from unlabelled data.
@@ -109,6 +110,11 @@ def quantize(
     Raises `InputError` for wishes that cannot be meant, and what `compress` raises for its inputs.
     """
     if isinstance(model, str | Path) and Path(model).is_dir() and not holds_encoder(model):
+        if memory_limit is not None:
+            raise InputError(
+                "A memory limit was given, and a folder of a language model is taken a block at a time, whatever is free; "
+                "leave out memory_limit."
+            )
         refuse_others(edges=edges, embeddings=embeddings, ranges=ranges, recover=recover, metric=metric)
         return quantize_folder(
             Path(model),
@@ -141,7 +147,7 @@ def quantize(
     if out is not None and Path(out).suffix == ".onnx":
         _refuse_onnx(weights, wanted, read)
     with torch_threads(threads):
-        job = bring(model, data, metric, 0.0, eval_data, 1, threads, seed, tuple(exclude), None, progress)
+        job = bring(model, data, metric, 0.0, eval_data, 1, threads, seed, tuple(exclude), None, progress, memory_limit)
         job = calibrating_on_all(job) if how is None else job
         ground = Calibrated(job, fold_norms(job.model))
         names = [m.name for m in matrices(ground.model)]

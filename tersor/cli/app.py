@@ -22,6 +22,7 @@ from tersor.cli.options import (
     Folder,
     Json,
     Loss,
+    MemoryLimit,
     Metric,
     Model,
     Rate,
@@ -68,6 +69,7 @@ def compress(
     ] = "auto",
     batch: Batch = 1,
     threads: Threads = 0,
+    memory_limit: MemoryLimit = None,
     seed: Seed = 0,
     exclude: Exclude = None,
     time_limit: Annotated[
@@ -94,6 +96,8 @@ def compress(
     amounts.drop(max_drop)  # words are judged before anything is loaded
     if time_limit is not None:
         amounts.seconds(time_limit)
+    if memory_limit is not None:
+        amounts.nbytes(memory_limit)
     if out is None and not dry_run:
         raise InputError("No folder was given to write to; add --out FOLDER, or --dry-run to write nothing.")
     with results(as_json) as stream, Stages() as progress:
@@ -110,6 +114,7 @@ def compress(
             eval_data=eval_data,
             batch=batch,
             threads=threads,
+            memory_limit=memory_limit,
             seed=seed,
             exclude=exclude or (),
             time_limit=time_limit,
@@ -144,6 +149,7 @@ def sensitivity(
     out: Annotated[Path | None, typer.Option(help="Write an HTML page with plots.", show_default=False)] = None,
     items: Annotated[int, typer.Option(min=1, help="Held-out items that are judged on.")] = 256,
     threads: Threads = 0,
+    memory_limit: MemoryLimit = None,
     seed: Seed = 0,
     exclude: Exclude = None,
     as_json: Json = False,
@@ -160,6 +166,7 @@ def sensitivity(
             granularities=granularity or GRANULARITIES,
             items=items,
             threads=threads,
+            memory_limit=memory_limit,
             seed=seed,
             exclude=exclude or (),
             progress=progress,

@@ -47,4 +47,10 @@ Sensitivity = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="What sensitivity --json wrote: it proposes widths, too.", show_default=False),
 ]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Memory to hold at most: 2GB, 800MB. Default: what the container has.", show_default=False
+    ),
+]
 Batch = Annotated[int, typer.Option(min=1, help="Items a call, for which the speed counts.")]

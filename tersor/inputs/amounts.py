@@ -1,4 +1,4 @@
-"""Amounts as users write them: `0.5%` or `0.005`, `2.1x`, `10m`."""
+"""Amounts as users write them: `0.5%` or `0.005`, `2.1x`, `10m`, `2GB`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 
 from tersor.errors import InputError
 
+_BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -49,6 +50,16 @@ def seconds(text: str | float) -> float:
     if value <= 0 or re.sub(r"[\d.]+\s*[a-z]*\s*", "", shown):
         raise InputError(f"The time '{shown}' is no duration above zero; write 90s, 10m or 1.5h.")
     return value
+
+
+def nbytes(text: str | int) -> int:
+    """Bytes of memory: `2GB`, `1.5 GiB`, `800MB`. Raises `InputError` for what is no size above zero."""
+    shown = str(text).strip()
+    parts = re.fullmatch(r"([\d.]+)\s*([a-zA-Z]*)", shown)
+    number = None if parts is None else _number(parts[1])
+    if parts is None or number is None or number <= 0 or parts[2].lower() not in _BYTES:
+        raise InputError(f"The memory limit '{shown}' is no size above zero; write 2GB or 800MB.")
+    return int(number * _BYTES[parts[2].lower()])
 
 
 def training(text: str | float) -> tuple[float | None, float | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 from typing import IO
@@ -10,15 +9,16 @@ from typing import IO
 import numpy as np
 
 from tersor.errors import DataError
+from tersor.memory import CONTAINER, Room
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read(path: Path, room: Room = CONTAINER) -> dict[str, np.ndarray]:
     """The arrays of `path` by name. Raises `DataError` where it is missing, damaged, too large or holds objects."""
     if not path.is_file():
         raise DataError(f"There is no file '{path}'.")
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_sizes(archive, str(path))
+            _check_sizes(archive, str(path), room)
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except DataError:
@@ -29,19 +29,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
         ) from cause
 
 
-def memory() -> int:
-    """Bytes that can be allocated at this moment, as far as the system says; half of all memory where it does not."""
-    try:
-        with open("/proc/meminfo") as lines:
-            found = next(line for line in lines if line.startswith("MemAvailable:"))
-        return int(found.split()[1]) * 1024
-    except (OSError, StopIteration, ValueError):
-        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
-
-
-def _check_sizes(archive: zipfile.ZipFile, where: str) -> None:
+def _check_sizes(archive: zipfile.ZipFile, where: str, room: Room) -> None:
     total = sum(member.file_size for member in archive.infolist())
-    if total > memory() // 2:
+    if total > room.free // 2:
         raise DataError(
             f"'{where}' holds {total / 1e9:.1f} GB of arrays, more than half of the free memory; give a part of it."
         )

@@ -24,6 +24,7 @@ from tersor.inputs import arrays, functions
 from tersor.inputs.models import Brought
 from tersor.inputs.reading import INPUT_KEYS, Taken, all_at_once, may_be_one, part, parted, tensor
 from tersor.measuring.batches import Batch, Batches
+from tersor.memory import CONTAINER, Room
 
 _HUGE = 1e18
 _APART, _FEW = 30, 0.1  # times the usual size, and the share of items, that look like mistakes
@@ -44,7 +45,7 @@ class Source:
     either: list | tuple | None = None
 
 
-def bring(data: Any, what: str = "DATA") -> Source:
+def bring(data: Any, what: str = "DATA", room: Room = CONTAINER) -> Source:
     """Read the data that `data` names or is.
 
     A string is `path/to/file.py:function`, `package.module:function` or `path/to/arrays.npz`. In Python also an
@@ -54,13 +55,13 @@ def bring(data: Any, what: str = "DATA") -> Source:
     if isinstance(data, str | Path):
         name = str(data)
         if name.endswith(".npz"):
-            return Source(name, (arrays.read(Path(name)),), whole=True)
+            return Source(name, (arrays.read(Path(name), room),), whole=True)
         function = functions.named(name, what, DataError)
-        return _read(functions.called(function, f"{what} '{name}'", DataError), name, f"{what} '{name}'")
+        return _read(functions.called(function, f"{what} '{name}'", DataError), name, f"{what} '{name}'", room)
     name = functions.origin(data)
     if callable(data) and not isinstance(data, Iterable):
         data = functions.called(data, f"{what} {name}", DataError)
-    return _read(data, name, f"{what} {name}")
+    return _read(data, name, f"{what} {name}", room)
 
 
 def example(source: Source, brought: Brought) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -106,7 +107,7 @@ def split(whole: Batches, seed: int = 0, fraction: float = 0.2) -> tuple[Batches
     return whole.split(count / len(whole), seed)
 
 
-def _read(found: Any, name: str, where: str) -> Source:
+def _read(found: Any, name: str, where: str, room: Room) -> Source:
     if isinstance(found, Batches):
         return Source(name, tuple(found))
     if isinstance(found, Mapping | Tensor | np.ndarray):
@@ -121,20 +122,20 @@ def _read(found: Any, name: str, where: str) -> Source:
         raise DataError(
             f"{where} gave a {type(found).__name__}; wanted an iterable of batches (inputs, or (inputs, labels))."
         )
-    raw = functions.called(lambda: _collect(found, where), where, DataError)
+    raw = functions.called(lambda: _collect(found, where, room), where, DataError)
     if not raw:
         raise DataError(f"{where} gave no batches; give at least one batch of items.")
     return Source(name, raw)
 
 
-def _collect(found: Iterable[Any], where: str) -> tuple[Any, ...]:
+def _collect(found: Iterable[Any], where: str, room: Room) -> tuple[Any, ...]:
     kept: list[Any] = []
-    room = arrays.memory() // 2
+    left = room.free // 2
     for raw in found:
         # copied, because loaders reuse their buffers
         copied = pytree.tree_map(_copied, raw)
-        room -= sum(leaf.nbytes for leaf in pytree.tree_leaves(copied) if isinstance(leaf, Tensor | np.ndarray))
-        if room < 0:
+        left -= sum(leaf.nbytes for leaf in pytree.tree_leaves(copied) if isinstance(leaf, Tensor | np.ndarray))
+        if left < 0:
             raise DataError(f"{where}: {len(kept)} batches fill half of the free memory; give fewer batches.")
         kept.append(copied)
     return tuple(kept)

@@ -19,6 +19,7 @@ from tersor.inputs import amounts, data, metrics, models
 from tersor.inputs.encoder import as_arrays
 from tersor.measuring.batches import Batches
 from tersor.measuring.metrics import Metric, Predict, Score, predictor, prepared
+from tersor.memory import CONTAINER, Room
 from tersor.site import cells, groups, matrices, tables
 
 Progress = Callable[[str, int, int], None]
@@ -54,6 +55,7 @@ class Job:
     exclude: tuple[str, ...]
     deadline: float  # of time.monotonic()
     progress: Progress
+    room: Room = CONTAINER  # the memory that may be held
 
     @property
     def late(self) -> bool:
@@ -88,27 +90,30 @@ def bring(
     exclude: tuple[str, ...],
     time_limit: float | str | None,
     progress: Progress,
+    memory_limit: int | str | None = None,
 ) -> Job:
     """Find, check and split what the user named. Raises an `InputError` that says what is wrong with it."""
     if batch < 1:
         raise InputError(f"The batch size is {batch}; it must be at least 1.")
     limit = float("inf") if time_limit is None else time.monotonic() + amounts.seconds(time_limit)
     allowed = amounts.drop(max_drop)
+    room = CONTAINER if memory_limit is None else Room(amounts.nbytes(memory_limit))
     progress("reading the model", 0, 0)
     brought = models.bring(model)
+    room.check(models.nbytes(brought))
     found = metrics.bring(metric)
     progress("reading the data", 0, 0)
     if brought.tokenise is not None:
         training = as_arrays(training, brought.tokenise, "DATA", scored=False)
         eval_data = None if eval_data is None else as_arrays(eval_data, brought.tokenise, "EVAL-DATA", scored=True)
-    source = data.bring(training)
+    source = data.bring(training, room=room)
     captured = models.captured(brought, data.example(source, brought))
     _refuse_strangers(exclude, captured)
     everything = data.batches(source, captured)
     if eval_data is None:
         everything, evaluation = data.split(everything, seed)
     else:
-        evaluation = data.batches(data.bring(eval_data, "EVAL-DATA"), captured)
+        evaluation = data.batches(data.bring(eval_data, "EVAL-DATA", room), captured)
     training, held = everything.split(min(0.25, HELD_ITEMS / len(everything)), seed + 1)
     calibration = _some(training, seed)
     original = predict_with(captured)
@@ -135,6 +140,7 @@ def bring(
         exclude,
         limit,
         progress,
+        room,
     )
 
 

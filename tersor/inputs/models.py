@@ -77,6 +77,13 @@ def bring(model: Bringable) -> Brought:
     return _checked(_unpack(made, name, f"MODEL '{name}' returned"))
 
 
+def nbytes(brought: Brought) -> int:
+    """Bytes of all parameters and buffers of a brought model."""
+    module = brought.module
+    tensors = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else module.state_dict.values()
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
+
 def captured(brought: Brought, example: tuple[tuple[Any, ...], dict[str, Any]] | None = None) -> Model:
     """The graph of a brought model, traced on its own example, else on `example`, as (args, kwargs).
 

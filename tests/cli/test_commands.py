@@ -174,6 +174,8 @@ def test_json_alone_reaches_stdout(net: Path) -> None:
         (["compress", "{net}:make", "--data", "{net}:data"], 2, "add --out FOLDER, or --dry-run"),
         (["compress", "{net}:make", "--data", "d", "--out", "o", "--max-drop", "2"], 2, "did you mean 2%?"),
         (["compress", "{net}:make", "--data", "d", "--out", "o", "--time-limit", "soon"], 2, "write 90s, 10m or 1.5h"),
+        (["compress", "{net}:make", "--data", "d", "--out", "o", "--memory-limit", "big"], 2, "write 2GB or 800MB"),
+        (["prune", "{net}:make", "--data", "d", "--weights", "2x", "--memory-limit", "1MB"], 2, "Allow at least"),
         (["compress", "{net}:make", "--data", "{net}:gone", "--out", "o"], 2, "has no function 'gone'"),
         (["distil", "--teacher", "{net}:make", "--data", "d"], 2, "name a student, or give width or depth"),
         (
