@@ -138,12 +138,19 @@ def labels_of(batch: Batch, name: str) -> np.ndarray:
     """The labels as an array. Raises `DataError` where the data has none."""
     if batch.labels is None:
         raise DataError(
-            f"The metric {name} needs labels and the data has none; give (inputs, labels), or use agreement or cosine, "
+            f"The metric {name} needs labels and the data has none; give (inputs, labels), or use agreement, cosine or r2, "
             "which compare with the original model."
         )
     if isinstance(batch.labels, tuple | Mapping):
         raise DataError(f"The metric {name} needs one tensor of labels; several were given. Bring your own metric.")
-    return batch.labels.detach().cpu().numpy() if isinstance(batch.labels, torch.Tensor) else np.asarray(batch.labels)
+    if isinstance(batch.labels, torch.Tensor):
+        return batch.labels.detach().cpu().numpy()
+    try:
+        return np.asarray(batch.labels)
+    except ValueError as cause:
+        raise DataError(
+            f"The metric {name} needs labels of one shape; items have other shapes. Bring your own metric."
+        ) from cause
 
 
 @dataclass(frozen=True)

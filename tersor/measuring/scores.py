@@ -10,13 +10,13 @@ import numpy as np
 
 from tersor.errors import MetricError
 from tersor.measuring.batches import Batches
+from tersor.measuring.classes import decision_axis, scored
 from tersor.measuring.metrics import Metric, Predict, first, labels_of
-
-IGNORED = -100
-"""The label that torch's losses skip."""
 
 _NO_LOSS = 100.0
 """Decibels given to an item that equals its label exactly."""
+
+_ALL_IGNORED = "The data holds no label that counts: all are ignored."
 
 
 def built_in(name: str) -> Metric:
@@ -34,13 +34,16 @@ def built_in(name: str) -> Metric:
 
 def accuracy(predict: Predict, batches: Batches) -> float:
     """Share of labels that are the class with the highest score."""
-    return _share(np.concatenate([s.argmax(-1) == y for s, y in class_scores(predict, batches, "accuracy")]))
+    return _share(np.concatenate([b.scores.argmax(-1) == b.labels for b in scored(predict, batches, "accuracy")]))
 
 
 def top5(predict: Predict, batches: Batches) -> float:
     """Share of labels among the five highest scores; of equal scores, the first class counts as higher."""
     hits = []
-    for scores, labels in class_scores(predict, batches, "top5"):
+    for batch in scored(predict, batches, "top5"):
+        scores, labels = batch.scores, batch.labels
+        if scores.shape[1] <= 5:
+            raise MetricError(f"top5 of {scores.shape[1]} classes is always 1; use accuracy.")
         own = np.take_along_axis(scores, labels[:, None], 1)
         earlier = np.arange(scores.shape[1]) < labels[:, None]
         hits.append(((scores > own) | ((scores == own) & earlier)).sum(-1) < 5)
@@ -62,7 +65,10 @@ def iou(predict: Predict, batches: Batches) -> float:
 
 
 def cross_entropy(predict: Predict, batches: Batches) -> float:
-    """Mean of -log p(label), nats; p is the softmax of the scores, or the scores where they already sum to 1."""
+    """Mean of -log p(label), nats; p is the softmax of the scores, or the scores where they already sum to 1.
+
+    Of labels that are distributions p' it is the mean of -sum p' log p.
+    """
     return _mean_nll(predict, batches, "cross_entropy")
 
 
@@ -74,9 +80,10 @@ def perplexity(predict: Predict, batches: Batches) -> float:
 def agreement(predict: Predict, batches: Batches) -> float:
     """Share of decisions (highest score) equal to those of the scores in the labels."""
     same = []
-    for out, wanted in _pairs(predict, batches, "agreement"):
-        axis = 1 if out.ndim in (2, 4, 5) else -1
-        if out.ndim < 2 or out.shape[axis] < 2:
+    for batch in batches:
+        out, wanted = first(predict(*batch.arrays())), labels_of(batch, "agreement")
+        axis = decision_axis(out.shape, batch.arrays())
+        if axis is None or out.shape[axis] < 2:
             raise MetricError(f"agreement compares classes and the output has the shape {out.shape}; use cosine or r2.")
         same.append((out.argmax(axis) == wanted.argmax(axis)).ravel())
     return _share(np.concatenate(same))
@@ -175,32 +182,6 @@ BUILT_IN: Mapping[str, Metric] = MappingProxyType(
 )
 
 
-def class_scores(predict: Predict, batches: Batches, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(scores (n, classes), labels (n,)) per batch, positions flattened, ignored labels left out.
-
-    Raises `MetricError` where output and labels do not fit, `DataError` where there are no labels.
-    """
-    for batch in batches:
-        scores, labels = first(predict(*batch.arrays())), labels_of(batch, name)
-        if labels.shape == scores.shape and labels.dtype.kind == "f" and scores.ndim > 1:
-            labels = labels.argmax(1)
-        if scores.ndim > 1 and scores.shape[:-1] == labels.shape:
-            flat = scores.reshape(-1, scores.shape[-1])
-        elif scores.ndim > 1 and (scores.shape[0], *scores.shape[2:]) == labels.shape:
-            flat = np.moveaxis(scores, 1, -1).reshape(-1, scores.shape[1])
-        else:
-            raise MetricError(
-                f"{name} needs scores of (items, classes, ...) and labels without the class axis; "
-                f"the output has the shape {scores.shape} and the labels {labels.shape}."
-            )
-        if flat.shape[1] < 2:
-            raise MetricError(f"{name} needs at least two classes and the output has the shape {scores.shape}.")
-        wanted = labels.astype(np.int64).ravel()
-        kept = wanted != IGNORED
-        _check_classes(wanted[kept], flat.shape[1], name)
-        yield flat[kept], wanted[kept]
-
-
 def log_softmax(scores: np.ndarray) -> np.ndarray:
     """log p over the last axis, float64; p is softmax(scores), or the scores where all rows already sum to 1."""
     if scores.size and scores.min() >= 0 and np.allclose(scores.sum(-1, dtype=np.float64), 1, atol=2e-3):
@@ -209,33 +190,34 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def _check_classes(labels: np.ndarray, classes: int, name: str) -> None:
-    if labels.size and (labels.min() < 0 or labels.max() >= classes):
-        odd = int(labels.min() if labels.min() < 0 else labels.max())
-        raise MetricError(f"{name} found the label {odd} and the model has the classes 0 to {classes - 1}.")
-
-
 def _share(values: np.ndarray) -> float:
     if values.size == 0:
-        raise MetricError("The data holds no label that counts: all are ignored.")
+        raise MetricError(_ALL_IGNORED)
     return float(values.mean(dtype=np.float64))
 
 
 def _confusion(predict: Predict, batches: Batches, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     right, said, true = (np.zeros(0) for _ in range(3))
-    for scores, labels in class_scores(predict, batches, name):
+    for batch in scored(predict, batches, name):
+        scores, labels = batch.scores, batch.labels
         classes, guess = scores.shape[1], scores.argmax(-1)
         right, said, true = (x if x.size else np.zeros(classes) for x in (right, said, true))
         right = right + np.bincount(labels[guess == labels], minlength=classes)
         said = said + np.bincount(guess, minlength=classes)
         true = true + np.bincount(labels, minlength=classes)
+    if not true.any():
+        raise MetricError(_ALL_IGNORED)
     return right, said, true
 
 
 def _mean_nll(predict: Predict, batches: Batches, name: str) -> float:
     losses = []
-    for scores, labels in class_scores(predict, batches, name):
-        losses.append(-np.take_along_axis(log_softmax(scores), labels[:, None], 1).ravel())
+    for batch in scored(predict, batches, name):
+        log_p = log_softmax(batch.scores)
+        if batch.shares is None:
+            losses.append(-np.take_along_axis(log_p, batch.labels[:, None], 1).ravel())
+        else:
+            losses.append(-(batch.shares * log_p).sum(1))
     return _share(np.concatenate(losses))
 
 
@@ -250,8 +232,12 @@ def _mean_error(predict: Predict, batches: Batches, name: str, power: int) -> fl
 def _pairs(predict: Predict, batches: Batches, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for batch in batches:
         out, wanted = first(predict(*batch.arrays())), labels_of(batch, name)
-        if out.shape != wanted.shape and out.size != wanted.size:
-            raise MetricError(f"{name} needs labels in the output's shape {out.shape}; the labels have {wanted.shape}.")
+        if [n for n in out.shape[1:] if n != 1] != [n for n in wanted.shape[1:] if n != 1]:
+            turned = sorted(out.shape[1:]) == sorted(wanted.shape[1:])
+            raise MetricError(
+                f"{name} needs labels in the output's shape {out.shape}; the labels have {wanted.shape}"
+                f"{', whose axes seem to be in another order (permute them)' if turned else ''}."
+            )
         yield out, wanted.reshape(out.shape)
 
 

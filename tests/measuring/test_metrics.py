@@ -10,8 +10,9 @@ import torch
 
 from tersor.errors import DataError, MetricError
 from tersor.measuring.batches import Batches
+from tersor.measuring.classes import IGNORED
 from tersor.measuring.metrics import Metric, drop, from_function, predictor, prepared, structured
-from tersor.measuring.scores import BUILT_IN, IGNORED, built_in
+from tersor.measuring.scores import BUILT_IN, built_in
 
 G = np.random.default_rng(0)
 LOGITS = G.standard_normal((50, 7)).astype(np.float32)
@@ -196,7 +197,7 @@ def test_unknown_names_are_explained(name: str, said: str) -> None:
         ("accuracy", Batches.of(LOGITS), DataError, "accuracy needs labels and the data has none"),
         ("accuracy", Batches.of(LOGITS, CLASSES + 9), MetricError, "model has the classes 0 to 6"),
         ("accuracy", Batches.of(LOGITS, CLASSES * 0 - 1), MetricError, "found the label -1"),
-        ("accuracy", Batches.of(LOGITS[:, :1], CLASSES), MetricError, "at least two classes"),
+        ("accuracy", Batches.of(LOGITS[:, :1], CLASSES), MetricError, "gives one number an item"),
         ("accuracy", Batches.of(LOGITS, VALUES), MetricError, r"the labels \(50, 2, 8, 8\)"),
         ("accuracy", Batches.of(LOGITS, CLASSES * 0 + IGNORED), MetricError, "all are ignored"),
         ("accuracy", Batches.of(LOGITS * np.nan, CLASSES), MetricError, "output is NaN for 50 of 50 items"),
