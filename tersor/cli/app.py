@@ -6,14 +6,18 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from tersor import __version__
 from tersor.cli.archives import distil, prune, quantize
 from tersor.cli.console import hush, results, write_json
 from tersor.cli.options import (
+    BUDGET,
+    RUN,
+    TRAINING,
     Augment,
     Batch,
     Data,
@@ -34,6 +38,17 @@ from tersor.cli.options import (
 from tersor.cli.progress import Stages
 from tersor.errors import InputError, TersorError
 
+
+class Command(TyperCommand):
+    """A command whose help does not call its flags values."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.metavar = ""
+        return option
+
+
 app = typer.Typer(
     name="tersor",
     help="Make a trained neural network small and fast on the machine where it will run, and prove it.",
@@ -46,26 +61,45 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show the whole traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", metavar="", help="Show the version and exit.")] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", metavar="", help="Show the whole traceback of an error.")
+    ] = False,
 ) -> None:
     if version:
         print(f"tersor {__version__}")
         raise typer.Exit
 
 
-@app.command()
+@app.command(cls=Command)
 def compress(
     model: Model,
     data: Data,
     out: Annotated[
-        Path | None, typer.Option(help="The folder to write; replaced as a whole.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder to write the artifact to; an earlier artifact there is replaced as a whole.",
+            show_default=False,
+        ),
     ] = None,
     eval_data: EvalData = None,
     metric: Metric = "accuracy",
-    max_drop: Annotated[str, typer.Option(help="What may be lost of the metric: 0.5% or 0.005.")] = "0.5%",
+    max_drop: Annotated[
+        str,
+        typer.Option(
+            metavar="DROP",
+            help="Maximum allowed metric drop: 0.5% or 0.005 (half a point of accuracy; relative for errors such as mse).",
+            rich_help_panel=BUDGET,
+        ),
+    ] = "0.5%",
     target: Annotated[
-        str, typer.Option(help="eager, inductor, onnxruntime, openvino, several by commas, or auto.")
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Runtimes to choose from, separated by commas: eager, inductor, onnxruntime, openvino, each also with a "
+            "precision (onnxruntime:int8), or auto for all that are installed.",
+        ),
     ] = "auto",
     batch: Batch = 1,
     threads: Threads = 0,
@@ -73,24 +107,42 @@ def compress(
     seed: Seed = 0,
     exclude: Exclude = None,
     time_limit: Annotated[
-        str | None, typer.Option(help="Stop searching after 90s, 10m, 1.5h.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Maximum time of the whole command: 90s, 10m, 1.5h. The best result so far is delivered. Default: no limit.",
+            show_default=False,
+            rich_help_panel=RUN,
+        ),
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(metavar="PLAN", help="Re-apply a plan.yaml instead of searching.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="PLAN", help="Apply the plan.yaml of an earlier run instead of searching.", show_default=False
+        ),
     ] = None,
     recover: Annotated[
         str | None,
-        typer.Option(metavar="LENGTH", help="Train what loses too much: 2epochs, 10m.", show_default=False),
+        typer.Option(
+            metavar="LENGTH",
+            help="Fine-tune candidates that lose too much for so long, with the original as the teacher: 2epochs, 10m. "
+            "Default: no training.",
+            show_default=False,
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     loss: Loss = "auto",
     rate: Rate = None,
     augment: Augment = "",
     training: Training = None,
     sensitivity: Sensitivity = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Search and measure, but write nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", metavar="", help="Search and measure, but write nothing.", rich_help_panel=RUN),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Find the fastest version of a model inside the budget, prove it, and write it to a folder."""
+    """Find the fastest version of a model within the allowed metric drop, verify it, and write it to a folder."""
     from tersor.inputs import amounts
 
     amounts.drop(max_drop)  # words are judged before anything is loaded
@@ -134,27 +186,34 @@ def compress(
 
 
 for _makes_an_archive in (prune, quantize, distil):
-    app.command()(_makes_an_archive)
+    app.command(cls=Command)(_makes_an_archive)
 
 
-@app.command()
+@app.command(cls=Command)
 def sensitivity(
     model: Model,
     data: Data,
     metric: Metric = "accuracy",
     granularity: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="channels, bits or weights; repeatable; all.", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="What to make smaller: channels, bits or weights. Can be repeated. Default: all three.",
+            show_default=False,
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write an HTML page with plots.", show_default=False)] = None,
-    items: Annotated[int, typer.Option(min=1, help="Held-out items that are judged on.")] = 256,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="HTML page with plots to write. Default: none.", show_default=False),
+    ] = None,
+    items: Annotated[int, typer.Option(min=1, metavar="COUNT", help="Number of held-out items to evaluate on.")] = 256,
     threads: Threads = 0,
     memory_limit: MemoryLimit = None,
     seed: Seed = 0,
     exclude: Exclude = None,
     as_json: Json = False,
 ) -> None:
-    """Show how much the metric loses when one layer alone is made smaller."""
+    """Show how much the metric drops when each layer alone is pruned or quantized."""
     with results(as_json) as stream, Stages() as progress:
         from tersor.probing import sensitivity as measure
         from tersor.sensed import GRANULARITIES
@@ -183,16 +242,20 @@ def sensitivity(
         show(found)
 
 
-@app.command()
+@app.command(cls=Command)
 def inspect(
     model: Model,
     data: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Its first batch, for a model without example.", show_default=False),
+        typer.Option(
+            metavar="DATA",
+            help="Data to show as it is read; its first batch is the example input of a model that comes without one.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show layers, parameters, multiply-adds, and what can be pruned or why not."""
+    """Show layers, parameters and multiply-adds, and which axes can be pruned or why not."""
     with results(as_json) as stream:
         from tersor.inspection import inspect as look
 
@@ -205,18 +268,26 @@ def inspect(
         show(found)
 
 
-@app.command()
+@app.command(cls=Command)
 def benchmark(
     folder: Folder,
     vs: Annotated[
-        list[Path] | None, typer.Option(metavar="FOLDER", help="Another artifact, timed in turns; repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Another artifact to time side by side. Can be repeated."),
     ] = None,
     batch: Batch = 1,
-    threads: Annotated[int, typer.Option(min=0, help="Threads; 0 takes what the first was measured with.")] = 0,
-    rounds: Annotated[int, typer.Option(min=5, help="Turns for each.")] = 50,
+    threads: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="COUNT",
+            help="Number of CPU threads; 0 uses as many as the first artifact was measured with.",
+        ),
+    ] = 0,
+    rounds: Annotated[int, typer.Option(min=5, metavar="COUNT", help="Number of timing rounds.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """Time an artifact in its own runtime, against itself and against others."""
+    """Time an artifact in its own runtime, beside a second copy of itself (the noise) and beside other artifacts."""
     folders = [folder, *(vs or [])]
     with results(as_json) as stream:
         from tersor.benchmarking import benchmark as time_them
@@ -229,23 +300,24 @@ def benchmark(
         show_race(race, folders, batch)
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(
     folder: Folder,
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Measure the metric again on this data.", show_default=False)
+        str | None, typer.Option(metavar="DATA", help="Data to evaluate the metric on again.", show_default=False)
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="Another metric than the recorded one.", show_default=False)
+        str | None,
+        typer.Option(metavar="NAME", help="Metric to evaluate. Default: the recorded one.", show_default=False),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="The original, for metrics that compare with it.", show_default=False),
+        typer.Option(metavar="MODEL", help="The original model, for metrics that compare with it.", show_default=False),
     ] = None,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
-    """Check every file of an artifact, run its recorded example, and measure again where data is given."""
+    """Check every file of an artifact, run its recorded example, and, with --data, evaluate the metric again."""
     with results(as_json) as stream:
         from tersor.cli.verify import verified
 
@@ -256,13 +328,13 @@ def verify(
         print(sentence)
 
 
-@app.command()
+@app.command(cls=Command)
 def report(
     folder: Folder,
-    browse: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    browse: Annotated[bool, typer.Option("--open", metavar="", help="Open the report in the browser.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what was claimed of an artifact, and where its report is."""
+    """Show the report of an artifact."""
     with results(as_json) as stream:
         from tersor.cli.shown import show_report
         from tersor.report import Report
@@ -279,9 +351,9 @@ def report(
         webbrowser.open((folder / "report.html").resolve().as_uri())
 
 
-@app.command()
+@app.command(cls=Command)
 def doctor(as_json: Json = False) -> None:
-    """Show what this machine can run, what is missing and what disturbs."""
+    """Show which runtimes work on this machine, what is missing, and what would disturb measurements."""
     with results(as_json) as stream:
         from tersor.cli.doctor import examine, show, usable
 
@@ -294,10 +366,10 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(4)
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("demo-out"),
-    seed: Annotated[int, typer.Option(help="Of the training and of everything else that is drawn.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write.")] = Path("demo-out"),
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Train a small residual network on scans of handwritten digits, and compress it."""

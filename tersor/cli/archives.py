@@ -9,7 +9,9 @@ import typer
 
 from tersor.cli.console import results, write_json
 from tersor.cli.options import (
+    BUDGET,
     MODEL,
+    TRAINING,
     Archive,
     Augment,
     Data,
@@ -37,36 +39,80 @@ def prune(
     macs: Annotated[
         str | None,
         typer.Option(
-            metavar="SHARE", help="Multiply-adds to be left by removing channels: 2x, 50%.", show_default=False
+            metavar="SHARE",
+            help="Multiply-adds to keep, reached by removing channels: 2x (half of them), 50%.",
+            show_default=False,
         ),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="Single weights that stay: 5x, 20%.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="SHARE", help="Weights to keep; the others become zero: 5x (a fifth), 20%.", show_default=False
+        ),
     ] = None,
     only: Annotated[
         str | None,
         typer.Option(
             metavar="KINDS",
-            help="With --macs: of channels, neurons, heads, head_width, residual.",
+            help="With --macs: kinds of prunable groups to use, separated by commas: channels, neurons, heads, head_width, "
+            "residual. Default: all.",
             show_default=False,
         ),
     ] = None,
     branches: Annotated[
-        str, typer.Option(help="Residual branches (blocks, layers) to leave out, or, with --macs, auto.")
+        str,
+        typer.Option(
+            metavar="COUNT",
+            help="Number of residual branches (blocks, layers) to remove, or auto together with --macs.",
+        ),
     ] = "0",
     pattern: Annotated[
-        str, typer.Option(help="Of the zeros: anywhere, rows, n:m, or a tile such as 16x1.")
+        str,
+        typer.Option(
+            metavar="PATTERN",
+            help="Where zeros may lie: anywhere, rows (equally many a row), n:m such as 2:4, or a tile such as 16x1.",
+        ),
     ] = "anywhere",
-    criterion: Annotated[str, typer.Option(help="What stays: best, or magnitude, wanda, obs, ...")] = "best",
-    schedule: Annotated[str, typer.Option(help="geometric, linear, cosine or cubic.")] = "geometric",
-    steps: Annotated[int, typer.Option(min=1, help="Each measures anew what the last one left.")] = 1,
-    multiple: Annotated[str, typer.Option(help="Of channels: 8, or auto: what runtimes here reward.")] = "1",
+    criterion: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Pruning criterion: best (for what is removed), magnitude, wanda, obs, taylor, ..."
+        ),
+    ] = "best",
+    schedule: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="How the share removed grows over --steps: geometric, linear, cosine or cubic."
+        ),
+    ] = "geometric",
+    steps: Annotated[
+        int,
+        typer.Option(min=1, metavar="COUNT", help="Number of pruning steps; statistics are measured anew for each."),
+    ] = 1,
+    multiple: Annotated[
+        str,
+        typer.Option(
+            metavar="COUNT",
+            help="Channel alignment: keep a multiple of this many channels, or auto to time what the runtimes reward.",
+        ),
+    ] = "1",
     max_drop: Annotated[
-        str | None, typer.Option(help="Go only as far as this holds: 0.5%.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="DROP",
+            help="Maximum allowed metric drop: 0.5% or 0.005 (half a point of accuracy). Pruning stops before it.",
+            show_default=False,
+            rich_help_panel=BUDGET,
+        ),
     ] = None,
     recover: Annotated[
         str | None,
-        typer.Option(metavar="LENGTH", help="Train after each step: 2epochs, 10m.", show_default=False),
+        typer.Option(
+            metavar="LENGTH",
+            help="Fine-tune after each step for so long, with the original as the teacher: 2epochs, 10m. Default: no training.",
+            show_default=False,
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     loss: Loss = "auto",
     rate: Rate = None,
@@ -74,7 +120,12 @@ def prune(
     training: Training = None,
     rewind: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="With --recover: train from these early values.", show_default=False),
+        typer.Option(
+            metavar="MODEL",
+            help="With --recover: restart training from this earlier checkpoint of the model (lottery ticket rewinding).",
+            show_default=False,
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     sensitivity: Sensitivity = None,
     metric: Metric = "accuracy",
@@ -85,7 +136,7 @@ def prune(
     exclude: Exclude = None,
     as_json: Json = False,
 ) -> None:
-    """Remove channels, zero weights, or both, and repair what stays: no labels, and no training unless asked for."""
+    """Prune channels, weights or both, and correct the remaining weights; needs no labels, and trains only on request."""
     with results(as_json) as stream, Stages() as progress:
         from tersor.cli.training import recovery
         from tersor.pruning import prune as run_pruning
@@ -128,33 +179,73 @@ def quantize(
     data: Data,
     out: Annotated[
         Path | None,
-        typer.Option(help="The .pt2 or .onnx file, or for a folder the folder to write.", show_default=False),
+        typer.Option(
+            metavar="PATH",
+            help="Path of the .pt2 or .onnx file to write; for a language model the folder to write.",
+            show_default=False,
+        ),
     ] = None,
     weights: Annotated[
         str,
-        typer.Option(metavar="BITS", help="1 to 8, ternary, binary, codebook16, nf4, fp8, mxfp4, log4, bf16, ..."),
+        typer.Option(
+            metavar="FORMAT",
+            help="Weight format: 1 to 8 (bits), ternary, binary, codebook16, nf4, fp4, fp8, mxfp4, log4, bf16, ...",
+        ),
     ] = "4",
     activations: Annotated[
-        str, typer.Option(metavar="BITS", help="2 to 8 (of a language model 4 to 8), or none: float.")
+        str,
+        typer.Option(
+            metavar="BITS", help="Activation bits: 2 to 8 (4 to 8 for a language model), or none to keep them in float."
+        ),
     ] = "none",
     kv_cache: Annotated[
-        str, typer.Option(metavar="KIND", help="Of a language model: 8, fp8, or none: float.")
+        str,
+        typer.Option(
+            metavar="FORMAT", help="For a language model: KV cache format: 8 (bits), fp8, or none to keep it in float."
+        ),
     ] = "none",
     edges: Annotated[
-        str, typer.Option(metavar="BITS", help="Of the first and last matrix; auto: 8 where others have fewer.")
+        str,
+        typer.Option(
+            metavar="FORMAT",
+            help="Weight format of the first and last matrix; auto is 8 bits where the others have fewer.",
+        ),
     ] = "auto",
-    embeddings: Annotated[str, typer.Option(metavar="BITS", help="Of embeddings, or none: float.")] = "none",
-    groups: Annotated[int, typer.Option(min=0, help="Columns that share a scale; 0: what is usual.")] = 0,
-    method: Annotated[str, typer.Option(help="gptq, or rounding integers to nearest.")] = "gptq",
+    embeddings: Annotated[
+        str, typer.Option(metavar="FORMAT", help="Weight format of embeddings, or none to keep them in float.")
+    ] = "none",
+    groups: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="COLUMNS", help="Group size: columns that share a scale; 0 is the usual size of the format."
+        ),
+    ] = 0,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="Rounding method: gptq, or rounding (to nearest).")
+    ] = "gptq",
     ranges: Annotated[
-        str, typer.Option(help="Of activations: best, minmax, average, percentile, mse, entropy.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Observer of activation ranges: best, minmax, average, percentile, mse or entropy.",
+        ),
     ] = "best",
     polish: Annotated[
         int,
-        typer.Option(min=0, metavar="STEPS", help="Of a language model: choose each block's codes again, together."),
+        typer.Option(
+            min=0,
+            metavar="STEPS",
+            help="For a language model: optimization steps of rounding and scales per block (as in AdaRound and SignRound).",
+        ),
     ] = 0,
     recover: Annotated[
-        str | None, typer.Option(metavar="LENGTH", help="Train afterwards: 2epochs, 10m.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="LENGTH",
+            help="Quantization-aware training for so long, with the original as the teacher: 2epochs, 10m. Default: none.",
+            show_default=False,
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     loss: Loss = "auto",
     rate: Rate = None,
@@ -168,7 +259,7 @@ def quantize(
     exclude: Exclude = None,
     as_json: Json = False,
 ) -> None:
-    """Put weights and activations on grids of few bits: no labels, and no training unless asked for."""
+    """Quantize weights and activations to few bits; needs no labels, and trains only on request."""
     with results(as_json) as stream, Stages() as progress:
         from tersor.cli.training import recovery
         from tersor.quantising import quantize as run_quantising
@@ -208,15 +299,28 @@ def distil(
     data: Data,
     student: Annotated[
         str | None,
-        typer.Argument(metavar="STUDENT", help=MODEL + " Or none: --width, --depth.", show_default=False),
+        typer.Argument(
+            metavar="STUDENT",
+            help="The model to train, in the form of --teacher. Default: a smaller teacher, by --width and --depth.",
+            show_default=False,
+        ),
     ] = None,
-    width: Annotated[str, typer.Option(metavar="SHARE", help="Without STUDENT: of each axis of the teacher.")] = "100%",
-    depth: Annotated[
-        str, typer.Option(metavar="SHARE", help="Without STUDENT: of the teacher's residual branches.")
+    width: Annotated[
+        str, typer.Option(metavar="SHARE", help="Without STUDENT: share of the teacher's channels to keep.")
     ] = "100%",
-    reuse: Annotated[bool, typer.Option("--reuse", help="Begin with the teacher's early layers.")] = False,
+    depth: Annotated[
+        str, typer.Option(metavar="SHARE", help="Without STUDENT: share of the teacher's residual branches to keep.")
+    ] = "100%",
+    reuse: Annotated[
+        bool,
+        typer.Option(
+            "--reuse", metavar="", help="Initialize the student with the teacher's weights where layers agree."
+        ),
+    ] = False,
     out: Archive = None,
-    recover: Annotated[str, typer.Option(metavar="LENGTH", help="How long: 2epochs, 10m.")] = "2epochs",
+    recover: Annotated[
+        str, typer.Option(metavar="LENGTH", help="Length of the training: 2epochs, 10m.", rich_help_panel=TRAINING)
+    ] = "2epochs",
     loss: Loss = "auto",
     rate: Rate = None,
     augment: Augment = "",
@@ -228,7 +332,7 @@ def distil(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Train one model to answer as another does."""
+    """Train a student model to give the outputs of a teacher (knowledge distillation)."""
     with results(as_json) as stream, Stages() as progress:
         from tersor.cli.training import recovery
         from tersor.distilling import distil as run_distilling

@@ -8,49 +8,120 @@ from typing import Annotated
 import typer
 
 MODEL = (
-    "path/to/file.py:function or package.module:function returning a module or (module, example), or a .pt2 archive."
+    "The trained model: path/to/file.py:function or package.module:function that returns a torch.nn.Module or (module, "
+    "example input), or a torch.export archive (.pt2)."
 )
-DATA = "path/to/file.py:function returning an iterable of (inputs, labels) batches, or an .npz with x and y."
+DATA = (
+    "Calibration data: path/to/file.py:function that returns batches of inputs or (inputs, labels), or an .npz file with "
+    "arrays x and y."
+)
+# Panels of the help.
+BUDGET, TRAINING, RUN = "What is promised and measured", "Training", "How it runs"
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)]
 ModelOrFolder = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help=MODEL + " Or the folder of a language model (config.json, safetensors); --data is then token ids.",
+        help=MODEL
+        + " Or the folder of a language model (config.json and safetensors); --data is then token ids or text.",
         show_default=False,
     ),
 ]
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that compress wrote.", show_default=False)]
+Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="A folder written by `tersor compress`.", show_default=False)
+]
 Data = Annotated[str, typer.Option(metavar="DATA", help=DATA, show_default=False)]
 EvalData = Annotated[
-    str | None, typer.Option(metavar="DATA", help="Judge on this data; else on a part of --data.", show_default=False)
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Data to evaluate on, in the same form as --data. Default: a held-out part of --data.",
+        show_default=False,
+        rich_help_panel=BUDGET,
+    ),
 ]
-Metric = Annotated[str, typer.Option(help="accuracy, top5, mse, ..., agreement, or file.py:function.")]
-Exclude = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Leave this layer alone; repeatable.")]
-Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
-Archive = Annotated[Path | None, typer.Option(help="The .pt2 archive to write.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout, progress to stderr.")]
-Threads = Annotated[int, typer.Option(min=0, help="Threads of the runtime; 0 leaves it to torch.")]
-Loss = Annotated[str, typer.Option(help="Of the training: auto, 0.9*kl(temperature=4) + 0.1*cross_entropy, ...")]
-Rate = Annotated[float | None, typer.Option(help="The highest learning rate of the training.", show_default=False)]
-Augment = Annotated[str, typer.Option(help="Of images while training: flip, crop, or file.py:function; by commas.")]
+Metric = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Metric to evaluate: accuracy, top5, iou, mse, r2, psnr, cosine, agreement (with the original), ..., or "
+        "path/to/file.py:function.",
+        rich_help_panel=BUDGET,
+    ),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(metavar="LAYER", help="Name of a layer to leave unchanged. Can be repeated.")
+]
+Seed = Annotated[int, typer.Option(metavar="INTEGER", help="Random seed.", rich_help_panel=RUN)]
+Archive = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Path of the .pt2 archive to write.", show_default=False)
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", metavar="", help="Print the result as one JSON object; progress goes to stderr.", rich_help_panel=RUN
+    ),
+]
+Threads = Annotated[
+    int,
+    typer.Option(
+        min=0, metavar="COUNT", help="Number of CPU threads to use; 0 uses torch's default.", rich_help_panel=RUN
+    ),
+]
+Loss = Annotated[
+    str,
+    typer.Option(
+        metavar="LOSS",
+        help="Training loss: auto, or a weighted sum such as '0.9*kl(temperature=4) + 0.1*cross_entropy'.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        metavar="NUMBER",
+        help="Peak learning rate. Default: chosen from the loss and the optimizer.",
+        show_default=False,
+        rich_help_panel=TRAINING,
+    ),
+]
+Augment = Annotated[
+    str,
+    typer.Option(
+        metavar="NAMES",
+        help="Data augmentation for images, separated by commas: flip, crop, or path/to/file.py:function. Default: none.",
+        show_default=False,
+        rich_help_panel=TRAINING,
+    ),
+]
 Training = Annotated[
     list[str] | None,
     typer.Option(
         metavar="SETTING=VALUE",
-        help="Of the training: batch=64, norms=moving, optimiser=sgd, average=0.99, precision=bf16, ...; repeatable.",
+        help="Further training settings: batch=64, norms=moving, optimiser=sgd, average=0.99, precision=bf16, ... Can be "
+        "repeated.",
         show_default=False,
+        rich_help_panel=TRAINING,
     ),
 ]
 Sensitivity = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="What sensitivity --json wrote: it proposes widths, too.", show_default=False),
+    typer.Option(
+        metavar="FILE",
+        help="Output of `tersor sensitivity --json`; corrects the predicted loss of each prunable group.",
+        show_default=False,
+    ),
 ]
 MemoryLimit = Annotated[
     str | None,
     typer.Option(
-        metavar="SIZE", help="Memory to hold at most: 2GB, 800MB. Default: what the container has.", show_default=False
+        metavar="SIZE",
+        help="Maximum memory to use, for example 2GB or 800MB. Default: the limit of the container or machine.",
+        show_default=False,
+        rich_help_panel=RUN,
     ),
 ]
-Batch = Annotated[int, typer.Option(min=1, help="Items a call, for which the speed counts.")]
+Batch = Annotated[
+    int, typer.Option(min=1, metavar="ITEMS", help="Batch size to optimize latency for.", rich_help_panel=BUDGET)
+]
