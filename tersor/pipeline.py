@@ -20,8 +20,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tersor.deadline import Deadline, TimeUp, until
 from tersor.delivery import deliver
-from tersor.inputs.job import Progress, bring, quiet, torch_threads
+from tersor.inputs.job import Progress, bring, deadline_of, quiet, torch_threads
+from tersor.limits import Heard, cut_short, too_short
 from tersor.recipe import read_recipe
 from tersor.recovery.wish import Recovery
 from tersor.report import Report
@@ -47,7 +49,7 @@ def compress(
     threads: int = 0,
     seed: int = 0,
     exclude: Sequence[str] = (),
-    time_limit: float | str | None = None,
+    time_limit: float | str | Deadline | None = None,
     recipe: str | Path | None = None,
     recover: Recovery | str | None = None,
     sensitivity: Sensitivity | str | Path | None = None,
@@ -61,40 +63,47 @@ def compress(
     data, eval_data: batches of (inputs, labels), or their spec; without `eval_data` a seeded part of `data` is kept aside.
     metric: a built-in name, a `Metric`, or a spec; `max_drop`: what may be lost of it (0.005 or "0.5%").
     target: target names separated by commas, or "auto" for every installed one; `batch` is the size that is timed.
+    time_limit: how long all of this may take ("10m"): the best that was verified by then is delivered.
     recover: how long a plan that loses too much is trained, the original teaching it ("2epochs", "10m", or a `Recovery`).
     sensitivity: what `sensitivity` found of the channels of this model, or the file with it; plans are made by it as well.
     memory_limit: what may be held in memory ("2GB"), with the processes that are started; None: what the container has.
     out: where the artifact goes (None: nowhere, only the report). Raises a `TersorError` whose message is one sentence.
     """
     begin = time.monotonic()
+    limit, heard = deadline_of(time_limit), Heard(progress)
     saved = None if recipe is None else read_recipe(Path(recipe).read_text(encoding="utf-8"))
     if saved is not None:
         seed, threads = saved.seed, saved.threads  # what the fit depends on is part of the decision
+    search = None
     with torch_threads(threads), TemporaryDirectory(prefix="tersor-") as scratch:
-        job = bring(
-            model,
-            data,
-            metric,
-            max_drop,
-            eval_data,
-            batch,
-            threads,
-            seed,
-            tuple(exclude),
-            time_limit,
-            progress,
-            memory_limit,
-        )
-        search = Search(job, fold_norms(job.model), Workbench(job, Path(scratch)), targets_called(target))
-        if saved is not None:
-            search.follow(saved)
-        else:
-            if sensitivity is not None:
-                search.factors = Sensitivity.of(sensitivity).factors([g.name for g in groups(search.model)])
-            search.recover = recover if isinstance(recover, Recovery) else Recovery.of(recover)
-            search.lossless_and_int8()
-            search.ladder()
-        chosen, race = search.choose()
+        try:
+            with until(limit):
+                job = bring(
+                    model,
+                    data,
+                    metric,
+                    max_drop,
+                    eval_data,
+                    batch,
+                    threads,
+                    seed,
+                    tuple(exclude),
+                    limit,
+                    heard,
+                    memory_limit,
+                )
+                search = Search(job, fold_norms(job.model), Workbench(job, Path(scratch)), targets_called(target))
+                if saved is not None:
+                    search.follow(saved)
+                else:
+                    if sensitivity is not None:
+                        search.factors = Sensitivity.of(sensitivity).factors([g.name for g in groups(search.model)])
+                    search.recover = recover if isinstance(recover, Recovery) else Recovery.of(recover)
+                    if left_out := search.run():
+                        search.notes.append(cut_short(limit, heard, left_out))
+                chosen, race = search.choose()
+        except TimeUp:
+            raise too_short(limit, heard, None if search is None else search.bench.verifying()) from None
         report = summarise(job, search, chosen, race, time.monotonic() - begin)
         if out is not None and not dry_run:
             fields = {"seed": seed, "recipe": search.recipe(chosen).written()}

@@ -13,6 +13,7 @@ from statistics import median
 
 from torch import Tensor
 
+from tersor import deadline
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.maths.damage import damage
@@ -138,6 +139,7 @@ def _precisions(
     w, facts = model.tensor(matrix.weight), profile.facts[matrix.name]
     options = [Option(FLOAT, 0.0, speeds.floating * share, w.numel() * w.element_size())]
     for technique in techniques:
+        deadline.check()
         fitted = technique.fit(matrix, w, facts)
         lost = damage(_as_matrix(fitted.dense() - w, matrix), facts.gram, facts.fisher)
         lost += feed_damage(_as_matrix(w, matrix), facts, profile.ranges[site.activation].step)

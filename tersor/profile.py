@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from tersor import deadline
 from tersor.graph.checked import checked, finite
 from tersor.graph.fisher import gradients, squared_weight_gradients
 from tersor.graph.memory import cut, together
@@ -115,6 +116,7 @@ def measure(
     for index, part in enumerate(parts):
         one = _Pass(model, part, needs, seed, temperature, ranged=index == 0)
         for piece in (piece for batch in checked(model, kept) for piece in cut(batch, size)):
+            deadline.check()
             one.see(piece)
             if progress is not None:
                 progress(one.items + index * items)

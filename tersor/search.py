@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
+from math import inf, prod
 
 from tersor.calibrated import Calibrated
+from tersor.deadline import TimeUp, until
 from tersor.errors import BudgetError, RecipeError, TargetError
 from tersor.feeds import Feeds
 from tersor.fitting import Decisions
@@ -48,6 +49,7 @@ BOLDER = (0.85, 0.7, 0.55, 0.4)  # of the seconds with everything in int8
 LIMITS = (0.25, 0.375, 0.5, 0.625, 0.75)  # of its width that a group keeps at least
 GENTLER = (0.1, 0.25, 0.5, 0.75)  # of the way back from int8 to float
 ORIGINAL = "original (torch eager)"
+STEPS = ("int8 and compiled files", "plans that mix precisions and widths")
 ROUNDS = 20
 FINAL_ROUNDS = 60
 STARTS = 3  # of the last race, each with new processes: one that was unlucky may be a tenth slower all its life
@@ -82,9 +84,35 @@ class Search:
         """What decisions are made on: the model as it is fitted, and its profile."""
         return Calibrated(self.job, self.model)
 
+    def run(self) -> str:
+        """All of it, or as much as there is time for, so that what was tried can still be chosen from and delivered. Gives what
+        was left out or cut short; nothing where there was time for everything.
+        """
+        limit, steps = self.job.deadline, {STEPS[0]: self.lossless_and_int8, STEPS[1]: self.ladder}
+        ahead = list(steps)
+        try:
+            if limit.limited:
+                with until(limit.sooner(self.bench.verifying)):
+                    self._quick()
+            with until(limit.sooner(self.bench.choosing)):
+                for name, step in steps.items():
+                    step()
+                    ahead.remove(name)
+        except TimeUp:
+            return "; ".join(ahead)
+        return ""
+
+    def _quick(self) -> None:
+        """Have something lossless timed before anything slow is begun."""
+        quick = [t for t in self.targets if t.precision != "int8" and not t.compiles]
+        self._try_whole(quick)
+        if self.bench.alive():
+            self._time_all()
+
     def lossless_and_int8(self) -> None:
         """Try every target at every precision, whole, and time them side by side."""
-        self._try_whole([t for t in self.targets if t.precision != "int8"])
+        tried = {trial.candidate.target for trial in self.bench.trials.values()}
+        self._try_whole([t for t in self.targets if t.precision != "int8" and t not in tried])
         if any(t.precision == "int8" for t in self.targets):
             if weight_bits() < 8:
                 self.notes.append(_NARROW)
@@ -126,11 +154,10 @@ class Search:
         last = int8.seconds or 0.0
         for seconds in self._rungs(int8, bold):
             best = self.bench.fastest_promising()
-            if self.job.late or (best is not None and not bold and seconds >= (best.seconds or 0.0)):
+            if best is not None and not bold and seconds >= (best.seconds or 0.0):
                 return
             if self._rung(table, seconds) != bold:
-                if not self.job.late:
-                    self._rung(table, (last + seconds) / 2)
+                self._rung(table, (last + seconds) / 2)
                 return
             last = seconds
 
@@ -158,21 +185,45 @@ class Search:
         What is not measurably faster is not worth losing more for: of those that are as fast as the fastest, for all that
         the race can tell, the one that loses least on held-out data, and of equals the smallest, is taken.
         """
-        best = self.bench.fastest_inside()
+        limit = self.job.deadline
+        best, near = self._verified()
         if best is None:
             raise BudgetError(self._best_reached())
-        near = self.bench.near(best.name, NEAR)
-        self.bench.export([Candidate(ORIGINAL, target_called("eager", "fp32"), Compressed(self.job.model))])
-        race = self.bench.time([best.name, *(t.name for t in near), ORIGINAL], FINAL_ROUNDS, starts=STARTS)
+        with until(limit.sooner(self.bench.copying)):
+            self.bench.export([Candidate(ORIGINAL, target_called("eager", "fp32"), Compressed(self.job.model))])
+            race = self.bench.time([best.name, *(t.name for t in near), ORIGINAL], FINAL_ROUNDS, starts=STARTS)
         first = min([best, *near], key=lambda t: race.median(t.name))
         tied = [t for t in (best, *near) if t is first or _even(race, t.name, first.name)]
         tied.sort(key=lambda t: (max(0.0, self.bench.lost(t.name)), t.nbytes))
-        chosen = next(t for t in [*tied, best] if self.bench.judge(t.name).within(self.job.max_drop))
+        try:
+            with until(limit.sooner(self.bench.copying)):
+                chosen = next(t for t in [*tied, best] if self.bench.judge(t.name).within(self.job.max_drop))
+        except TimeUp:
+            chosen = first = best
         if chosen is not first:
             self.notes.append(
                 f"{first.name} was not measurably faster than {chosen.name}, which loses less or is smaller."
             )
         return self.bench.trials[chosen.name], race
+
+    def _verified(self) -> tuple[Trial | None, list[Trial]]:
+        """The fastest trial that keeps the promise on evaluation data, and those near it. Where time is short: the fastest of
+        those that nothing lossy was done to, which need no luck."""
+        timed = any(trial.seconds is not None for trial in self.bench.trials.values())
+        try:
+            with until(self.job.deadline.sooner(self.bench.verifying)):
+                best = self.bench.fastest_inside() if timed else None
+                if timed:
+                    return best, [] if best is None else self.bench.near(best.name, NEAR)
+        except TimeUp:
+            pass
+        whole = [
+            t for t in self.bench.alive().values() if self.decided[t.name] is None and not t.candidate.target.compiles
+        ]
+        whole.sort(key=lambda t: t.seconds or inf)
+        with until(self.job.deadline.sooner(self.bench.copying)):
+            inside = (t for t in whole if self.bench.judge(t.name).within(self.job.max_drop))
+            return next(inside, None), []
 
     def recipe(self, trial: Trial) -> Recipe:
         """What gives this trial again."""
@@ -296,7 +347,7 @@ class Search:
             return False
         trials = self._try_decisions(self._decisions(plan), f" {shown}", plan)
         good = [t for t in trials if self.bench.promising(t.name)]
-        if not good and self.recover is not None and not self.job.late:
+        if not good and self.recover is not None:
             trials = self._try_decisions(self._decisions(plan), f" {shown}, trained", plan, train=True)
             good = [t for t in trials if self.bench.promising(t.name)]
         if not good:
@@ -314,8 +365,6 @@ class Search:
         plans: list[Plan] = []
         for costs in (table, weighed(table, self.cuts, self.factors)) if self.cuts and self.factors else (table,):
             for least in LIMITS if self.cuts else LIMITS[:1]:
-                if plans and self.job.late:
-                    break
                 try:
                     plan = knapsack(limited(costs, self.cuts, least), budget)
                 except BudgetError:

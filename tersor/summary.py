@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from tersor.deadline import TimeUp, until
 from tersor.errors import ExportError
 from tersor.graph.likelihood import divergence
 from tersor.graph.macs import macs
@@ -27,6 +29,8 @@ from tersor.target import Compressed, Dynamic, Runner
 from tersor.trials import Trial, answers
 
 SIMULATED = 32  # items on which the runtime is compared with its simulation
+Made = TypeVar("Made")
+
 OWN_DATA = (
     "The promise was judged on a part of DATA that nothing else read. If the model was trained on DATA, it may lose more on "
     "new data; --eval-data judges on data of your own choice."
@@ -39,12 +43,16 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
     runner = chosen.candidate.target.load(chosen.folder, job.threads)
     after = answers(chosen, runner, job.batch)
     lost = drop(job.before, chosen.score, job.metric)
-    original, small = search.bench.trials[ORIGINAL], chosen.candidate.compressed.model
+    unchanged, small = search.bench.trials[ORIGINAL], chosen.candidate.compressed.model
+    original = predict_with(job.model)
+    faithful: tuple[str, ...] = _in_time(
+        search, "a comparison with our simulation of the file", lambda: _faithful(job, chosen), ()
+    )
     return Report(
         model=job.name,
         metric=job.metric.name,
         lower=job.metric.lower,
-        before=_figures(ORIGINAL, job.before, job.model, original, race),
+        before=_figures(ORIGINAL, job.before, job.model, unchanged, race),
         after=_figures(chosen.name, chosen.score, small, chosen, race),
         drop=lost.text,
         budget=f"at most {100 * job.max_drop:.4g} {'%' if lost.relative else 'points'} of {job.metric.name}",
@@ -59,10 +67,14 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         tried=tuple(_tried(search, trial) for trial in search.bench.trials.values() if trial.name != ORIGINAL),
         layers=_layers(search, chosen),
         time=_time(job.model, small, race.median(ORIGINAL), race.median(chosen.name)),
-        regression=compare(predict_with(job.model), after, job.evaluation, seed=job.seed),
+        regression=_in_time(
+            search, "what changed item by item", lambda: compare(original, after, job.evaluation, seed=job.seed), None
+        ),
         training=tuple(_course(plan, history) for plan, history in search.courses.items()),
         audit=tuple(Executed(**asdict(o)) for o in chosen.audit.operators) if chosen.audit else (),
-        compared=_compared(search, chosen, runner),
+        compared=_in_time(
+            search, "predictions beside what was measured", lambda: _compared(search, chosen, runner), ()
+        ),
         machine=machine(),
         versions=versions(),
         seeds={"seed": job.seed},
@@ -73,8 +85,18 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         },
         load=race.load,
         cost={"seconds": seconds, "bytes": 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss},
-        notes=(*search.notes, *_faithful(job, chosen), *(() if job.apart else (OWN_DATA,))),
+        notes=(*faithful, *search.notes, *(() if job.apart else (OWN_DATA,))),
     )
+
+
+def _in_time(search: Search, what: str, make: Callable[[], Made], otherwise: Made) -> Made:
+    """What `make` gives, where the time allows it; else it is said that it is missing."""
+    try:
+        with until(search.job.deadline.sooner(search.bench.copying)):
+            return make()
+    except TimeUp:
+        search.notes.append(f"The time limit left no time for {what} in the report.")
+        return otherwise
 
 
 def _course(plan: str, history: History) -> Course:

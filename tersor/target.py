@@ -126,6 +126,8 @@ class Target(ABC):
     """The values of `precision` that this target knows on some machine."""
     dynamic_feeds: ClassVar[bool] = False
     """Whether its int8 runs `Dynamic` feeds; where not, `export` refuses them and the search does not offer them."""
+    compiles: ClassVar[bool] = False
+    """Whether loading takes so long that, where time is short, others come first."""
     placement: str = "standard"
     placements: ClassVar[tuple[str, ...]] = ("standard",)
     """Ways to put activations on grids in int8 that are worth timing against each other here, the usual one first."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 
+from tersor import deadline
 from tersor.errors import TargetError
 from tersor.inputs.job import Job
 from tersor.measuring.batches import Batches
@@ -20,6 +22,9 @@ from tersor.measuring.metrics import Drop, Metric, Predict, Score, drop, predict
 from tersor.plan import Plan
 from tersor.target import Audit, Compressed, Dynamic, Runner, Target
 from tersor.targets import target_name
+
+CLOSING = 2.0  # seconds that a report and a manifest take
+COPIED = 50e6  # bytes a second, flushed
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,16 @@ class Workbench:
         self.scratch = scratch
         self.trials: dict[str, Trial] = {}
         self._held: dict[str, Drop] = {}
+        self._judging = job.scoring
+        self._races: list[float] = []
+        self._started: float | None = None  # the race under way
         self._batch = one_batch(job.calibration, job.batch)
 
     def export(self, candidates: Iterable[Candidate]) -> list[Trial]:
         """Try the candidates out; gives those that their target accepted."""
         fresh = []
         for candidate in candidates:
+            deadline.check()
             self.job.progress(f"exporting {candidate.name}", 0, 0)
             trial = try_out(candidate, self.scratch / f"{len(self.trials):03d}")
             self.trials[trial.name] = trial
@@ -80,15 +89,20 @@ class Workbench:
         can be compared: what was timed before is the measure of what is new.
         """
         self.job.progress(f"timing {len(names)} candidates", 0, 0)
-        race = time_side_by_side(
-            [self.trials[n] for n in names],
-            self._batch,
-            threads=self.job.threads,
-            rounds=rounds,
-            scratch=self.scratch,
-            behind=behind,
-            starts=starts,
-        )
+        self._started = monotonic()
+        try:
+            race = time_side_by_side(
+                [self.trials[n] for n in names],
+                self._batch,
+                threads=self.job.threads,
+                rounds=rounds,
+                scratch=self.scratch,
+                behind=behind,
+                starts=starts,
+            )
+            self._races.append((monotonic() - self._started) / starts)
+        finally:
+            self._started = None
         known = [n for n in names if self.trials[n].seconds is not None]
         drift = float(np.median([race.median(n) / (self.trials[n].seconds or 1.0) for n in known])) if known else 1.0
         for name in names:
@@ -138,8 +152,9 @@ class Workbench:
         trial = self.trials[name]
         if trial.score is None:
             self.job.progress(f"judging {name}", 0, 0)
-            job = self.job
+            job, begin = self.job, monotonic()
             trial = self.trials[name] = score(trial, job.metric, job.evaluation, job.threads, job.batch)
+            self._judging = max(self._judging, monotonic() - begin)
         assert trial.score is not None
         return drop(self.job.before, trial.score, self.job.metric)
 
@@ -149,6 +164,24 @@ class Workbench:
             if self.promising(trial.name) and self.judge(trial.name).within(self.job.max_drop):
                 return self.trials[trial.name]
         return None
+
+    def closing(self) -> float:
+        """Seconds from a verified trial to its artifact in place: one more race, as long as any so far, and `copying`."""
+        now = [] if self._started is None else [monotonic() - self._started]
+        return max([*self._races, *now], default=0.0) + self.copying()
+
+    def copying(self) -> float:
+        """Seconds from the last measurement to an artifact in place."""
+        return CLOSING + max((t.nbytes for t in self.trials.values()), default=0) / COPIED
+
+    def verifying(self) -> float:
+        """Seconds to judge one trial and to deliver it."""
+        return self._judging + self.closing()
+
+    def choosing(self) -> float:
+        """Seconds to choose among what was tried: one trial may disappoint on evaluation data."""
+        job = self.job
+        return self._judging * (1 + len(job.held) / len(job.evaluation)) + self.verifying()
 
     def near(self, name: str, times: float, most: int = 4) -> list[Trial]:
         """The promising trials that took at most `times` as long as trial `name`, without it; `most` of them, fastest first."""

@@ -9,6 +9,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from tersor import deadline
 from tersor.criterion import Criterion
 from tersor.errors import BudgetError
 from tersor.graph.macs import macs
@@ -30,6 +31,7 @@ def curves(model: Model, profile: Profile, groups: Sequence[Group], damping: flo
     by_weight = {m.weight: m for m in matrices(model)}
     found = {}
     for group in groups:
+        deadline.check()
         readers = [
             _reader(model, profile, by_weight[m.tensor], m.positions, damping)
             for m in group.members

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from tersor import deadline
 from tersor.graph.model import Model
 from tersor.graph.operators import aten
 
@@ -95,6 +96,7 @@ class Lockstep:
             return [fx.node.map_arg(node.args[0], lambda n: env[n][i]) for i in range(len(self._batches))]  # noqa: B023
         values = []
         for i in range(len(self._batches)):
+            deadline.check()
             args = fx.node.map_arg(node.args, lambda n: env[n][i])  # noqa: B023
             kwargs = fx.node.map_arg(node.kwargs, lambda n: env[n][i])  # noqa: B023
             values.append(getattr(runner, node.op)(node.target, args, kwargs))

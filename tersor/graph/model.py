@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from tersor import deadline
 from tersor.errors import ModelError
 from tersor.graph.computed import settle
 
@@ -56,11 +57,13 @@ class Model:
     @torch.no_grad()
     def run(self, *flat: Tensor) -> tuple[Tensor, ...]:
         """The flat outputs for flat inputs, without gradients."""
+        deadline.check()
         args, kwargs = self.arguments(flat)
         return tuple(pytree.tree_leaves(self.module(*args, **kwargs)))
 
     def interpret(self, flat: Sequence[Tensor], visit: Visitor) -> tuple[Tensor, ...]:
         """Run node by node; `visit(node, value)` sees each value and returns the one to go on with."""
+        deadline.check()
         args, kwargs = self.arguments(flat)
         return tuple(pytree.tree_leaves(_Visiting(self.module, visit).run(*pytree.tree_leaves((args, kwargs)))))
 

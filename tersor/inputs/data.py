@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
+from tersor import deadline
 from tersor.errors import DataError, DataWarning
 from tersor.graph.model import Model
 from tersor.inputs import arrays, functions
@@ -132,6 +133,7 @@ def _collect(found: Iterable[Any], where: str, room: Room) -> tuple[Any, ...]:
     kept: list[Any] = []
     left = room.free // 2
     for raw in found:
+        deadline.check()
         # copied, because loaders reuse their buffers
         copied = pytree.tree_map(_copied, raw)
         left -= sum(leaf.nbytes for leaf in pytree.tree_leaves(copied) if isinstance(leaf, Tensor | np.ndarray))

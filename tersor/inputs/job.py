@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from time import monotonic
 from typing import Any
 
 import numpy as np
 import torch
 
+from tersor.deadline import Deadline
 from tersor.errors import InputError
 from tersor.graph.branches import branches
 from tersor.graph.model import Model
@@ -53,13 +55,10 @@ class Job:
     threads: int
     seed: int
     exclude: tuple[str, ...]
-    deadline: float  # of time.monotonic()
+    deadline: Deadline
+    scoring: float  # seconds that it took to score the original on `evaluation`
     progress: Progress
     room: Room = CONTAINER  # the memory that may be held
-
-    @property
-    def late(self) -> bool:
-        return time.monotonic() > self.deadline
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -88,14 +87,14 @@ def bring(
     threads: int,
     seed: int,
     exclude: tuple[str, ...],
-    time_limit: float | str | None,
+    time_limit: float | str | Deadline | None,
     progress: Progress,
     memory_limit: int | str | None = None,
 ) -> Job:
     """Find, check and split what the user named. Raises an `InputError` that says what is wrong with it."""
     if batch < 1:
         raise InputError(f"The batch size is {batch}; it must be at least 1.")
-    limit = float("inf") if time_limit is None else time.monotonic() + amounts.seconds(time_limit)
+    limit = deadline_of(time_limit)
     allowed = amounts.drop(max_drop)
     room = CONTAINER if memory_limit is None else Room(amounts.nbytes(memory_limit))
     progress("reading the model", 0, 0)
@@ -119,8 +118,11 @@ def bring(
     original = predict_with(captured)
     evaluation = prepared(found, evaluation, original)
     held = prepared(found, held, original)
-    progress("scoring the original", 0, 0)
-    before, before_held = found(original, evaluation), found(original, held)
+    counted = _counted(original, len(evaluation.parts) + len(held.parts), partial(progress, "scoring the original"))
+    begin = monotonic()
+    before = found(counted, evaluation)
+    scoring = monotonic() - begin
+    before_held = found(counted, held)
     count = threads or torch.get_num_threads()
     return Job(
         brought.name,
@@ -139,6 +141,7 @@ def bring(
         seed,
         exclude,
         limit,
+        scoring,
         progress,
         room,
     )
@@ -165,6 +168,26 @@ def _refuse_strangers(exclude: Sequence[str], model: Model) -> None:
                 f"exclude names {name!r}, which is no layer of this model; near it: {', '.join(near)}. `tersor inspect` lists "
                 "all."
             )
+
+
+def deadline_of(time_limit: float | str | Deadline | None) -> Deadline:
+    """What a user's words allow, from now on. Raises `InputError`."""
+    if time_limit is None:
+        return Deadline()
+    return time_limit if isinstance(time_limit, Deadline) else Deadline.after(amounts.seconds(time_limit))
+
+
+def _counted(predict: Predict, total: int, progress: Callable[[int, int], None]) -> Predict:
+    """The same, telling how many calls were made of a `total` that a metric usually makes."""
+    done = 0
+
+    def told(*inputs: Any) -> Any:
+        nonlocal done
+        progress(min(done, total), total)
+        done += 1
+        return predict(*inputs)
+
+    return told
 
 
 def predict_with(model: Model) -> Predict:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tersor import deadline
 from tersor.maths.points import Points
 from tersor.maths.solve import damped
 
@@ -67,6 +68,7 @@ def feedback(w: Tensor, order: Tensor, r: Tensor, points: Points) -> Tensor:
     moved = torch.zeros_like(left)  # sum_{i<j} e_i R_ij
     codes = torch.empty_like(left)
     for start in range(0, w.shape[2], BLOCK):
+        deadline.check()
         stop = min(start + BLOCK, w.shape[2])
         errors = torch.empty_like(left[:, start:stop])
         for j in range(start, stop):
@@ -92,6 +94,7 @@ def polish(codes: Tensor, w: Tensor, h: Tensor, points: Points, sweeps: int) -> 
     for _ in range(sweeps):
         slope = h @ (values - wanted)
         for start in range(0, w.shape[2], BLOCK):
+            deadline.check()
             stop = min(start + BLOCK, w.shape[2])
             steps = torch.empty_like(slope[:, start:stop])
             for j in range(start, stop):

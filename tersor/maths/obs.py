@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tersor import deadline
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -81,6 +83,7 @@ def sweep(readers: Sequence[Reader]) -> Sweep:
     order: list[int] = []
     damage = [0.0]
     for _ in range(count):
+        deadline.check()
         scores = torch.stack([state.scores() for state in states]).sum(0)
         best = int(torch.where(alive, scores, torch.inf).argmin())
         order.append(best)

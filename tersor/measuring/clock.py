@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from tersor import deadline
 from tersor.errors import InputError
 from tersor.measuring.process import Process
 from tersor.report import Interval
@@ -126,6 +127,7 @@ def race(
     to run in a second process as well. threads: what OMP_NUM_THREADS and its like are set to, 0 for not at all; a
     runtime with a setting of its own must be told in `arguments`. cores: the processors to run on; empty for all.
     timeout: seconds for one contender to load and warm up, or for one turn. turn: seconds that one turn lasts at least.
+    Under a deadline (`tersor.deadline`) it ends early, with at least 5 rounds, or raises `TimeUp`.
     Raises `TargetError` with the end of its stderr where a contender fails.
     """
     _check(contenders, control)
@@ -134,15 +136,24 @@ def race(
     memory: dict[str, int] = {}
     shuffle = np.random.default_rng(seed)
     end = None if seconds is None else time.monotonic() + seconds
-    for _ in range(starts):
+    made, begin = 0, time.monotonic()
+    while made < starts and (not made or deadline.left() > 1.2 * (time.monotonic() - begin) / made):
         near = (
             contenders if not samples or behind is None else [c for c in contenders if c.name in _near(samples, behind)]
         )
-        with _started(near, control, threads, timeout, tuple(cores), turn) as processes:
-            _run(processes, samples, -(-rounds // starts), shuffle, end, behind)
-            memory |= {name: process.memory for name, process in processes.items()}
+        made += 1
+        try:
+            with _started(near, control, threads, timeout, tuple(cores), turn) as processes:
+                try:
+                    _run(processes, samples, -(-rounds // starts), shuffle, end, behind)
+                finally:
+                    memory |= {name: process.memory for name, process in processes.items()}
+        except deadline.TimeUp:
+            if min(map(len, samples.values()), default=0) < ENOUGH:
+                raise
+            break
     fixed = {name: tuple(values) for name, values in samples.items()}
-    return Race(fixed, control, (before, os.getloadavg()[0]), threads, memory, seed, starts)
+    return Race(fixed, control, (before, os.getloadavg()[0]), threads, memory, seed, made)
 
 
 def _run(
@@ -162,6 +173,7 @@ def _run(
             order = [name for name in _near(samples, behind) if name in processes]
         shuffle.shuffle(order)
         for name in order:
+            deadline.check()
             samples.setdefault(name, []).append(processes[name].turn())
 
 

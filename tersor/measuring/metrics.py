@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tersor import deadline
 from tersor.errors import DataError, MetricError, TersorError
 from tersor.measuring.batches import Batch, Batches
 
@@ -106,6 +107,7 @@ def predictor(run: Callable[..., tuple[np.ndarray, ...]], outputs: tuple[str, ..
     """`predict` for a metric, from flat outputs with the names that `Model` gave them."""
 
     def predict(*inputs: Any) -> Outputs:
+        deadline.check()  # a metric calls it once a batch
         flat = run(*(x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x) for x in inputs))
         return structured(tuple(np.asarray(x) for x in flat), outputs)
 

@@ -12,6 +12,7 @@ import tempfile
 import time
 from typing import Any
 
+from tersor import deadline
 from tersor.errors import TargetError
 
 _THREADS = (
@@ -105,10 +106,11 @@ class Process:
     def _line(self) -> bytes:
         assert self._process.stdout is not None
         source = self._process.stdout.fileno()
-        end = time.monotonic() + self._timeout
+        end = time.monotonic() + min(self._timeout, deadline.left())
         while b"\n" not in self._rest:
             ready, _, _ = select.select([source], [], [], max(0.0, end - time.monotonic()))
             if not ready:
+                deadline.check()
                 raise TimeoutError
             read = os.read(source, 65536)
             if not read:

@@ -20,6 +20,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 from scipy.sparse import csr_array
 
+from tersor import deadline
 from tersor.errors import BudgetError
 from tersor.plan import Budget, Option, Pair, Plan, Table
 
@@ -147,9 +148,10 @@ class _Program:
             integrality=(np.arange(len(self.upper)) < integers).astype(int),
             bounds=Bounds(np.zeros(len(self.upper)), self.upper),
             constraints=constraints,
-            options={"mip_rel_gap": gap, "time_limit": self.time_limit},
+            options={"mip_rel_gap": gap, "time_limit": max(1.0, min(self.time_limit, deadline.left()))},
         )
         if result.x is None and result.status != 2:
+            deadline.check()
             raise BudgetError(
                 f"No plan was found in {self.time_limit:g} s ({result.message}); allow more, or fewer options."
             )

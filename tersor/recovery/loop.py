@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from tersor import deadline
 from tersor.errors import DataError, DataWarning
 from tersor.loss import Seen
 from tersor.maths.rates import warmed
@@ -60,7 +61,8 @@ def train(
     `enough`. Where the loss is no longer finite it goes on from the best state, at half the rate. checkpoint: a file that is
     written every `how.save_every` seconds and from which the same call goes on, in any number of processes; removed by the
     caller. group: the processes that share the batches.
-    Raises `DataError` where the loss is no longer finite and nothing was judged, or for the eleventh time.
+    Raises `DataError` where the loss is no longer finite and nothing was judged, or for the eleventh time; `TimeUp` after the
+    step, saved, that ends after the deadline.
     """
     loss = how.loss.placed(partial(alike, student, teacher, stream))
     rate = usual_rate(how.optimiser, loss.steady, how.begun) if how.rate is None else how.rate
@@ -82,12 +84,14 @@ def train(
                 progress(step + 1, run.last)
             if judge is not None and (done or (step + 1) % max(1, stream.steps // how.accumulate) == 0):
                 run.judge(judge, enough)
-            due = checkpoint is not None and time.monotonic() - saved > how.save_every and not done
-            if checkpoint is not None and student.shards.first(due):
-                run.save(checkpoint)
-                saved = time.monotonic()
             if run.history.stopped or done:
                 break
+            late = student.shards.first(deadline.left() <= 0)
+            if checkpoint is not None and (late or student.shards.first(time.monotonic() - saved > how.save_every)):
+                run.save(checkpoint)
+                saved = time.monotonic()
+            if late:
+                raise deadline.TimeUp
         run.history.seconds = time.monotonic() - begin
         run.finish()
     return run.history

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
+from tersor import deadline
 from tersor.graph.arguments import bound
 from tersor.graph.model import Model
 from tersor.graph.operators import aten
@@ -109,6 +110,7 @@ def _scales(model: Model, pairs: Sequence[_Pair]) -> list[Tensor]:
     total = [torch.ones(len(pair.rows), dtype=torch.float64) for pair in pairs]
     for _ in range(_SWEEPS):
         largest = 0.0
+        deadline.check()
         for i, pair in enumerate(pairs):
             scale = _balancing(values, pair)
             _move(values, pair, scale)

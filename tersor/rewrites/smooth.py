@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from tersor import deadline
 from tersor.graph.codes import given_as_codes
 from tersor.graph.memory import cut, together
 from tersor.graph.model import Model
@@ -56,6 +57,7 @@ def scales(model: Model, batches: Iterable[Sequence[Tensor]], weights: int = 8, 
     kind, read = Integers(weights, True, PerChannel()), partial(_read, bits=reads)
     chosen = {}
     for name, site in found.items():
+        deadline.check()
         x = torch.cat(seen.pop(name))
         w = torch.cat([model.tensor(m.weight).detach().float() for m in site.matrices])
         scale = best_scale(x[:: -(-len(x) // POSITIONS)], w, kind, read, CLEARLY, balances=BALANCES)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -24,6 +24,7 @@ class Inductor(Target):
     """A `torch.export` archive, compiled to C++ on load, once for each of the first batch sizes it meets."""
 
     precision: str = "fp32"
+    compiles: ClassVar[bool] = True
 
     def export(self, compressed: Compressed, folder: Path) -> None:
         write_program(compressed, folder)

@@ -1,0 +1,93 @@
+"""The time that a user allows, looked at between steps.
+
+    with until(Deadline.after(600)):
+        for step in work:
+            check()          # raises `TimeUp` where nothing is left
+            step()
+
+A deadline holds for all that is called inside, so that no function on the way hands it on (the cancel scopes of trio). Scopes
+nest: of several, what is left is the least. Only the thread that opened the scope sees it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from time import monotonic
+
+
+class TimeUp(BaseException):
+    """The time is up. Caught by whoever can deliver what there is by then, and never shown to a user.
+
+    No `Exception`: what contains the failure of one candidate, or of a user's function, must not contain this.
+    """
+
+
+def _nothing() -> float:
+    return 0.0
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A moment of `time.monotonic()`, less the seconds that `reserve` says are needed afterwards (asked each time)."""
+
+    begin: float = 0.0
+    end: float = math.inf
+    reserve: Callable[[], float] = _nothing
+
+    @staticmethod
+    def after(seconds: float) -> Deadline:
+        """So many seconds from now."""
+        now = monotonic()
+        return Deadline(now, now + seconds)
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is any."""
+        return self.end < math.inf
+
+    def left(self, now: float) -> float:
+        """Seconds; below zero afterwards."""
+        return self.end - now - self.reserve()
+
+    @property
+    def spent(self) -> float:
+        """Seconds since it was set."""
+        return monotonic() - self.begin
+
+    @property
+    def whole(self) -> float:
+        """Seconds that it allowed."""
+        return self.end - self.begin
+
+    def sooner(self, reserve: Callable[[], float]) -> Deadline:
+        """The deadline of what must leave as many seconds as `reserve` says."""
+        return Deadline(self.begin, self.end, lambda: self.reserve() + reserve())
+
+
+_open: ContextVar[tuple[Deadline, ...]] = ContextVar("deadlines", default=())
+
+
+@contextmanager
+def until(deadline: Deadline) -> Iterator[None]:
+    """Make `check` raise after the deadline, meanwhile."""
+    token = _open.set((*_open.get(), deadline))
+    try:
+        yield
+    finally:
+        _open.reset(token)
+
+
+def left() -> float:
+    """Seconds that are left here; infinite where nothing limits them."""
+    now = monotonic()
+    return min((deadline.left(now) for deadline in _open.get()), default=math.inf)
+
+
+def check() -> None:
+    """Raises `TimeUp` where nothing is left."""
+    if left() <= 0:
+        raise TimeUp

@@ -1,0 +1,67 @@
+"""What a time limit left undone, and how long it would have taken, in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from time import monotonic
+
+from tersor.deadline import Deadline
+from tersor.errors import BudgetError
+from tersor.units import duration
+
+_MARGIN = 1.5  # times what is foreseen: a first estimate from a part
+
+
+class Heard:
+    """A progress that passes on what it hears, and remembers the last of it."""
+
+    def __init__(self, progress: Callable[[str, int, int], None]):
+        self._progress = progress
+        self.stage, self._done, self._total = "starting", 0, 0
+        self._begin = monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self.stage:
+            self.stage, self._begin = stage, monotonic()
+        self._done, self._total = done, total
+        self._progress(stage, done, total)
+
+    @property
+    def spent(self) -> float:
+        """Seconds in this stage so far."""
+        return monotonic() - self._begin
+
+    @property
+    def rest(self) -> float:
+        """Seconds that this stage still takes at its pace so far; as many again where it does not say how far it is."""
+        return self.spent * (self._total - self._done) / self._done if self._total and self._done else self.spent
+
+    def __str__(self) -> str:
+        far = f" ({self._done} of {self._total})" if self._total else ""
+        return f"{self.stage}{far}"
+
+
+def too_short(limit: Deadline, heard: Heard, afterwards: float | None) -> BudgetError:
+    """What to raise where nothing could be delivered. afterwards: seconds from the end of this stage to a delivered artifact;
+    None: another two of this stage, one to judge and one to report."""
+    rest = heard.rest
+    foreseen = limit.spent + rest + (2 * (heard.spent + rest) if afterwards is None else afterwards)
+    return BudgetError(
+        f"The time limit of {duration(limit.whole)} was over before any file was verified, at this stage: {heard}. Nothing was "
+        f"written. Allow {duration(_generous(_MARGIN * foreseen))} or more, or give fewer items to judge on (--eval-data)."
+    )
+
+
+def cut_short(limit: Deadline, heard: Heard, left_out: str) -> str:
+    """What to note where something was delivered."""
+    return (
+        f"The time limit of {duration(limit.whole)} ended the search at this stage: {heard}. Left out or cut short: "
+        f"{left_out}. With more time a faster file may be found; what was measured and fitted is kept for that."
+    )
+
+
+def _generous(seconds: float) -> float:
+    """The next round number."""
+    unit = 10 if seconds < 120 else 60
+    return unit * math.ceil(seconds / unit)
