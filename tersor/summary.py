@@ -15,7 +15,7 @@ from tersor.errors import ExportError
 from tersor.graph.likelihood import divergence
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
-from tersor.inputs.job import Job, predict_with
+from tersor.inputs.job import Job
 from tersor.measuring.clock import Race
 from tersor.measuring.machine import folder_bytes, machine, versions
 from tersor.measuring.metrics import Score, drop
@@ -44,7 +44,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
     after = answers(chosen, runner, job.batch)
     lost = drop(job.before, chosen.score, job.metric)
     unchanged, small = search.bench.trials[ORIGINAL], chosen.candidate.compressed.model
-    original = predict_with(job.model)
+    original = job.original
     faithful: tuple[str, ...] = _in_time(
         search, "a comparison with our simulation of the file", lambda: _faithful(job, chosen), ()
     )

@@ -11,7 +11,7 @@ import torch
 from tersor.delivery import load, verify
 from tersor.errors import MetricError
 from tersor.inputs import data, metrics, models
-from tersor.inputs.job import predict_with
+from tersor.inputs.job import predict_as_brought
 from tersor.inputs.reading import Taken
 from tersor.measuring.metrics import Score, compares, prepared
 from tersor.store.manifest import check
@@ -31,8 +31,8 @@ def verified(
     source, taken = data.bring(spec), _taken(folder, threads)
     batches = data.batches(source, taken, labels=chosen.original == "unused")
     if model is not None:
-        original = models.captured(models.bring(model), (taken.example, {}))
-        batches = prepared(chosen, batches, predict_with(original))
+        captured, module = models.captured_whole(models.bring(model), (taken.example, {}))
+        batches = prepared(chosen, batches, predict_as_brought(module, captured))
     elif compares(chosen, batches):
         raise MetricError(
             f"The metric {chosen.name} compares with the original model, which the artifact does not hold; name it with "

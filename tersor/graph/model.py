@@ -17,12 +17,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from tersor import deadline
 from tersor.errors import ModelError
+from tersor.graph import calling, lines
 from tersor.graph.computed import settle
+from tersor.graph.original import Original
+from tersor.graph.state import Kept, undisturbed
+from tersor.graph.writes import drop_writes
 
 Visitor = Callable[[fx.Node, Any], Any]
 
@@ -97,7 +101,7 @@ class Model:
     def program(self) -> ExportedProgram:
         """This model as an exported program with a dynamic batch."""
         args, kwargs = self.arguments(self.example)
-        return _export(self.module, args, kwargs)
+        return calling.export(self.module, args, kwargs)
 
 
 class _Visiting(fx.Interpreter):
@@ -114,42 +118,103 @@ def capture(module: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, An
     """Capture a module, given one example batch (at least two items, first axis of every input).
 
     The model shares nothing with `module`, which is left as it was. Raises `ModelError` when `torch.export` cannot
-    follow the module; the message names the user's line.
+    follow the module, or where the module remembers what earlier calls did; the message names the user's line.
     """
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        return _captured(module, tuple(args), dict(kwargs or {}))
-    finally:
-        for each, training in modes:
-            each.training = training
+    return capture_whole(module, args, kwargs)[0]
 
 
-def _captured(module: nn.Module, args: tuple, kwargs: dict) -> Model:
-    try:
-        with torch.no_grad():
-            out = module(*args, **kwargs)
-            program = _export(module, args, kwargs).run_decompositions({})
-    except Exception as cause:
-        raise ModelError(_why_not(cause)) from cause
-    graph_module = program.module(check_guards=False)
-    assert isinstance(graph_module, fx.GraphModule)
-    graph_module = _deepcopy(graph_module)
+def capture_whole(
+    module: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+) -> tuple[Model, Original]:
+    """The model, and the module itself as something that takes the same flat inputs."""
+    call = (tuple(args), dict(kwargs or {}))
+    calling.register_dataclasses(call)
+    leaves, structure = pytree.tree_flatten(call)
+    fixed = tuple(leaf is None for leaf in leaves)
+    flat = tuple(leaf for leaf in leaves if leaf is not None)
+    original = Original(module, structure, fixed)
+    with undisturbed(module):
+        try:
+            _called(original, flat)
+            args, kwargs = pytree.tree_unflatten([_copied(leaf) for leaf in leaves], structure)
+            exported = calling.export(module, args, kwargs)
+            graph_module = _unlifted(exported)
+        except ModelError:
+            raise
+        except Exception as cause:
+            raise ModelError(_why_not(cause, _line_of_fixed_batch(original, flat, cause))) from cause
+        original = replace(original, limits=calling.limits(exported))
+        drop_writes(graph_module, lambda name: _line_that_moves(original, flat, name))
     settle(graph_module)
-    flat, structure = pytree.tree_flatten((args, kwargs))
+    inputs, outputs, structure = calling.made_plain(graph_module, structure, fixed)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
     for parameter in graph_module.parameters():
         parameter.requires_grad_(False)
-    return Model(graph_module, tuple(flat), _input_names(graph_module), _output_names(out), structure)
+    return Model(graph_module, flat, inputs, outputs, structure), original
 
 
 def restore(program: ExportedProgram) -> Model:
     """A model from an exported program, for example one that `torch.export.load` read."""
+    return restore_whole(program)[0]
+
+
+def restore_whole(program: ExportedProgram) -> tuple[Model, Original]:
+    """The model of an exported program, and the program's own module."""
     if program.example_inputs is None:
         raise ModelError("The exported archive holds no example inputs; export it again with example arguments.")
     args, kwargs = program.example_inputs
-    return _captured(program.module(check_guards=False), args, kwargs)
+    return capture_whole(program.module(check_guards=False), args, kwargs)
+
+
+def _called(original: Original, flat: Sequence[Tensor]) -> None:
+    """Call the module once, as export would like caches to be filled. Raises `ModelError` where it changes its weights."""
+    kept = Kept(original.module, parameters=True)
+    calling.register_dataclasses(original.raw(*flat))
+    parameters = {name for name, _ in original.module.named_parameters(remove_duplicate=False)}
+    changed = [name for name in kept.moved() if name in parameters]
+    kept.restore(caches=False)
+    if changed:
+        line = _line_that_moves(original, flat, changed[0])
+        raise ModelError(
+            f"The model changes its parameter '{changed[0]}' when it predicts{f' at {line}' if line else ''}; make the "
+            "forward pass leave parameters as they are."
+        )
+
+
+def _line_that_moves(original: Original, flat: Sequence[Tensor], name: str) -> str:
+    kept = Kept(original.module, parameters=True)
+    try:
+        return lines.where_moved(lambda: original.raw(*flat), lambda: name in kept.moved())
+    finally:
+        kept.restore()
+
+
+def _line_of_fixed_batch(original: Original, flat: Sequence[Tensor], cause: Exception) -> str:
+    """Which line fixes the batch, as torch knows it, or as the module itself says when it gets another one."""
+    if not _fixes_the_batch(cause):
+        return ""
+    line = calling.line_of_fixed_batch(original, flat)
+    if line:
+        return line
+    more = tuple(torch.cat([t, t[:1]]) for t in flat)
+    try:
+        original.raw(*more)
+    except Exception as own:  # where it was raised is all that is asked
+        return next(reversed(_users_frames(own)), "")
+    return lines.parting(lambda: original.raw(*flat), lambda: original.raw(*more), lambda a, b: True)
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _unlifted(program: ExportedProgram) -> fx.GraphModule:
+    with warnings.catch_warnings():  # torch warns about its own tree specifications
+        warnings.simplefilter("ignore")
+        module = program.run_decompositions({}).module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    return _deepcopy(module)
 
 
 def _deepcopy(module: fx.GraphModule) -> fx.GraphModule:
@@ -158,43 +223,20 @@ def _deepcopy(module: fx.GraphModule) -> fx.GraphModule:
         return copy.deepcopy(module)
 
 
-def _export(module: nn.Module, args: tuple, kwargs: dict) -> ExportedProgram:
-    shapes = pytree.tree_map(lambda t: {0: Dim.DYNAMIC} if isinstance(t, Tensor) and t.ndim else None, (args, kwargs))
-    if not kwargs:
-        shapes = shapes[0]
-    else:
-        import inspect
-
-        names = [p for p in inspect.signature(module.forward).parameters if p not in kwargs]
-        shapes = {**dict(zip(names, shapes[0], strict=False)), **shapes[1]}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+def _fixes_the_batch(cause: Exception) -> bool:
+    return "Constraints violated" in str(cause)
 
 
-def _input_names(module: fx.GraphModule) -> tuple[str, ...]:
-    # the target is the argument's own name; the node's name avoids builtins ("input" becomes "input_1")
-    return tuple(str(n.target) for n in module.graph.nodes if n.op == "placeholder")
-
-
-def _output_names(out: Any) -> tuple[str, ...]:
-    if isinstance(out, Tensor):
-        return ("output",)
-    leaves = pytree.tree_leaves_with_path(out)
-    if isinstance(out, Mapping):
-        return tuple("_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) for path, _ in leaves)
-    return tuple(f"output_{i}" for i in range(len(leaves)))
-
-
-def _why_not(cause: Exception) -> str:
-    lines = str(cause).strip().splitlines()
-    what = lines[0].rstrip(". ") if lines else type(cause).__name__
-    if "Constraints violated" in what:
+def _why_not(cause: Exception, line: str) -> str:
+    told = str(cause).strip().splitlines()
+    what = told[0].rstrip(". ") if told else type(cause).__name__
+    if _fixes_the_batch(cause):
         return (
-            f"The model cannot be captured by torch.export: its forward pass works for one batch size only ({what}). "
+            f"The model cannot be captured by torch.export: its forward pass works for one batch size only"
+            f"{f', because of {line}' if line else f' ({what})'}. "
             "Make it independent of the batch size, the first axis of every input and output."
         )
-    where = [line.strip() for line in lines if 'File "' in line and "/torch/" not in line] or _users_frames(cause)
+    where = [each.strip() for each in told if 'File "' in each and "/torch/" not in each] or _users_frames(cause)
     place = f" at {where[-1]}" if where else ""
     return (
         f"The model cannot be captured by torch.export{place}: {type(cause).__name__}: {what}. "
@@ -204,5 +246,5 @@ def _why_not(cause: Exception) -> str:
 
 def _users_frames(cause: Exception) -> list[str]:
     frames = traceback.extract_tb(cause.__traceback__)
-    users = (f for f in frames if "site-packages" not in f.filename and f.filename != __file__)
-    return [f'File "{f.filename}", line {f.lineno}, in {f.name}' for f in users if not f.filename.startswith("<")]
+    users = (f for f in frames if "site-packages" not in f.filename and lines.is_users(f.filename))
+    return [lines.told(f.filename, f.lineno, f.name) for f in users]

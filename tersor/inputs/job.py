@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tersor.deadline import Deadline
 from tersor.errors import InputError
+from tersor.graph import faithful
 from tersor.graph.branches import branches
 from tersor.graph.model import Model
+from tersor.graph.original import Original
 from tersor.inputs import amounts, data, metrics, models
 from tersor.inputs.encoder import as_arrays
 from tersor.measuring.batches import Batches
@@ -29,12 +32,14 @@ Progress = Callable[[str, int, int], None]
 
 CALIBRATION_ITEMS = 1024
 HELD_ITEMS = 1024
+COMPARED = 64  # items of DATA on which graph and module are compared
 
 
 @dataclass(frozen=True)
 class Job:
     """Everything that one `compress` works on.
 
+    original: the user's own module, which the scores before and every comparison are taken from; `model` is its graph.
     calibration: what ranges, Gram matrices and repairs are computed from, a part of training, which recovery may use; held:
     what the search compares plans on; evaluation: what exported artifacts are judged on, and nothing else. The last three
     are disjoint; `apart` says whether evaluation was given as data of its own.
@@ -42,6 +47,7 @@ class Job:
 
     name: str
     model: Model
+    original: Predict
     training: Batches
     calibration: Batches
     held: Batches
@@ -106,16 +112,17 @@ def bring(
         training = as_arrays(training, brought.tokenise, "DATA", scored=False)
         eval_data = None if eval_data is None else as_arrays(eval_data, brought.tokenise, "EVAL-DATA", scored=True)
     source = data.bring(training, room=room)
-    captured = models.captured(brought, data.example(source, brought))
+    captured, module = models.captured_whole(brought, data.example(source, brought))
     _refuse_strangers(exclude, captured)
     everything = data.batches(source, captured)
+    faithful.check(captured, module, _few(everything), (batch, len(everything.parts[0])))
     if eval_data is None:
         everything, evaluation = data.split(everything, seed)
     else:
         evaluation = data.batches(data.bring(eval_data, "EVAL-DATA", room), captured)
     training, held = everything.split(min(0.25, HELD_ITEMS / len(everything)), seed + 1)
     calibration = _some(training, seed)
-    original = predict_with(captured)
+    original = predict_as_brought(module, captured)
     evaluation = prepared(found, evaluation, original)
     held = prepared(found, held, original)
     counted = _counted(original, len(evaluation.parts) + len(held.parts), partial(progress, "scoring the original"))
@@ -127,6 +134,7 @@ def bring(
     return Job(
         brought.name,
         captured,
+        original,
         training,
         calibration,
         held,
@@ -192,11 +200,24 @@ def _counted(predict: Predict, total: int, progress: Callable[[int, int], None])
 
 def predict_with(model: Model) -> Predict:
     """The captured model, run by torch, as a metric calls it."""
+    return predictor(_on_arrays(model.run), model.outputs)
 
-    def run(*inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(t.numpy() for t in model.run(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs)))
 
-    return predictor(run, model.outputs)
+def predict_as_brought(module: Original, model: Model) -> Predict:
+    """The user's own module, as a metric calls it."""
+    return predictor(_on_arrays(module), model.outputs)
+
+
+def _on_arrays(run: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[np.ndarray, ...]]:
+    def on_arrays(*inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(t.numpy() for t in run(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs)))
+
+    return on_arrays
+
+
+def _few(batches: Batches) -> tuple[Tensor, ...]:
+    """Some items, from the beginning."""
+    return batches.parts[0].pick(slice(0, COMPARED)).inputs
 
 
 def _some(training: Batches, seed: int) -> Batches:

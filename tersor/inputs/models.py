@@ -19,7 +19,10 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from tersor.errors import ModelError
-from tersor.graph.model import Model, capture, restore
+from tersor.graph import faithful, lines
+from tersor.graph.calling import register_dataclasses
+from tersor.graph.model import Model, capture_whole, restore_whole
+from tersor.graph.original import Original
 from tersor.inputs import archive, functions
 from tersor.inputs.encoder import Tokenise, sentence_encoder
 
@@ -87,20 +90,29 @@ def nbytes(brought: Brought) -> int:
 def captured(brought: Brought, example: tuple[tuple[Any, ...], dict[str, Any]] | None = None) -> Model:
     """The graph of a brought model, traced on its own example, else on `example`, as (args, kwargs).
 
-    Raises `ModelError` where the model cannot be traced, gives NaN, draws random numbers or mixes the items of a batch.
+    Raises `ModelError` where the model cannot be traced, gives NaN, draws random numbers, mixes the items of a batch, or
+    computes anything else than the graph.
     """
+    return captured_whole(brought, example)[0]
+
+
+def captured_whole(
+    brought: Brought, example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+) -> tuple[Model, Original]:
+    """The graph of a brought model as `captured` gives it, and what the user's module itself computes."""
     if isinstance(brought.module, ExportedProgram):
-        model = restore(brought.module)
+        model, original = restore_whole(brought.module)
     else:
         found = brought.example if brought.example is not None else example
         if found is None:
             raise ModelError(
                 f"Model {brought.name} came without an example input; return (module, example) or give data as well."
             )
-        model = capture(brought.module, *_example(found))
+        model, original = capture_whole(brought.module, *_example(found))
     _check_graph(model)
     _check_outputs(model)
-    return model
+    faithful.check(model, original, model.example)
+    return model, original
 
 
 def _unpack(made: Any, name: str, where: str) -> Brought:
@@ -128,8 +140,10 @@ def _call_form(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _example(found: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    register_dataclasses(found)
     leaves = pytree.tree_leaves(found)
-    wrong = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]
+    wrong = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor | None)]
+    leaves = [leaf for leaf in leaves if leaf is not None]
     if wrong or not leaves:
         raise ModelError(
             f"The example input holds {', '.join(sorted(set(wrong))) or 'nothing'}; only tensors can be inputs: "
@@ -142,11 +156,13 @@ def _example(found: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, 
             f"The example inputs have shapes {shapes}; the first axis of every input must be the same batch."
         )
     twice = sizes == {1}  # torch.export takes a size of one for a constant
-    args, kwargs = pytree.tree_map(lambda t: _float32(torch.cat([t, t]) if twice else t), found)
+    args, kwargs = pytree.tree_map(lambda t: _float32(torch.cat([t, t]) if twice and t is not None else t), found)
     return args, kwargs
 
 
-def _float32(t: Tensor) -> Tensor:
+def _float32(t: Tensor | None) -> Tensor | None:
+    if t is None:
+        return None
     t = t.detach().cpu()
     return t.float() if t.is_floating_point() else t
 
@@ -225,9 +241,8 @@ def _is_random(node: fx.Node, target: str) -> bool:
 
 
 def _line(node: fx.Node) -> str:
-    lines = [s.strip() for s in node.meta.get("stack_trace", "").splitlines()]
-    users = [s for s in lines if s.startswith('File "') and "/torch/" not in s]
-    return f" at {users[-1]}" if users else ""
+    line = lines.of_node(node)
+    return f" at {line}" if line else ""
 
 
 def _check_outputs(model: Model) -> None:
