@@ -220,6 +220,8 @@ class Search:
         whole = [
             t for t in self.bench.alive().values() if self.decided[t.name] is None and not t.candidate.target.compiles
         ]
+        if not whole:
+            raise TimeUp
         whole.sort(key=lambda t: t.seconds or inf)
         with until(self.job.deadline.sooner(self.bench.copying)):
             inside = (t for t in whole if self.bench.judge(t.name).within(self.job.max_drop))
