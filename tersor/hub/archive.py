@@ -9,7 +9,9 @@ import torch
 from torch.export import ExportedProgram
 
 from tersor.errors import ArtifactError
-from tersor.hub.screening import screen
+from tersor.hub.rehearsal import rehearse
+from tersor.hub.schema import Foreign
+from tersor.hub.screening import refused, screen
 
 _DROPPED_META = ("from_node", "stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack", "custom")
 
@@ -30,7 +32,12 @@ def load_program(path: Path) -> tuple[ExportedProgram, dict[str, str]]:
     extra = screen(path)
     try:
         program = torch.export.load(path)
-    except Exception as cause:
-        raise ArtifactError(f"{path.name} cannot be read as an exported program ({cause}); export it again.") from cause
+    except Exception as cause:  # torch checks little of what it reads
+        said = " ".join(str(cause).split())[:300]
+        raise ArtifactError(f"{path.name} cannot be read as an exported program ({said}); export it again.") from cause
     program._guards_code = []  # strings that torch would otherwise compile
+    try:
+        rehearse(program, path)
+    except Foreign as cause:
+        raise refused(path, str(cause)) from cause
     return program, extra

@@ -1,163 +1,131 @@
 """What an exported program's file (.pt2) may hold: plain data, and nothing that could run code or take endless memory.
 
-`torch.export.load` unpickles whatever an archive says is pickled, resolves operator names by walking from `torch` (which
-reaches `torch.os.system`) and evaluates size expressions; the graph is compiled from its names when it is called. So
-everything is looked at before: raw tensors of the size of the file, ATen operators, arithmetic, names.
+`torch.export.load` unpickles whatever an archive says is pickled, finds operators by walking from `torch` (which reaches
+`torch.os.system`), evaluates size expressions and imports what a tree names; the graph is compiled from its names when it is
+called. So everything is looked at before: the members of the file (here), its JSON field by field (`schema`), operators one
+by one (`allowed`), size expressions (`expressions`) and the example inputs (`samples`). What passes is loaded and rehearsed
+without memory (`rehearsal`) before anything is computed.
 """
 
 from __future__ import annotations
 
-import ast
-import io
-import json
 import math
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tersor.errors import ArtifactError
+from tersor.hub import samples, schema
 
 _FILES = re.compile(
     r"(archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version|\.storage_alignment|extra/[\w.]+"
-    r"|models/model\.json|data/weights/(weight_\d+|model_weights_config\.json)"
-    r"|data/constants/(tensor_\d+|model_constants_config\.json)|data/sample_inputs/model\.pt)"
+    r"|models/model\.json|data/weights/(weight_\d{1,9}|model_weights_config\.json)"
+    r"|data/constants/(tensor_\d{1,9}|model_constants_config\.json)|data/sample_inputs/model\.pt)",
+    re.ASCII,
 )
-_OPERATORS = re.compile(
-    r"torch\.ops\.(aten|prims|prim|quantized_decomposed)\.\w+\.\w+"
-    r"|torch\.ops\.higher_order\.(wrap_with_set_grad_enabled|wrap_with_autocast|cond|scan|map_impl|while_loop)"
-    r"|math\.(ceil|floor|trunc)|torch\.sym_(float|int|max|min|not|ite|sqrt|sum)|torch\._sym_\w+"
-    # not attrgetter, methodcaller and call: together they reach everything
-    r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_|not_)"
-)
-_FUNCTIONS = re.compile(
-    "FloorDiv|ModularIndexing|Where|PythonMod|Mod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|LShift|RShift|PowByNatural|"
-    "FloatPow|FloatTrueDiv|IntTrueDiv|IsNonOverlappingAndDenseIndicator|TruncToFloat|TruncToInt|RoundToInt|RoundDecimal|"
-    "ToFloat|Identity|Symbol|Integer|Float|Rational|Add|Mul|Pow|Max|Min|Abs|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not"
-)
-_ARITHMETIC = (
-    *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.Constant, ast.Name, ast.Call, ast.keyword),
-    *(ast.operator, ast.unaryop, ast.cmpop, ast.boolop, ast.expr_context),
-)
-_STRUCTURES = frozenset(("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", "torch.Size"))
-_NAME = re.compile(r"[\w.,:+\- /<>\[\]%*]*")
-_FREE = frozenset(
-    # provenance, which nothing evaluates; guards_code is dropped unread; as_string is quoted wherever it is used
-    ("from_node", "stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack", "custom", "metadata", "guards_code")
-) | {"as_string", "as_strings"}
+_LONGEST = 256 << 20  # bytes of JSON
+_FOREIGN = (zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, RuntimeError)
+_FOREIGN += (NotImplementedError, RecursionError, MemoryError, OverflowError, LookupError)  # what parsers make of noise
 
 
 def screen(path: Path) -> dict[str, str]:
     """The extra files of an archive that holds only plain data; raises `ArtifactError` naming what is not."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return _check_members(path, archive)
+            members = _members(path, archive)
+            if damaged := archive.testzip():
+                raise ArtifactError(
+                    f"{path.name} is damaged: the checksum of {damaged} does not match; export it again."
+                )
+            content = {n: archive.read(i) for n, i in members.items() if not n.startswith(_BULK)}
+        _check_reader(path, members, content)
+        size = path.stat().st_size
+        _check_tensors(content["data/weights/model_weights_config.json"], size)
+        _check_tensors(content["data/constants/model_constants_config.json"], size)
+        schema.check_program(schema.loaded(content["models/model.json"]))
+        samples.check(content["data/sample_inputs/model.pt"])
+        return {n[len("extra/") :]: data.decode() for n, data in content.items() if n.startswith("extra/")}
     except FileNotFoundError as cause:
         raise ArtifactError(f"{path.name} is missing; export the model again.") from cause
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, OSError, RecursionError) as cause:
-        raise ArtifactError(f"{path.name} is damaged or no exported program ({cause}); export it again.") from cause
+    except schema.Foreign as cause:
+        raise refused(path, str(cause)) from cause
+    except _FOREIGN as cause:
+        said = " ".join(str(cause).split())[:200] or type(cause).__name__
+        raise ArtifactError(f"{path.name} is damaged or no exported program ({said}); export it again.") from cause
 
 
-def _check_members(path: Path, archive: zipfile.ZipFile) -> dict[str, str]:
+_BULK = ("data/weights/weight_", "data/constants/tensor_")
+
+
+def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The members by their names in the archive's one folder, once all of them are plain."""
     members: dict[str, zipfile.ZipInfo] = {}
-    for info in archive.infolist():
+    size = path.stat().st_size
+    whole = archive.infolist()
+    folders = {info.filename.partition("/")[0] for info in whole}
+    for info in whole:
         name = info.filename.partition("/")[2]
         if not _FILES.fullmatch(name) or name in members:
-            raise _refused(path, f"the member {info.filename!r}")
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise _refused(path, f"the compressed member {info.filename!r}")
+            raise schema.Foreign(f"the member {info.filename!r}")
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise schema.Foreign(f"the compressed member {info.filename!r}")
+        if info.flag_bits & 1:
+            raise schema.Foreign(f"the encrypted member {info.filename!r}")
         members[name] = info
-    if sum(info.file_size for info in members.values()) > path.stat().st_size:
-        raise _refused(path, "members larger than the file")
-    if damaged := archive.testzip():
-        raise ArtifactError(f"{path.name} is damaged: the checksum of {damaged} does not match; export it again.")
-    for kind in ("weights", "constants"):
-        name = f"data/{kind}/model_{kind}_config.json"
-        _check_tensors(path, json.loads(archive.read(members[name])), path.stat().st_size)
-    _check_graph(path, json.loads(archive.read(members["models/model.json"])))
-    _check_sample(path, archive.read(members["data/sample_inputs/model.pt"]))
-    return {n[len("extra/") :]: archive.read(i).decode() for n, i in members.items() if n.startswith("extra/")}
+    if len(folders) > 1:
+        raise schema.Foreign(f"members in the folders {', '.join(sorted(folders)[:3])!r}, and one folder was wanted")
+    if sum(info.file_size for info in whole) > size:
+        raise schema.Foreign("members larger than the file")
+    if _overlap(whole):
+        raise schema.Foreign("members that overlap")
+    if sum(i.file_size for n, i in members.items() if n.endswith(".json")) > _LONGEST:
+        raise schema.Foreign(f"more than {_LONGEST >> 20} MB of JSON")
+    return members
 
 
-def _check_tensors(path: Path, config: dict[str, Any], size: int) -> None:
+def _overlap(members: Iterable[zipfile.ZipInfo]) -> bool:
+    spans = sorted((info.header_offset, info.header_offset + 30 + info.file_size) for info in members)
+    return any(end > start for (_, end), (start, _) in pairwise(spans))
+
+
+def _check_reader(path: Path, members: Mapping[str, zipfile.ZipInfo], content: Mapping[str, bytes]) -> None:
+    """torch reads the file by another zip reader: what was looked at must be what it will see."""
+    reader = torch._C.PyTorchFileReader(str(path))
+    seen = set(reader.get_all_records())
+    if seen - {".data/serialization_id"} != members.keys() - {".data/serialization_id"}:
+        raise schema.Foreign("members that torch reads under other names")
+    for name, data in content.items():
+        if name in seen and bytes(reader.get_record(name)) != data:
+            raise schema.Foreign(f"the member {name!r}, which torch reads otherwise")
+    for name, info in members.items():
+        if name in seen and name not in content and reader.get_record_size(name) != info.file_size:
+            raise schema.Foreign(f"the member {name!r}, which torch reads otherwise")
+
+
+def _check_tensors(data: bytes, size: int) -> None:
+    config: dict[str, Any] = schema.loaded(data)
     for name, entry in config["config"].items():
         if entry["use_pickle"] or entry["tensor_meta"] is None:
-            raise _refused(path, f"the pickled tensor {name!r}")
-        if not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]):
-            raise _refused(path, f"the object {name!r}")
-        values = math.prod(s["as_int"] for s in entry["tensor_meta"]["sizes"])
+            raise schema.Foreign(f"the pickled tensor {name[:80]!r}")
+    schema.check_payload(config)
+    for name, entry in config["config"].items():
+        meta = entry["tensor_meta"]
+        sizes = [s["as_int"] for s in (*meta["sizes"], *meta["strides"], meta["storage_offset"])]
+        if min(sizes, default=0) < 0:
+            raise schema.Foreign(f"a negative size of {name[:80]!r}")
+        values = math.prod(s["as_int"] for s in meta["sizes"])
         if values > 16 * size + (1 << 20):  # strides of zero may repeat some values, but not without end
-            raise _refused(path, f"{values} values for {name!r} in a file of {size} bytes")
+            raise schema.Foreign(f"{values} values for {name[:80]!r} in a file of {size} bytes")
 
 
-def _check_graph(path: Path, graph: dict[str, Any]) -> None:
-    for key, text in _strings(graph, ""):
-        if key == "target":
-            plain = _OPERATORS.fullmatch(text) is not None
-        elif key == "expr_str":
-            plain = is_arithmetic(text)
-        elif key in ("in_spec", "out_spec"):
-            plain = not text or all(kind in _STRUCTURES for k, kind in _strings(json.loads(text), "") if k == "type")
-        else:
-            plain = key in _FREE or _NAME.fullmatch(text) is not None
-        if not plain:
-            raise _refused(path, f"{key} {text[:60]!r}")
-
-
-def _strings(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Every string of a JSON value with the key it stands under; keys are names as well."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield "name", name
-            yield from _strings(item, name)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item, key)
-    elif isinstance(value, str):
-        yield key, value
-
-
-def is_arithmetic(text: str) -> bool:
-    """Whether a size expression holds nothing but numbers, symbols, and calls of the functions that torch writes."""
-    try:
-        nodes = list(ast.walk(ast.parse(text, mode="eval")))
-    except (SyntaxError, ValueError, RecursionError):
-        return False
-    called = {id(n.func) for n in nodes if isinstance(n, ast.Call)}
-    return all(isinstance(n, _ARITHMETIC) and _is_plain(n, id(n) in called) for n in nodes)
-
-
-def _is_plain(node: ast.AST, called: bool) -> bool:
-    if isinstance(node, ast.Call):
-        return isinstance(node.func, ast.Name)
-    if isinstance(node, ast.Name):
-        return bool((_FUNCTIONS if called else re.compile(r"[a-z]{1,2}\d+|oo|int_oo")).fullmatch(node.id))
-    if isinstance(node, ast.Constant):
-        return isinstance(node.value, bool | int | float) or (
-            isinstance(node.value, str) and bool(re.fullmatch(r"\w*", node.value))
-        )
-    return True
-
-
-def _check_sample(path: Path, data: bytes) -> None:
-    """Example inputs are the one pickle in an archive: it must load as tensors only, or not at all."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as inner:
-            stored = all(info.compress_type == zipfile.ZIP_STORED for info in inner.infolist())
-            if not stored or sum(info.file_size for info in inner.infolist()) > len(data):
-                raise _refused(path, "compressed example inputs")
-        torch.load(io.BytesIO(data), weights_only=True)
-    except ArtifactError:
-        raise
-    except Exception as cause:
-        raise _refused(path, "example inputs that are not plain tensors") from cause
-
-
-def _refused(path: Path, what: str) -> ArtifactError:
+def refused(path: Path, what: str) -> ArtifactError:
+    """What is said of an archive that holds `what`."""
     return ArtifactError(
-        f"{path.name} holds {what}, which is no plain data and could run code; "
-        "export the model again with torch.export.save."
+        f"{path.name} holds {what}. Such a file could run code or have no end; export the model again with "
+        "torch.export.save, or bring it as a function (path/to/file.py:function)."
     )
