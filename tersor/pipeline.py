@@ -24,7 +24,7 @@ from tersor.deadline import Deadline, TimeUp, until
 from tersor.delivery import deliver
 from tersor.inputs.job import Progress, bring, deadline_of, quiet, torch_threads
 from tersor.limits import Heard, cut_short, too_short
-from tersor.recipe import read_recipe
+from tersor.recipe import open_recipe
 from tersor.recovery.wish import Recovery
 from tersor.report import Report
 from tersor.rewrites.fold_norms import fold_norms
@@ -51,6 +51,7 @@ def compress(
     exclude: Sequence[str] = (),
     time_limit: float | str | Deadline | None = None,
     recipe: str | Path | None = None,
+    allow_code: bool = False,
     recover: Recovery | str | None = None,
     sensitivity: Sensitivity | str | Path | None = None,
     dry_run: bool = False,
@@ -64,6 +65,7 @@ def compress(
     metric: a built-in name, a `Metric`, or a spec; `max_drop`: what may be lost of it (0.005 or "0.5%").
     target: target names separated by commas, or "auto" for every installed one; `batch` is the size that is timed.
     time_limit: how long all of this may take ("10m"): the best that was verified by then is delivered.
+    recipe: a plan.yaml to re-apply; allow_code: it may name functions of files (`augment: file.py:function`), which then run.
     recover: how long a plan that loses too much is trained, the original teaching it ("2epochs", "10m", or a `Recovery`).
     sensitivity: what `sensitivity` found of the channels of this model, or the file with it; plans are made by it as well.
     memory_limit: what may be held in memory ("2GB"), with the processes that are started; None: what the container has.
@@ -71,7 +73,7 @@ def compress(
     """
     begin = time.monotonic()
     limit, heard = deadline_of(time_limit), Heard(progress)
-    saved = None if recipe is None else read_recipe(Path(recipe).read_text(encoding="utf-8"))
+    saved = None if recipe is None else open_recipe(Path(recipe), allow_code)
     if saved is not None:
         seed, threads = saved.seed, saved.threads  # what the fit depends on is part of the decision
     search = None

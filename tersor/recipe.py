@@ -10,15 +10,18 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
 import yaml
 
 from tersor import criteria as criteria_room
+from tersor import foreign
 from tersor import techniques as techniques_room
 from tersor.errors import RecipeError
 from tersor.feeds import Feeds
@@ -26,6 +29,7 @@ from tersor.fitting import Decisions
 from tersor.graph.branches import branches
 from tersor.graph.model import Model
 from tersor.maths import grid, pattern
+from tersor.recovery.wish import Recovery
 from tersor.site import groups, matrices, tables
 from tersor.technique import Technique
 
@@ -93,16 +97,19 @@ def refuse_strangers(decisions: Decisions, model: Model) -> None:
         )
 
 
-def read_recipe(text: str) -> Recipe:
-    """A recipe from a file's text. Raises `RecipeError` that names the entry that is wrong."""
-    try:
-        written = yaml.safe_load(text)
-    except yaml.YAMLError as cause:
-        raise RecipeError(f"The recipe is no YAML: {str(cause).splitlines()[0]}.") from cause
+def open_recipe(path: Path, allow_code: bool = False) -> Recipe:
+    """The recipe in a file. Raises `RecipeError`, also where it names code and `allow_code` does not allow that."""
+    return read_recipe(foreign.text(path, "recipe", RecipeError, _ADVICE), allow_code)
+
+
+def read_recipe(text: str, allow_code: bool = False) -> Recipe:
+    """A recipe from a file's text. Raises `RecipeError` that names the entry that is wrong.
+
+    allow_code: whether a training in it may name functions (`augment: file.py:function`), which then run as the user's own.
+    """
+    written = _yaml(text)
     if not isinstance(written, dict) or written.get("tersor_recipe") != VERSION:
-        raise RecipeError(
-            f"The recipe does not start with tersor_recipe: {VERSION}; bring a plan.yaml that Tersor wrote."
-        )
+        raise RecipeError(f"The recipe does not start with tersor_recipe: {VERSION}; {_ADVICE}.")
     try:
         decisions = None
         if "techniques" in written:
@@ -110,7 +117,7 @@ def read_recipe(text: str) -> Recipe:
                 keep={str(g): tuple(int(i) for i in kept) for g, kept in written["keep"].items()},
                 techniques={str(m): technique_called(t) for m, t in written["techniques"].items()},
                 feeds=_feeds(written["feeds"]),
-                bits=int(written.get("bits", 8)),
+                bits=_whole(written, "bits", 1, 32, 8),
                 ranges=str(written.get("ranges", "best")),
                 drop=tuple(str(name) for name in written.get("drop", ())),
             )
@@ -118,21 +125,57 @@ def read_recipe(text: str) -> Recipe:
         return Recipe(
             tuple(str(target[part]) for part in TARGET if part != "placement" or part in target),
             decisions,
-            int(written["seed"]),
-            int(written["calibration_items"]),
-            int(written["threads"]),
-            _recover(written.get("recover")),
+            _whole(written, "seed", 0, 2**32 - 1),
+            _whole(written, "calibration_items", 0, 2**31),
+            _whole(written, "threads", 0, 2**16),
+            _recover(written.get("recover"), allow_code),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as cause:
-        raise RecipeError(f"The recipe lacks or misstates {cause}; bring a plan.yaml that Tersor wrote.") from cause
+    except RecipeError:
+        raise
+    except Exception as cause:  # whatever shape the file has instead
+        raise RecipeError(f"The recipe lacks or misstates {foreign.said(cause)}; {_ADVICE}.") from cause
 
 
-def _recover(given: Any) -> dict[str, Any] | None:
+_ADVICE = "bring a plan.yaml that Tersor wrote"
+
+
+def _yaml(text: str) -> Any:
+    with foreign.reading("The recipe", RecipeError, _ADVICE):
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=loader)):
+            # a few lines of them unfold without end, and Tersor writes none
+            raise RecipeError(f"The recipe repeats a part of itself by an alias; {_ADVICE}.")
+        return yaml.load(text, Loader=loader)
+
+
+def _whole(written: Mapping[str, Any], name: str, least: int, most: int, standard: int | None = None) -> int:
+    found = written[name] if standard is None else written.get(name, standard)
+    if type(found) is not int or not least <= found <= most:
+        raise RecipeError(f"The recipe says {name}: {found!r:.60}; wanted a whole number of {least} to {most}.")
+    return found
+
+
+def _recover(given: Any, allow_code: bool) -> dict[str, Any] | None:
     if given is None:
         return None
     if not isinstance(given, dict) or not all(isinstance(v, str | int | float) for v in given.values()):
-        raise RecipeError(f"The recipe says recover: {given!r}; wanted the settings of a training: correct that line.")
-    return {str(k): v for k, v in given.items()}
+        raise RecipeError(
+            f"The recipe says recover: {given!r:.100}; wanted the settings of a training: correct that line."
+        )
+    for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RecipeError(
+                f"The recipe says {name}: {value} under recover; wanted a finite number: correct that line."
+            )
+        if name == "augment" and ":" in str(value) and not allow_code:
+            raise RecipeError(
+                f"The recipe says augment: {value!r:.100} under recover, which would run that code; read it, and add "
+                "--allow-code (in Python allow_code=True) where you trust it, or take the line out."
+            )
+    found = {str(k): v for k, v in given.items()}
+    with foreign.reading("The training in the recipe", RecipeError, "correct what stands under recover"):
+        Recovery.of(**found)
+    return found
 
 
 def _feeds(given: Any) -> Feeds:
@@ -147,10 +190,10 @@ def technique_called(text: str) -> Technique:
     """The technique that `text` is the repr of, without evaluating it. Raises `RecipeError`."""
     try:
         value = _built(ast.parse(text, mode="eval").body, dict(_constructors()))
-    except (SyntaxError, ValueError, TypeError) as cause:
-        raise RecipeError(f"{text!r} is no technique: {cause}.") from cause
+    except Exception as cause:  # the settings go to constructors, which may raise what they will
+        raise RecipeError(f"{text!r:.100} is no technique: {foreign.said(cause)}.") from cause
     if not isinstance(value, Technique):
-        raise RecipeError(f"{text!r} is no technique; wanted one such as GPTQ(bits=8).")
+        raise RecipeError(f"{text!r:.100} is no technique; wanted one such as GPTQ(bits=8).")
     return value
 
 
@@ -160,7 +203,10 @@ def _built(node: ast.expr, constructors: dict[str, type]) -> Any:
             raise ValueError(f"{ast.unparse(node.func)} is unknown")
         keywords = {str(k.arg): _built(k.value, constructors) for k in node.keywords}
         return constructors[node.func.id](*(_built(a, constructors) for a in node.args), **keywords)
-    return ast.literal_eval(node)
+    found = ast.literal_eval(node)
+    if isinstance(found, float) and not math.isfinite(found):
+        raise ValueError(f"{found} is no finite number")
+    return found
 
 
 def _constructors() -> Iterator[tuple[str, type]]:

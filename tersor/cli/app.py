@@ -121,6 +121,9 @@ def compress(
             metavar="PLAN", help="Apply the plan.yaml of an earlier run instead of searching.", show_default=False
         ),
     ] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let PLAN name functions of Python files, which then run.")
+    ] = False,
     recover: Annotated[
         str | None,
         typer.Option(
@@ -171,6 +174,7 @@ def compress(
             exclude=exclude or (),
             time_limit=time_limit,
             recipe=recipe,
+            allow_code=allow_code,
             recover=recovery(recover, loss, rate, augment, training),
             sensitivity=sensitivity,
             dry_run=dry_run,
