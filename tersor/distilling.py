@@ -17,13 +17,14 @@ from tersor.errors import InputError
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.inputs import amounts, models
-from tersor.inputs.job import Job, Progress, bring, predict_with, quiet, torch_threads
+from tersor.inputs.job import Job, Progress, bring, predict_with, quiet, torch_threads, watched
 from tersor.measuring.metrics import Drop, Score, drop
 from tersor.records import plain
 from tersor.recovering import Recovering
 from tersor.recovery.course import History
 from tersor.recovery.many import group
 from tersor.recovery.wish import Recovery
+from tersor.report import Watched
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.reuse import reuse as take_early
 from tersor.store.programs import write_program
@@ -36,6 +37,7 @@ class Distilled:
     """A trained student, and its scores on evaluation data beside the teacher's.
 
     untrained: the student's score as it came; drop: from the teacher to the trained student. macs: of teacher and student.
+    outputs: what became of those that the metric does not look at.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Distilled:
     macs: tuple[int, int]
     parameters: tuple[int, int]
     trained: History
+    outputs: tuple[Watched, ...] = ()
 
     @property
     def module(self) -> Any:
@@ -124,6 +127,7 @@ def distil(
         macs=(sum(macs(job.model).values()), sum(macs(trained).values())),
         parameters=(_parameters(job.model), _parameters(trained)),
         trained=recovering.history,
+        outputs=watched(job, predict_with(trained)),
     )
 
 

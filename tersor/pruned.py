@@ -11,6 +11,7 @@ from tersor.measuring.metrics import Drop, Score
 from tersor.narrowing import total
 from tersor.records import plain
 from tersor.recovery.course import History
+from tersor.report import Watched
 from tersor.site import matrices
 
 
@@ -38,7 +39,7 @@ class Pruned:
 
     widths: (blocks that stay, blocks before) of every group that was narrowed. densities: by matrix, of those that are sparse.
     dropped: the residual branches that were left out, by the name of their last matrix. trained: the course of each step's
-    training.
+    training. outputs: what became of those that the metric does not look at.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Pruned:
     dropped: tuple[str, ...]
     steps: tuple[Step, ...]
     trained: tuple[History, ...] = ()
+    outputs: tuple[Watched, ...] = ()
 
     @property
     def module(self) -> Any:
@@ -74,6 +76,7 @@ class Pruned:
             "dropped",
             "steps",
             "trained",
+            "outputs",
         )
         return {field: plain(getattr(self, field)) for field in shown}
 

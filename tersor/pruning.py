@@ -26,7 +26,7 @@ from tersor.fitting import Decisions
 from tersor.graph.branches import branches as branches_of
 from tersor.graph.model import Model
 from tersor.inputs import models
-from tersor.inputs.job import Job, Progress, bring, predict_with, quiet, torch_threads
+from tersor.inputs.job import Job, Progress, bring, predict_with, quiet, torch_threads, watched
 from tersor.maths.unfold import to_matrix
 from tersor.measuring.metrics import Drop, Score, drop
 from tersor.narrowing import Keep, dispensable, narrow, thinned, total
@@ -329,6 +329,7 @@ def _pruned(
         dropped=state.dropped,
         steps=tuple(walked),
         trained=state.trained,
+        outputs=watched(job, predict_with(small)),
     )
 
 

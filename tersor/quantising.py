@@ -18,7 +18,7 @@ from tersor.feeds import RANGES
 from tersor.fitting import Decisions
 from tersor.graph.model import Model
 from tersor.inputs.encoder import holds_encoder
-from tersor.inputs.job import Progress, bring, calibrating_on_all, predict_with, quiet, torch_threads
+from tersor.inputs.job import Progress, bring, calibrating_on_all, predict_with, quiet, torch_threads, watched
 from tersor.maths.grid import PerChannel, PerGroup
 from tersor.maths.levels import FORMATS
 from tersor.measuring.metrics import Drop, Score, drop
@@ -27,6 +27,7 @@ from tersor.recovering import Recovering
 from tersor.recovery.course import History
 from tersor.recovery.many import group
 from tersor.recovery.wish import Recovery
+from tersor.report import Watched
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.store_quantised import store_quantised
 from tersor.site import cells, matrices, tables
@@ -48,6 +49,7 @@ class Quantized:
 
     model: with its grids in the graph. weights: bits of each matrix. activations: bits of what matrices read, 32 where it
     stays float. bytes: of all parameters, before and after. trained: the course of the training, where there was one.
+    outputs: what became of those that the metric does not look at.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Quantized:
     activations: int
     bytes: tuple[int, int]
     trained: History | None = None
+    outputs: tuple[Watched, ...] = ()
 
     @property
     def module(self) -> Any:
@@ -186,6 +189,7 @@ def quantize(
         activations=read,
         bytes=(_bytes(job.model), _bytes(stored)),
         trained=None if recovering is None else recovering.history,
+        outputs=watched(job, predict_with(stored)),
     )
 
 

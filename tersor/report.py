@@ -15,6 +15,8 @@ from typing import Any, cast
 from tersor.records import plain, record
 from tersor.units import count, ms, number, points, quantity, size, spread
 
+_UNLIKE = 0.95  # of a cosine: less is worth a word
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -53,6 +55,39 @@ class Example:
     loss: float
     picture: str = ""
     numbers: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What became of one output, whether or not the metric looks at it (`judged`; None where nobody knows).
+
+    value: its `measure`, "cosine" or "share of equal values", to the original's. channel: of the channels whose values are far
+    smaller than the others', the one with the least cosine.
+    """
+
+    output: str
+    judged: bool | None
+    measure: str
+    value: float
+    channel: int | None = None
+    channel_cosine: float | None = None
+
+    def words(self, metric: str) -> str:
+        """One sentence; "" of an output of which the metric says it all."""
+        of = f"the output '{self.output}'" if self.output else "the output"
+        fit = f"{self.measure} to the original's {number(self.value)}"
+        alone = f", of its quiet channel {self.channel} alone {number(self.channel_cosine)}"
+        quiet = "" if self.channel is None else alone
+        if self.judged is False:
+            return f"Nothing was promised of {of}: {metric} does not look at it; {fit}{quiet}."
+        if self.judged is None:
+            return f"Whether {metric} looks at {of} is not known; {fit}{quiet}."
+        if self.channel_cosine is not None and self.channel_cosine < _UNLIKE:
+            return (
+                f"Channel {self.channel} of {of}, whose values are small beside the others', has the cosine "
+                f"{number(self.channel_cosine)} to the original's."
+            )
+        return ""
 
 
 @dataclass(frozen=True)
@@ -194,6 +229,7 @@ class Report:
     layers: tuple[Layer, ...] = ()
     time: tuple[Share, ...] = ()
     regression: Regression | None = None
+    outputs: tuple[Watched, ...] = ()
     training: tuple[Course, ...] = ()
     audit: tuple[Executed, ...] = ()
     compared: tuple[Compared, ...] = ()

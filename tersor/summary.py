@@ -15,14 +15,14 @@ from tersor.errors import ExportError
 from tersor.graph.likelihood import divergence
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
-from tersor.inputs.job import Job
+from tersor.inputs.job import Job, watched
 from tersor.measuring.clock import Race
 from tersor.measuring.machine import folder_bytes, machine, versions
 from tersor.measuring.metrics import Score, drop
 from tersor.measuring.regression import compare
 from tersor.profile import TEMPERATURE
 from tersor.recovery.course import History
-from tersor.report import Compared, Course, Executed, Figures, Layer, Report, Share, Spot, Tried
+from tersor.report import Compared, Course, Executed, Figures, Layer, Report, Share, Spot, Tried, Watched
 from tersor.search import ORIGINAL, Search
 from tersor.site import Matrix, matrices, sites, tables
 from tersor.target import Compressed, Dynamic, Runner
@@ -48,6 +48,9 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
     faithful: tuple[str, ...] = _in_time(
         search, "a comparison with our simulation of the file", lambda: _faithful(job, chosen), ()
     )
+    outputs: tuple[Watched, ...] = _in_time(
+        search, "what became of the outputs that the metric does not look at", lambda: watched(job, after), ()
+    )
     return Report(
         model=job.name,
         metric=job.metric.name,
@@ -70,6 +73,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         regression=_in_time(
             search, "what changed item by item", lambda: compare(original, after, job.evaluation, seed=job.seed), None
         ),
+        outputs=outputs,
         training=tuple(_course(plan, history) for plan, history in search.courses.items()),
         audit=tuple(Executed(**asdict(o)) for o in chosen.audit.operators) if chosen.audit else (),
         compared=_in_time(
@@ -85,7 +89,12 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         },
         load=race.load,
         cost={"seconds": seconds, "bytes": 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss},
-        notes=(*faithful, *search.notes, *(() if job.apart else (OWN_DATA,))),
+        notes=(
+            *(said for output in outputs if (said := output.words(job.metric.name))),
+            *faithful,
+            *search.notes,
+            *(() if job.apart else (OWN_DATA,)),
+        ),
     )
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -44,6 +44,12 @@ def hush() -> None:
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module=r"tersor(\.|$)")
     warnings.showwarning = _show_warning
+
+
+def say(sentences: Iterable[str]) -> None:
+    """Print a sentence a line, where there is one."""
+    for sentence in filter(None, sentences):
+        print(sentence)
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tersor.cli.console import table
+from tersor.cli.console import say, table
 from tersor.cli.training import course
 from tersor.pruned import Pruned, Size
 from tersor.units import count, points
@@ -29,6 +29,7 @@ def show(found: Pruned, out: Path | None) -> None:
     for step, history in enumerate(found.trained, 1):
         print(f"step {step} {course(history, found.drop.relative)}")
     print(found.drop.text)
+    say(output.words(found.metric) for output in found.outputs)
     if out is not None:
         print(f"\narchive   {out}\nfaster?   tersor compress {out} --data ...   measures it in every runtime")
 

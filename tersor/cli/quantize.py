@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tersor.cli.console import table
+from tersor.cli.console import say, table
 from tersor.cli.training import course
 from tersor.quantising import Quantized
 from tersor.streaming import QuantizedFolder
@@ -26,6 +26,7 @@ def show(found: Quantized | QuantizedFolder, out: Path | None) -> None:
     if found.trained is not None:
         print(course(found.trained, found.drop.relative))
     print(found.drop.text)
+    say(output.words(found.metric) for output in found.outputs)
     if out is not None:
         kind = "ONNX file" if out.suffix == ".onnx" else "archive  "
         print(f"\n{kind} {out}   (computes in float; `tersor compress` makes int8 files that are fast)")

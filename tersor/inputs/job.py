@@ -23,8 +23,10 @@ from tersor.graph.original import Original
 from tersor.inputs import amounts, data, metrics, models
 from tersor.inputs.encoder import as_arrays
 from tersor.measuring.batches import Batches
-from tersor.measuring.metrics import Metric, Predict, Score, predictor, prepared
+from tersor.measuring.likeness import watch
+from tersor.measuring.metrics import Metric, Predict, Score, compares, predictor, prepared
 from tersor.memory import CONTAINER, Room
+from tersor.report import Watched
 from tersor.site import cells, groups, matrices, tables
 
 Progress = Callable[[str, int, int], None]
@@ -218,6 +220,13 @@ def _on_arrays(run: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[np
 def _few(batches: Batches) -> tuple[Tensor, ...]:
     """Some items, from the beginning."""
     return batches.parts[0].pick(slice(0, COMPARED)).inputs
+
+
+def watched(job: Job, after: Predict) -> tuple[Watched, ...]:
+    """What became of each of several outputs, where the metric does not look at them all, on evaluation data."""
+    if len(job.model.outputs) == 1 or compares(job.metric, job.evaluation):
+        return ()
+    return watch(job.original, after, job.evaluation, None if job.metric.own else False)
 
 
 def _some(training: Batches, seed: int) -> Batches:

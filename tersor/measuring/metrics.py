@@ -32,6 +32,7 @@ class Metric:
         False where a drop is relative; None decides by the values seen.
     original: what the original model's outputs are for: "unused", "labels" (they always take the labels' place) or
         "spare" (they do where the data has no labels that are real values).
+    own: whether it is a function of the user's, of which nobody knows at which outputs it looks.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Metric:
     lower: bool = False
     bounded: bool | None = None
     original: str = "unused"
+    own: bool = False
 
     @property
     def direction(self) -> str:
@@ -80,7 +82,7 @@ def from_function(name: str, function: Callable[[Predict, Batches], Score], lowe
     direction = getattr(function, "direction", "higher")
     if direction not in ("higher", "lower"):
         raise MetricError(f'The metric {name} has the direction {direction!r}; it must be "higher" or "lower".')
-    return Metric(name, function, direction == "lower" if lower is None else lower)
+    return Metric(name, function, direction == "lower" if lower is None else lower, own=True)
 
 
 def prepared(metric: Metric, batches: Batches, original: Predict) -> Batches:
@@ -89,16 +91,16 @@ def prepared(metric: Metric, batches: Batches, original: Predict) -> Batches:
 
 
 def compares(metric: Metric, batches: Batches) -> bool:
-    """Whether `metric` compares with the original's outputs on these batches."""
+    """Whether `metric` compares with the original's outputs, with every one of them, on these batches."""
     values = all(isinstance(b.labels, torch.Tensor) and b.labels.is_floating_point() for b in batches)
     return metric.original == "labels" or (metric.original == "spare" and not values)
 
 
 def reference(original: Predict, batches: Batches) -> Batches:
-    """The batches with the original's first output for labels."""
+    """The batches with the original's outputs by name for labels; the name of an only one is ""."""
 
-    def outputs(batch: Batch) -> torch.Tensor:
-        return torch.from_numpy(np.array(first(original(*batch.arrays()))))
+    def outputs(batch: Batch) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(np.array(out)) for name, out in named(original(*batch.arrays())).items()}
 
     return batches.relabel(outputs)
 
@@ -129,6 +131,19 @@ def first(outputs: Any) -> np.ndarray:
         outputs = next(iter(outputs.values()))
     while isinstance(outputs, tuple | list):
         outputs = outputs[0]
+    return _checked(outputs)
+
+
+def named(outputs: Any) -> dict[str, np.ndarray]:
+    """All outputs of a model by name; the name of an only one is "". Raises `MetricError` where one holds NaN."""
+    if isinstance(outputs, Mapping):
+        return {str(name): _checked(out) for name, out in outputs.items()}
+    if isinstance(outputs, tuple | list):
+        return {f"output_{i}": _checked(out) for i, out in enumerate(outputs)}
+    return {"": _checked(outputs)}
+
+
+def _checked(outputs: Any) -> np.ndarray:
     array = outputs.detach().cpu().numpy() if isinstance(outputs, torch.Tensor) else np.asarray(outputs)
     if array.dtype.kind == "f" and np.isnan(array).any():
         items = int(np.isnan(array.reshape(len(array), -1)).any(1).sum())

@@ -1,17 +1,18 @@
-"""The built-in metrics, over a model's first output."""
+"""The built-in metrics: over the first output with labels, over every output where they compare with the original."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 import numpy as np
 
 from tersor.errors import MetricError
 from tersor.measuring.batches import Batches
-from tersor.measuring.classes import decision_axis, scored
-from tersor.measuring.metrics import Metric, Predict, first, labels_of
+from tersor.measuring.classes import scored
+from tersor.measuring.likeness import Alike, alike
+from tersor.measuring.metrics import Metric, Predict, Score, first, labels_of
 
 _NO_LOSS = 100.0
 """Decibels given to an item that equals its label exactly."""
@@ -77,20 +78,34 @@ def perplexity(predict: Predict, batches: Batches) -> float:
     return float(np.exp(min(_mean_nll(predict, batches, "perplexity"), 700.0)))
 
 
-def agreement(predict: Predict, batches: Batches) -> float:
-    """Share of decisions (highest score) equal to those of the scores in the labels."""
-    same = []
-    for batch in batches:
-        out, wanted = first(predict(*batch.arrays())), labels_of(batch, "agreement")
-        axis = decision_axis(out.shape, batch.arrays())
-        if axis is None or out.shape[axis] < 2:
-            raise MetricError(f"agreement compares classes and the output has the shape {out.shape}; use cosine or r2.")
-        same.append((out.argmax(axis) == wanted.argmax(axis)).ravel())
-    return _share(np.concatenate(same))
+def agreement(predict: Predict, batches: Batches) -> Score:
+    """Share of decisions (highest score) equal to the original's, of each output; of whole numbers the share of equal ones.
+
+    Of several outputs, one that decides nothing, a number an item, is compared by its cosine.
+    """
+    found = alike(predict, batches, "agreement")
+    if len(found) > 1:
+        return {name: one.cosine if one.decisions is None else one.decisions for name, one in found.items()}
+    (one,) = found.values()
+    if one.decisions is None:
+        raise MetricError(
+            "agreement compares classes and the output has none, or they cannot be told; use cosine or r2."
+        )
+    return one.decisions
 
 
-def cosine(predict: Predict, batches: Batches) -> float:
-    """Mean over items of the cosine between output and label, both flattened."""
+def cosine(predict: Predict, batches: Batches) -> Score:
+    """Mean over items of the cosine between output and label, both flattened.
+
+    With the original in the labels' place: of each output, and of each channel that is far quieter than the others, the least
+    counting; of whole numbers the share of equal ones.
+    """
+    if _compared(batches):
+        return _each(alike(predict, batches, "cosine"), lambda one: one.cosine)
+    return _labelled_cosine(predict, batches)
+
+
+def _labelled_cosine(predict: Predict, batches: Batches) -> float:
     values = []
     for out, wanted in _pairs(predict, batches, "cosine"):
         a, b = _flat(out), _flat(wanted)
@@ -110,7 +125,7 @@ def spearman(predict: Predict, batches: Batches) -> float:
     for batch in batches:
         out, wanted = _flat(first(predict(*batch.arrays()))), labels_of(batch, "spearman")
         if wanted.shape == out.shape and out.shape[1] != 2:
-            return cosine(predict, batches)
+            return _labelled_cosine(predict, batches)
         if wanted.shape != (len(out), 2):
             raise MetricError(
                 f"spearman needs labels (pair, score) of each item; the labels have the shape {wanted.shape}."
@@ -130,6 +145,10 @@ def spearman(predict: Predict, batches: Batches) -> float:
     return float(np.corrcoef(rankdata(near), rankdata(y[left, 1]))[0, 1])
 
 
+def _of_pairs(predict: Predict, batches: Batches) -> Score:
+    return cosine(predict, batches) if _compared(batches) else spearman(predict, batches)
+
+
 def mse(predict: Predict, batches: Batches) -> float:
     """Mean squared error to the labels."""
     return _mean_error(predict, batches, "mse", 2)
@@ -140,8 +159,14 @@ def mae(predict: Predict, batches: Batches) -> float:
     return _mean_error(predict, batches, "mae", 1)
 
 
-def r2(predict: Predict, batches: Batches) -> float:
-    """1 - squared error / variance of the labels, over all values; 1 is perfect."""
+def r2(predict: Predict, batches: Batches) -> Score:
+    """1 - squared error / variance of the labels, over all values; 1 is perfect.
+
+    With the original in the labels' place: of each output, and of each channel that varies far less than the others, the least
+    counting; of whole numbers the share of equal ones.
+    """
+    if _compared(batches):
+        return _each(alike(predict, batches, "r2"), lambda one: one.r2)
     pairs = [(_flat(out), _flat(wanted)) for out, wanted in _pairs(predict, batches, "r2")]
     count = sum(w.size for _, w in pairs)
     mean = sum(w.sum() for _, w in pairs) / count
@@ -171,7 +196,7 @@ BUILT_IN: Mapping[str, Metric] = MappingProxyType(
         "iou": Metric("iou", iou, bounded=True),
         "agreement": Metric("agreement", agreement, bounded=True, original="labels"),
         "cosine": Metric("cosine", cosine, bounded=True, original="spare"),
-        "spearman": Metric("spearman", spearman, bounded=True, original="spare"),
+        "spearman": Metric("spearman", _of_pairs, bounded=True, original="spare"),
         "r2": Metric("r2", r2, bounded=True, original="spare"),
         "cross_entropy": Metric("cross_entropy", cross_entropy, lower=True, bounded=False),
         "perplexity": Metric("perplexity", perplexity, lower=True, bounded=False),
@@ -188,6 +213,17 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
         return np.log(np.maximum(scores.astype(np.float64), 1e-12))
     shifted = scores.astype(np.float64) - scores.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _compared(batches: Batches) -> bool:
+    """Whether the original's outputs, by name, are in the labels' place."""
+    return all(isinstance(batch.labels, Mapping) for batch in batches)
+
+
+def _each(found: Mapping[str, Alike], score: Callable[[Alike], float]) -> Score:
+    """The score of every output by name; of an only one the number."""
+    scores = {name: score(one) for name, one in found.items()}
+    return scores if len(scores) > 1 else next(iter(scores.values()))
 
 
 def _share(values: np.ndarray) -> float:
