@@ -7,10 +7,14 @@ depth. Labels are used where the loss names them.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from tersor.calibrated import Calibrated
 from tersor.errors import InputError
@@ -134,7 +138,15 @@ def distil(
 def _brought(student: Any, job: Job) -> tuple[str, Model]:
     """A student's name, and what it computes. Raises `InputError` where that is not what the teacher does."""
     brought = models.bring(student)
-    captured = models.captured(brought, job.model.arguments(job.model.example))
+    example = job.model.arguments(job.model.example)
+    if brought.example is None and isinstance(brought.module, nn.Module) and not example[1]:
+        names = list(inspect.signature(brought.module.forward).parameters)[: len(example[0])]
+        if all(isinstance(x, Tensor) for x in example[0]) and _elsewhere(names, job.model.inputs):
+            raise InputError(
+                f"The student takes {', '.join(names)} and its teacher {', '.join(job.model.inputs)}; a student must take its "
+                "teacher's inputs in the teacher's order."
+            )
+    captured = models.captured(brought, example)
     _refuse_strangers(captured, job.model)
     return brought.name, captured
 
@@ -150,16 +162,36 @@ def _begun(student: Model, teacher: Model) -> Model:
 
 
 def _refuse_strangers(student: Model, teacher: Model) -> None:
-    ours, theirs = ([tuple(t.shape) for t in model.run(*teacher.example)] for model in (student, teacher))
-    if ours != theirs:
+    """Raise `InputError` where two models do not take or do not give the same, of the same names in the same order."""
+    inputs = [_said(model.inputs, model.example) for model in (student, teacher)]
+    if _elsewhere(student.inputs, teacher.inputs) or _kinds(student.example) != _kinds(teacher.example):
         raise InputError(
-            f"The student gives {_shapes(ours)} where the teacher gives {_shapes(theirs)}; a student must have its teacher's "
-            "outputs."
+            f"The student takes {inputs[0]} and its teacher {inputs[1]}; a student must take its teacher's inputs in the "
+            "teacher's order."
+        )
+    ours, theirs = (model.run(*teacher.example) for model in (student, teacher))
+    if _elsewhere(student.outputs, teacher.outputs) or _kinds(ours) != _kinds(theirs):
+        raise InputError(
+            f"The student gives {_said(student.outputs, ours)} where the teacher gives {_said(teacher.outputs, theirs)}; a "
+            "student must give its teacher's outputs in the teacher's order."
         )
 
 
-def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
-    return ", ".join(str(shape) for shape in shapes)
+def _elsewhere(ours: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Whether a name that both have stands in another place."""
+    return any(name in theirs and list(theirs).index(name) != i for i, name in enumerate(ours))
+
+
+def _kinds(tensors: Sequence[Tensor]) -> list[tuple]:
+    return [(t.shape[1:], t.is_floating_point(), t.dtype == torch.bool) for t in tensors]
+
+
+def _said(names: Sequence[str], tensors: Sequence[Tensor]) -> str:
+    """Such as "seen (batch, 12) float32, allowed (batch, 8) bool"."""
+    found = zip(names, tensors, strict=True)
+    return ", ".join(
+        f"{n} ({', '.join(['batch', *map(str, t.shape[1:])])}) {str(t.dtype).removeprefix('torch.')}" for n, t in found
+    )
 
 
 def _parameters(model: Model) -> int:

@@ -135,9 +135,89 @@ def test_inner_activations_teach_through_a_learned_matrix():
 
 
 def test_a_student_of_another_shape_or_without_time_is_refused():
-    with pytest.raises(InputError, match=r"The student gives \(2, 7\) where the teacher gives \(2, 4\)"):
+    with pytest.raises(
+        InputError, match=r"gives output \(batch, 7\) float32 where the teacher gives output \(batch, 4\)"
+    ):
         tersor.distil(
             nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), stripes.batches(), teacher=stripes.trained(), threads=1
         )
     with pytest.raises(InputError, match="recover is none, and a student learns nothing in no time"):
         tersor.distil(Narrow(), stripes.batches(), teacher=stripes.trained(), recover="none")
+
+
+class Masked(nn.Module):
+    """Two inputs of unlike kinds."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(12, hidden), nn.Tanh(), nn.Linear(hidden, 8))
+
+    def forward(self, seen: Tensor, allowed: Tensor) -> Tensor:
+        return self.body(seen).masked_fill(~allowed, -1e4)
+
+
+class Turned(Masked):
+    def forward(self, allowed: Tensor, seen: Tensor) -> Tensor:
+        return super().forward(seen, allowed)
+
+
+SEEN, ALLOWED = torch.randn(64, 12, generator=torch.Generator().manual_seed(1)), torch.ones(64, 8, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("example", [True, False], ids=["with an example", "without"])
+def test_a_student_that_takes_its_inputs_in_another_order_is_refused(example: bool) -> None:
+    teacher = Masked(16).eval(), (SEEN[:2], ALLOWED[:2])
+    student = Turned(4).eval()
+    given = (student, (ALLOWED[:2], SEEN[:2])) if example else student
+    with pytest.raises(
+        InputError, match=r"The student takes allowed.*, seen.* and its teacher seen.*, allowed.* order"
+    ):
+        tersor.distil(given, [(SEEN, ALLOWED)], teacher=teacher, metric="cosine", threads=1)
+
+
+class Pair(nn.Module):
+    """Inputs that only their names tell apart, and outputs likewise."""
+
+    def __init__(self, names: tuple[str, str] = ("near", "far")) -> None:
+        super().__init__()
+        self.near, self.far, self.names = nn.Linear(12, 12), nn.Linear(12, 12), names
+
+    def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.names, (self.near(a), self.far(b)), strict=True))
+
+
+class Crossed(Pair):
+    def forward(self, b: Tensor, a: Tensor) -> dict[str, Tensor]:
+        return super().forward(a, b)
+
+
+class Decided(Pair):
+    def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        return {name: out > 0 for name, out in super().forward(a, b).items()}
+
+
+class One(Pair):
+    def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        return {"near": super().forward(a, b)["near"]}
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        (Crossed(), r"The student takes b, a and its teacher a, b"),
+        (Pair(("far", "near")), r"The student gives far .* where the teacher gives near"),
+        (
+            Decided(),
+            r"The student gives near \(batch, 12\) bool, .* where the teacher gives near \(batch, 12\) float32",
+        ),
+        (
+            One(),
+            r"The student gives near \(batch, 12\) float32 where the teacher gives near .*, far \(batch, 12\) float32",
+        ),
+    ],
+    ids=["inputs crossed", "outputs crossed", "flags", "one output"],
+)
+def test_a_student_whose_names_or_kinds_differ_is_refused(student: nn.Module, said: str) -> None:
+    teacher = Pair().eval(), (SEEN[:2], SEEN[2:4])
+    with pytest.raises(InputError, match=said):
+        tersor.distil(student.eval(), [(SEEN, SEEN.flip(0))], teacher=teacher, metric="cosine", threads=1)

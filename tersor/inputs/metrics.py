@@ -10,7 +10,7 @@ from tersor.errors import MetricError
 from tersor.inputs import functions
 from tersor.measuring.batches import Batches
 from tersor.measuring.metrics import Metric, Predict, Score, from_function
-from tersor.measuring.scores import built_in
+from tersor.measuring.scores import BUILT_IN, built_in
 
 
 def bring(metric: Any) -> Metric:
@@ -21,7 +21,7 @@ def bring(metric: Any) -> Metric:
     `MetricError` where it is unknown; what the function raises later is reported with the user's line.
     """
     if isinstance(metric, Metric):
-        return metric
+        return metric if metric in BUILT_IN.values() else replace(metric, own=True)
     if callable(metric):
         return _located(functions.origin(metric), metric, None)
     if not isinstance(metric, str):

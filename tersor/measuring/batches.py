@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, groupby
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from tersor.errors import DataError
 
@@ -106,6 +108,11 @@ class Batches:
             order = torch.randperm(sum(map(len, parts)), generator=drawn)
             found += [whole.pick(order) for whole in _regroup(parts, len(order))]
         return Batches(tuple(found)).rebatch(size)
+
+    def copied(self) -> Batches:
+        """The same items in memory of their own, for who may change them."""
+        clone = partial(pytree.tree_map_only, Tensor, torch.clone)
+        return Batches(tuple(Batch(clone(part.inputs), clone(part.labels)) for part in self.parts))
 
     def relabel(self, label: Callable[[Batch], Labels]) -> Batches:
         """The same inputs, each batch with the labels that `label` gives it."""

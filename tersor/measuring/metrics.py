@@ -32,7 +32,8 @@ class Metric:
         False where a drop is relative; None decides by the values seen.
     original: what the original model's outputs are for: "unused", "labels" (they always take the labels' place) or
         "spare" (they do where the data has no labels that are real values).
-    own: whether it is a function of the user's, of which nobody knows at which outputs it looks.
+    own: whether it is a function of the user's, of which nobody knows at which outputs it looks; it is called with copies of
+        the data, which it may change.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Metric:
     def __call__(self, predict: Predict, batches: Batches) -> Score:
         """The score. Raises `MetricError` where the function raises or gives anything but finite numbers."""
         try:
-            score = self.function(predict, batches)
+            score = self.function(predict, batches.copied() if self.own else batches)
         except TersorError:
             raise
         except Exception as cause:
