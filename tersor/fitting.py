@@ -171,7 +171,7 @@ class _Walk:
             _zero(self._now, next(m for m in matrices(model) if m.name == branch.name))
 
     def run(self, progress: Callable[[], None]) -> Fitted:
-        for matrix in self._by_node.values():
+        for matrix in {m.name: m for m in self._by_node.values()}.values():
             if matrix.weight in self._shared:
                 self._store(matrix, with_bias(self._model, matrix), self._profile.facts[matrix.name].gram, None)
         for table in tables(self._model):

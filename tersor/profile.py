@@ -261,15 +261,18 @@ def _columns(matrix: Matrix) -> int:
 
 def _parts(found: Sequence[Matrix], memory: int) -> list[tuple[Matrix, ...]]:
     """Runs of matrices whose Gram matrices (float64) fit into `memory` together; at least one matrix each."""
+    called: dict[str, tuple[Matrix, ...]] = {}
+    for matrix in found:  # one that is applied several times has one Gram matrix
+        called[matrix.name] = (*called.get(matrix.name, ()), matrix)
     parts: list[tuple[Matrix, ...]] = []
     held = 0
-    for matrix in found:
-        size = 8 * matrix.groups * (_columns(matrix) + 1) ** 2
+    for calls in called.values():
+        size = 8 * calls[0].groups * (_columns(calls[0]) + 1) ** 2
         if parts and held + size <= memory:
-            parts[-1] = (*parts[-1], matrix)
+            parts[-1] = (*parts[-1], *calls)
             held += size
         else:
-            parts.append((matrix,))
+            parts.append(calls)
             held = size
     return parts or [()]
 

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
+_LOOKS = """permute transpose t numpy_T swapaxes movedim view reshape _unsafe_view flatten unflatten split split_with_sizes
+    unsafe_split chunk tensor_split unbind select slice narrow squeeze unsqueeze contiguous clone alias detach"""
+LOOKS = frozenset(f"aten.{name}" for name in _LOOKS.split()) | {"getitem"}
+"""Operators that give the values that they are given, or some of them, each once."""
 MATMUL = frozenset(("aten.matmul", "aten.mm", "aten.bmm"))
 
 

@@ -1,69 +1,203 @@
 """Weights that a network computes from its parameters in every call, such as those of a weight norm, become parameters.
 
-Only then can a weight be pruned or put on a grid. Nothing else changes: the network computes the same.
+Only then can a weight be pruned or put on a grid. Nothing else changes: the network computes the same. What is only looked at
+differently (turned, cut into pieces that do not overlap) keeps its name, pieces with a number behind it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from tersor.graph.operators import aten, weight_of
+from tersor.graph.arguments import LOOKS, operator_name
+from tersor.graph.emit import emit
+from tersor.graph.operators import argument, aten, constants, tensor_of, weight_of
+
+_TURNS = frozenset(f"aten.{name}" for name in ("permute", "transpose", "swapaxes", "t", "numpy_T"))
 
 
 def settle(module: fx.GraphModule) -> None:
-    """Compute, in place, every weight of a linear or convolution that depends on nothing but parameters of its own."""
+    """Compute, in place, every weight and bias that depends on nothing but parameters of its own."""
     for node in list(module.graph.nodes):
         if node.target is aten._assert_tensor_metadata.default:
             module.graph.erase_node(node)  # it computes nothing, and would be one more reader
+    _join(module)
+    module.graph.eliminate_dead_code()
+    fixed = constants(module)
     for node in list(module.graph.nodes):
-        weight = weight_of(node)
-        if weight is not None and weight.op == "call_function":
-            ancestors = _ancestors(weight)
-            inside = [each for each in module.graph.nodes if each in ancestors]
-            if _alone(module, weight, inside):
-                _replace(module, weight, inside)
+        for weight, word in _parameters_of(node):
+            if weight.op == "call_function" and weight in fixed and weight.users:
+                _settle(module, weight, word)
+    for node in list(module.graph.nodes):
+        _part(node)
+    for node in list(module.graph.nodes):
+        if weight_of(node) is not None and node.args[0].op == "get_attr":  # learned queries: an activation like others
+            node.update_arg(0, emit(node, aten.alias.default, node.args[0]))
 
 
-def _alone(module: fx.GraphModule, weight: fx.Node, inside: Sequence[fx.Node]) -> bool:
-    """Whether `inside`, which leads to `weight`, is parameters, and functions without chance, that nothing else reads."""
-    leaves = {each.target for each in inside if each.op == "get_attr"}
-    elsewhere = {each.target for each in module.graph.nodes if each.op == "get_attr" and each not in inside}
-    users = {user for each in inside if each is not weight for user in each.users}
-    pure = all(each.op == "get_attr" or (each.op == "call_function" and not _by_chance(each)) for each in inside)
-    return pure and bool(leaves) and users.issubset(inside) and leaves.isdisjoint(elsewhere)
+def _part(node: fx.Node) -> None:
+    """A bias that is no parameter is added afterwards: the matrix is a layer all the same."""
+    weight, bias = weight_of(node), argument(node, 2, "bias", None)
+    if weight is None or weight.op != "get_attr" or bias is None or bias.op == "get_attr" or "val" not in weight.meta:
+        return
+    places = weight.meta["val"].ndim - 2
+    added = emit(node, aten.reshape.default, bias, [-1, *[1] * places]) if places else bias
+    settings = {key: value for key, value in node.kwargs.items() if key != "bias"}
+    value = emit(node, node.target, *node.args[:2], None, *node.args[3:], **settings)
+    node.replace_all_uses_with(emit(node, aten.add.Tensor, value, added))
+    node.graph.erase_node(node)
 
 
-def _by_chance(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+def _parameters_of(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
+    """What a linear, a convolution or an embedding applies, and what that is called."""
+    weight = argument(node, 0, "weight", None) if node.target is aten.embedding.default else weight_of(node)
+    bias = argument(node, 2, "bias", None) if weight_of(node) is not None else None
+    for each, word in ((weight, "weight"), (bias, "bias")):
+        if isinstance(each, fx.Node):
+            yield each, word
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found, waiting = {node}, [node]
+def _settle(module: fx.GraphModule, weight: fx.Node, word: str) -> None:
+    inside = _behind(module, [weight])
+    pieces = _pieces(module, inside)
+    if weight in pieces:
+        _cut(module, pieces)
+    elif _alone(module, weight, inside):
+        _replace(module, weight, inside, word)
+
+
+def _behind(module: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """The nodes and all that they are computed from, in order."""
+    found, waiting = set(nodes), list(nodes)
     while waiting:
         new = [each for each in waiting.pop().all_input_nodes if each not in found]
         found.update(new)
         waiting.extend(new)
-    return found
+    return [each for each in module.graph.nodes if each in found]
 
 
-def _replace(module: fx.GraphModule, weight: fx.Node, inside: Sequence[fx.Node]) -> None:
+def _join(module: fx.GraphModule) -> None:
+    """Let what is computed several times from parameters be computed once, so that all who read it have one parameter."""
+    known: dict[tuple[str, str, str], fx.Node] = {}
+    for node in constants(module):
+        if _turns(node) and _turns(node.all_input_nodes[0]):
+            node.replace_all_uses_with(node.all_input_nodes[0].all_input_nodes[0])
+            continue
+        same = known.setdefault((str(node.target), repr(node.args), repr(node.kwargs)), node)
+        if same is not node:
+            node.replace_all_uses_with(same)
+            module.graph.erase_node(node)
+
+
+def _turns(node: fx.Node) -> bool:
+    """Whether a node swaps the two axes of a matrix."""
+    name = operator_name(node)
+    if len(_shape(node)) != 2 or name not in _TURNS:
+        return False
+    dims = [d % 2 for d in (node.args[1] if name == "aten.permute" else node.args[1:])]
+    return dims == [1, 0] if name == "aten.permute" else dims in ([], [0, 1], [1, 0])
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape) if isinstance(node.meta.get("val"), Tensor) else ()
+
+
+def _pieces(module: fx.GraphModule, inside: Sequence[fx.Node]) -> list[fx.Node]:
+    """Where `inside` only looks at one parameter: all values, made of it in this way, that others read.
+
+    Nothing where a part of it is among several of them, or where it is read as it is as well.
+    """
+    leaves = [each for each in inside if each.op == "get_attr"]
+    if len(leaves) != 1 or not _one_name(module, leaves[0]):
+        return []
+    leaf = leaves[0]
+    tensor = tensor_of(module, str(leaf.target))
+    places = torch.int32 if tensor.numel() < 2**31 else torch.int64
+    known: dict[fx.Node, Any] = {leaf: torch.arange(tensor.numel(), dtype=places).reshape(tensor.shape)}
+    ends: list[fx.Node] = []
+    for node in module.graph.nodes:
+        if node in known or known.keys().isdisjoint(node.all_input_nodes):
+            continue
+        if operator_name(node) in LOOKS and len(node.all_input_nodes) == 1:
+            known[node] = _computed(node, known)
+        else:
+            ends += [each for each in node.all_input_nodes if each in known and each not in ends]
+    if leaf in ends or not all(isinstance(known[each], Tensor) for each in ends):
+        return []
+    read = torch.zeros(tensor.numel(), dtype=torch.bool)
+    for each in ends:
+        if bool(read[known[each]].any()):
+            return []
+        read[known[each]] = True
+    return ends
+
+
+def _one_name(module: fx.GraphModule, leaf: fx.Node) -> bool:
+    """Whether nothing in the graph reads the memory of `leaf` under another name."""
+    where = tensor_of(module, str(leaf.target)).untyped_storage().data_ptr()
+    for each in module.graph.nodes:
+        if each.op == "get_attr" and each.target != leaf.target:
+            other = tensor_of(module, str(each.target))
+            if isinstance(other, Tensor) and other.untyped_storage().data_ptr() == where:
+                return False
+    return True
+
+
+@torch.no_grad()
+def _cut(module: fx.GraphModule, pieces: Sequence[fx.Node]) -> None:
+    """Make a parameter of each piece of one."""
+    inside = _behind(module, pieces)
+    leaf = next(each for each in inside if each.op == "get_attr")
+    name, tensor = str(leaf.target), tensor_of(module, str(leaf.target))
+    known: dict[fx.Node, Any] = {leaf: tensor.detach()}
+    for each in inside:
+        if each is not leaf:
+            known[each] = _computed(each, known)
+    _delete(module, name)
+    for index, piece in enumerate(pieces, 1):
+        own = name if len(pieces) == 1 else _free(module, name, f"{name.rpartition('.')[2]}_{index}")
+        _hold(module, piece, own, known[piece], isinstance(tensor, nn.Parameter))
+    _erase(module, inside)
+
+
+def _alone(module: fx.GraphModule, weight: fx.Node, inside: Sequence[fx.Node]) -> bool:
+    """Whether `inside`, which leads to `weight`, is parameters, and functions of them, that nothing else reads."""
+    leaves = {each.target for each in inside if each.op == "get_attr"}
+    elsewhere = {each.target for each in module.graph.nodes if each.op == "get_attr" and each not in inside}
+    users = {user for each in inside if each is not weight for user in each.users}
+    return bool(leaves) and users.issubset(inside) and leaves.isdisjoint(elsewhere)
+
+
+def _replace(module: fx.GraphModule, weight: fx.Node, inside: Sequence[fx.Node], word: str) -> None:
     leaves = list(dict.fromkeys(str(each.target) for each in inside if each.op == "get_attr"))
     value = _value(module, inside)
     for each in leaves:
         _delete(module, each)
-    name = _free(module, leaves[0])
+    _hold(module, weight, _free(module, leaves[0], word), value, True)
+    _erase(module, inside)
+
+
+def _hold(module: fx.GraphModule, node: fx.Node, name: str, value: Tensor, trained: bool) -> None:
+    """Let the module hold `value` as `name`, and all who read `node` read that."""
     owner, _, leaf = name.rpartition(".")
-    module.get_submodule(owner).register_parameter(leaf, nn.Parameter(value, requires_grad=False))
-    with module.graph.inserting_before(weight):
-        settled = module.graph.get_attr(name)
-    settled.meta = {key: weight.meta[key] for key in ("val",) if key in weight.meta}
-    weight.replace_all_uses_with(settled)
-    for each in reversed(inside):
-        module.graph.erase_node(each)
+    value = value.detach().clone().contiguous()
+    if trained:
+        module.get_submodule(owner).register_parameter(leaf, nn.Parameter(value, requires_grad=False))
+    else:
+        module.get_submodule(owner).register_buffer(leaf, value)
+    with module.graph.inserting_before(node):
+        held = module.graph.get_attr(name)
+    held.meta = {key: node.meta[key] for key in ("val",) if key in node.meta}
+    node.replace_all_uses_with(held)
+
+
+def _erase(module: fx.GraphModule, nodes: Iterable[fx.Node]) -> None:
+    for each in reversed(list(nodes)):
+        if not each.users:
+            module.graph.erase_node(each)
 
 
 @torch.no_grad()
@@ -71,19 +205,20 @@ def _value(module: fx.GraphModule, nodes: Sequence[fx.Node]) -> Tensor:
     """Of the last of the nodes, which stand in the order in which they are computed."""
     known: dict[fx.Node, Any] = {}
     for each in nodes:
-        if each.op == "get_attr":
-            known[each] = _tensor(module, str(each.target))
-        else:
-            args, kwargs = fx.node.map_arg((each.args, each.kwargs), known.__getitem__)
-            known[each] = each.target(*args, **kwargs)
-    return known[nodes[-1]].detach().clone().contiguous()
+        known[each] = tensor_of(module, str(each.target)) if each.op == "get_attr" else _computed(each, known)
+    return known[nodes[-1]]
 
 
-def _free(module: fx.GraphModule, leaf: str) -> str:
-    """A name for the weight of the layer whose parameter is called `leaf`."""
+def _computed(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+    return node.target(*args, **kwargs)
+
+
+def _free(module: fx.GraphModule, leaf: str, word: str) -> str:
+    """A name such as `word` for the weight of the layer whose parameter is called `leaf`."""
     place, parametrised, rest = leaf.partition(".parametrizations.")
-    owner, last = (place, rest.partition(".")[0]) if parametrised else (leaf.rpartition(".")[0], "weight")
-    names = (".".join(filter(None, (owner, word))) for word in _words(last))
+    owner, last = (place, rest.partition(".")[0]) if parametrised else (leaf.rpartition(".")[0], word)
+    names = (".".join(filter(None, (owner, each))) for each in _words(last))
     return next(name for name in names if not _has(module, name))
 
 
@@ -93,11 +228,6 @@ def _words(word: str) -> Iterator[str]:
     while True:
         number += 1
         yield f"{word}_{number}"
-
-
-def _tensor(module: nn.Module, name: str) -> Tensor:
-    owner, _, leaf = name.rpartition(".")
-    return getattr(module.get_submodule(owner), leaf)
 
 
 def _has(module: nn.Module, name: str) -> bool:

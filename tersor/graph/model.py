@@ -1,8 +1,8 @@
 """The model inside Tersor: a `torch.export` graph in training IR, with a dynamic batch.
 
-The graph is functional (`run_decompositions({})`): no in-place writes, no nested set_grad regions, and operators
-such as `linear`, `layer_norm`, `scaled_dot_product_attention`, `lstm` stay whole. Parameters are `get_attr` nodes that
-keep the user's names.
+The graph is functional (`run_decompositions`): no in-place writes, no nested set_grad regions, and operators such as
+`linear`, `layer_norm`, `scaled_dot_product_attention`, `lstm` stay whole. Products with a parameter are linear layers and
+convolutions, however they were written. Parameters are `get_attr` nodes that keep the user's names.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from torch.utils import _pytree as pytree
 from tersor import deadline
 from tersor.errors import ModelError
 from tersor.graph import calling, lines
+from tersor.graph.bags import unpack_bags
 from tersor.graph.computed import settle
 from tersor.graph.original import Original
+from tersor.graph.products import straighten
+from tersor.graph.spelled import SPELLED
 from tersor.graph.state import Kept, undisturbed
 from tersor.graph.writes import drop_writes
 
@@ -145,6 +148,8 @@ def capture_whole(
             raise ModelError(_why_not(cause, _line_of_fixed_batch(original, flat, cause))) from cause
         original = replace(original, limits=calling.limits(exported))
         drop_writes(graph_module, lambda name: _line_that_moves(original, flat, name))
+    unpack_bags(graph_module)
+    straighten(graph_module)
     settle(graph_module)
     inputs, outputs, structure = calling.made_plain(graph_module, structure, fixed)
     graph_module.graph.eliminate_dead_code()
@@ -212,7 +217,7 @@ def _copied(leaf: Any) -> Any:
 def _unlifted(program: ExportedProgram) -> fx.GraphModule:
     with warnings.catch_warnings():  # torch warns about its own tree specifications
         warnings.simplefilter("ignore")
-        module = program.run_decompositions({}).module(check_guards=False)
+        module = program.run_decompositions(dict(SPELLED)).module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     return _deepcopy(module)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 aten = torch.ops.aten
 
@@ -28,16 +28,13 @@ def matrix_arguments(node: fx.Node) -> tuple[fx.Node, fx.Node | None, dict[str, 
     transposed = target in _TRANSPOSED
     rank = (_TRANSPOSED if transposed else _CONVOLUTIONS)[target]
     groups_at, dilation_at = (6, 7) if transposed else (6, 5)
-    padding = argument(node, 4, "padding", 0)
-    if isinstance(padding, str):
-        return None
     return (
         weight,
         bias,
         {
             "kernel": tuple(weight.meta["val"].shape[2:]) if "val" in weight.meta else _kernel(node, weight),
             "stride": _tuple(argument(node, 3, "stride", 1), rank),
-            "padding": _tuple(padding, rank),
+            "padding": _tuple(argument(node, 4, "padding", 0), rank),
             "dilation": _tuple(argument(node, dilation_at, "dilation", 1), rank),
             "groups": argument(node, groups_at, "groups", 1),
             "transposed": transposed,
@@ -51,6 +48,27 @@ def weight_of(node: fx.Node) -> fx.Node | None:
     return argument(node, 1, "weight", None) if node.op == "call_function" and known else None
 
 
+def constants(module: fx.GraphModule) -> dict[fx.Node, bool]:
+    """The values that no call changes: made of parameters and constants alone, without chance. True: of a parameter, too."""
+    found: dict[fx.Node, bool] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            found[node] = isinstance(tensor_of(module, str(node.target)), nn.Parameter)
+        elif node.op == "call_function" and not _by_chance(node) and all(e in found for e in node.all_input_nodes):
+            found[node] = any(found[each] for each in node.all_input_nodes)
+    return found
+
+
+def tensor_of(module: nn.Module, name: str) -> Any:
+    """What a module holds under a dotted name."""
+    owner, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(owner), leaf)
+
+
+def _by_chance(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
 def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     """An operator's argument, given by position or by name."""
     if len(node.args) > position:
@@ -59,9 +77,7 @@ def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
 
 
 def _kernel(node: fx.Node, weight: fx.Node) -> tuple[int, ...]:
-    module = node.graph.owning_module
-    owner, _, leaf = str(weight.target).rpartition(".")
-    return tuple(getattr(module.get_submodule(owner), leaf).shape[2:])
+    return tuple(tensor_of(node.graph.owning_module, str(weight.target)).shape[2:])
 
 
 def _tuple(value: Any, rank: int) -> tuple[int, ...]:
