@@ -6,14 +6,14 @@ out/
   plan.yaml        the recipe: `--recipe plan.yaml` gives the same model files
   probe.npz        two example items and what the exported model answered
   report.html      for people
-  README.md        ten lines that run it without Tersor
+  README.md        the lines that run it without Tersor, which are those that were timed
 """
 
 from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from tersor.measuring.metrics import Metric, Score, predictor
 from tersor.report import Report
 from tersor.store.files import repair, staging
 from tersor.store.manifest import Manifest, check, other_cpu, seal
-from tersor.target import Runner
+from tersor.target import Input, Runner
 from tersor.targets import target_called, target_name
 from tersor.trials import Trial, save_arrays
 
@@ -42,7 +42,7 @@ def deliver(out: Path, trial: Trial, report: Report, recipe: str, fields: Mappin
         _write_probe(folder / "probe.npz", runner, trial)
         (folder / "plan.yaml").write_text(recipe, encoding="utf-8")
         (folder / "report.html").write_text(report.to_html(), encoding="utf-8")
-        (folder / "README.md").write_text(_readme(trial, runner), encoding="utf-8")
+        (folder / "README.md").write_text(_readme(trial, runner, report.batch, threads), encoding="utf-8")
         file, precision = target_name(trial.candidate.target)[:2]
         seal(folder, {**fields, "target": {"file": file, "precision": precision}, "report": report.to_json()})
 
@@ -118,9 +118,14 @@ def _probe(folder: Path, runner: Runner) -> float:
     return max(float(np.abs(w - f).max() / max(np.abs(w).max(), 1e-12)) for w, f in pairs)
 
 
-def _readme(trial: Trial, runner: Runner) -> str:
-    usage: Callable[[tuple[str, ...]], str] = trial.candidate.target.usage
+def _readme(trial: Trial, runner: Runner, batch: int, threads: int) -> str:
+    example = [np.asarray(t) for t in trial.candidate.compressed.model.example]
+    inputs = [
+        Input(name, str(a.dtype), (batch, *a.shape[1:]) if a.ndim else ())
+        for name, a in zip(runner.inputs, example, strict=True)
+    ]
+    lines = trial.candidate.target.usage(inputs, runner.outputs, threads)
     return (
         f"# {trial.name}\n\nMade by Tersor; runs without it, in `model/`. `report.html` shows what changed, "
-        f"`manifest.json` what was measured.\n\n```python\n{usage(runner.inputs).strip()}\n```\n"
+        f"`manifest.json` what was measured.\n\n```python\n{lines.strip()}\n```\n"
     )

@@ -82,3 +82,11 @@ class StorageError(TersorError):
 
 class DataWarning(UserWarning):
     """Something about the data that looks like a mistake, and may be meant."""
+
+
+def reason(cause: BaseException) -> str:
+    """An error as a clause of a sentence: one of ours as it is written, of another its type and first line."""
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    if isinstance(cause, TersorError):
+        return str(cause)
+    return f"{type(cause).__name__}: {lines[0][:300].rstrip('.')}." if lines else f"{type(cause).__name__}."

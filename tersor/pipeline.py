@@ -22,6 +22,7 @@ from typing import Any
 
 from tersor.deadline import Deadline, TimeUp, until
 from tersor.delivery import deliver
+from tersor.errors import ArtifactError, InputError, TargetError
 from tersor.inputs.job import Progress, bring, deadline_of, quiet, torch_threads
 from tersor.limits import Heard, cut_short, too_short
 from tersor.recipe import open_recipe
@@ -106,8 +107,18 @@ def compress(
                 chosen, race = search.choose()
         except TimeUp:
             raise too_short(limit, heard, None if search is None else search.bench.verifying()) from None
-        report = summarise(job, search, chosen, race, time.monotonic() - begin)
-        if out is not None and not dry_run:
-            fields = {"seed": seed, "recipe": search.recipe(chosen).written()}
-            deliver(Path(out), chosen, report, search.recipe(chosen).to_yaml(), fields, job.threads)
+        while True:
+            try:
+                report = summarise(job, search, chosen, race, time.monotonic() - begin)
+                if out is not None and not dry_run:
+                    fields = {"seed": seed, "recipe": search.recipe(chosen).written()}
+                    deliver(Path(out), chosen, report, search.recipe(chosen).to_yaml(), fields, job.threads)
+                break
+            except (TargetError, ArtifactError, InputError) as cause:  # it worked until now: the next best is taken
+                search.bench.rule_out(chosen.name, f"It could not be delivered: {cause}")
+            try:
+                with until(limit):
+                    chosen, race = search.choose()
+            except TimeUp:
+                raise too_short(limit, heard, search.bench.verifying()) from None
     return report

@@ -6,18 +6,21 @@
 2. *Ladder*: a planner decides per layer and per group under a budget of seconds. Where all-int8 keeps the promise the rungs
    go down (narrower layers), else up (some layers back in float), until the promise breaks or holds.
 3. *Choice*: the fastest trial that keeps the promise is raced once more, longer, against the original.
+
+What fails (an export, a fit, a race, a file that cannot be judged) is noted with its reason, and the search goes on without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf, prod
 
 from tersor.calibrated import Calibrated
 from tersor.deadline import TimeUp, until
-from tersor.errors import BudgetError, RecipeError, TargetError
+from tersor.errors import BudgetError, RecipeError, TargetError, TersorError, reason
 from tersor.feeds import Feeds
 from tersor.fitting import Decisions
 from tersor.graph.macs import macs
@@ -78,6 +81,7 @@ class Search:
     courses: dict[str, History] = field(default_factory=dict)  # of trainings, by plan
     cuts: tuple[Widths, ...] = ()  # the widths on offer
     damage: dict[tuple[str, str], float] = field(default_factory=dict)  # predicted, by matrix and technique
+    failed: list[Exception] = field(default_factory=list)  # what ended a step of the search
 
     @cached_property
     def ground(self) -> Calibrated:
@@ -116,12 +120,26 @@ class Search:
         if any(t.precision == "int8" for t in self.targets):
             if weight_bits() < 8:
                 self.notes.append(_NARROW)
-            self._try_decisions(self._everything_int8("static"), "")
-            dynamic = self._everything_int8("dynamic")
-            if mostly_linear(self.model) and any(_runs(t, dynamic) for t in self.targets):
-                self._try_decisions(dynamic, " dynamic")
+            with self._step("Making everything int8"):
+                self._try_decisions(self._everything_int8("static"), "")
+            with self._step("Making everything int8 with dynamic feeds"):
+                dynamic = self._everything_int8("dynamic")
+                if mostly_linear(self.model) and any(_runs(t, dynamic) for t in self.targets):
+                    self._try_decisions(dynamic, " dynamic")
         self._time_all()
-        self._placements()
+        if not self.bench.alive():
+            raise self._nothing()
+        with self._step("Putting activations on grids in other ways"):
+            self._placements()
+
+    @contextmanager
+    def _step(self, what: str) -> Iterator[None]:
+        """Something that may fail, in torch, in a runtime or in us: why is noted, and the search goes on with what it has."""
+        try:
+            yield
+        except Exception as cause:
+            self.failed.append(cause)
+            self.notes.append(f"{what} failed, and the search went on without: {reason(cause)}")
 
     def _placements(self) -> None:
         """Time the fastest int8 against itself with its activations put on grids in other ways; go on with the fastest."""
@@ -137,13 +155,19 @@ class Search:
             return
         self.bench.time([usual.name, *(t.name for t in tried)], ROUNDS, BEHIND)
         best = self._fastest_int8()
-        assert best is not None
-        self.targets = [best.candidate.target if target == standard else target for target in self.targets]
+        if best is not None:
+            self.targets = [best.candidate.target if target == standard else target for target in self.targets]
 
     def ladder(self) -> None:
         """Plan under budgets of seconds around all-int8: bolder while it looks good, else gentler until it does; then once
         more between the last two."""
+        with self._step("Planning"):
+            self._climb()
+
+    def _climb(self) -> None:
         int8 = self._fastest_int8()
+        while int8 is not None and self.bench.on_held(int8.name) is None:  # it cannot be judged, and is out by now
+            int8 = self._fastest_int8()
         if int8 is None:
             return
         bold = self.bench.promising(int8.name)
@@ -178,6 +202,8 @@ class Search:
             train = self.recover is not None
             self._try_decisions(recipe.decisions, " trained" if train else "", train=train)
         self._time_all()
+        if not self.bench.alive():
+            raise self._nothing()
 
     def choose(self) -> tuple[Trial, Race]:
         """The fastest trial that keeps the promise, raced against the original. Raises `BudgetError` if there is none.
@@ -186,30 +212,38 @@ class Search:
         the race can tell, the one that loses least on held-out data, and of equals the smallest, is taken.
         """
         limit = self.job.deadline
-        best, near = self._verified()
-        if best is None:
-            raise BudgetError(self._best_reached())
-        with until(limit.sooner(self.bench.copying)):
-            self.bench.export([Candidate(ORIGINAL, target_called("eager", "fp32"), Compressed(self.job.model))])
-            race = self.bench.time([best.name, *(t.name for t in near), ORIGINAL], FINAL_ROUNDS, starts=STARTS)
-        first = min([best, *near], key=lambda t: race.median(t.name))
-        tied = [t for t in (best, *near) if t is first or _even(race, t.name, first.name)]
-        tied.sort(key=lambda t: (max(0.0, self.bench.lost(t.name)), t.nbytes))
-        try:
+        while True:
+            best, near = self._verified()
+            if best is None:
+                raise self._nothing()
             with until(limit.sooner(self.bench.copying)):
-                chosen = next(t for t in [*tied, best] if self.bench.judge(t.name).within(self.job.max_drop))
-        except TimeUp:
-            chosen = first = best
-        if chosen is not first:
-            self.notes.append(
-                f"{first.name} was not measurably faster than {chosen.name}, which loses less or is smaller."
-            )
-        return self.bench.trials[chosen.name], race
+                if ORIGINAL not in self.bench.trials:
+                    self.bench.export([Candidate(ORIGINAL, target_called("eager", "fp32"), Compressed(self.job.model))])
+                try:
+                    race = self.bench.time([best.name, *(t.name for t in near), ORIGINAL], FINAL_ROUNDS, starts=STARTS)
+                except TargetError:
+                    continue  # each has its reason by now
+            raced = [t for t in (best, *near) if t.name in race.samples]
+            if best not in raced:
+                continue
+            first = min(raced, key=lambda t: race.median(t.name))
+            tied = [t for t in raced if t is first or _even(race, t.name, first.name)]
+            tied.sort(key=lambda t: (max(0.0, self.bench.lost(t.name)), t.nbytes))
+            try:
+                with until(limit.sooner(self.bench.copying)):
+                    chosen = next(t for t in [*tied, best] if self.bench.inside(t.name))
+            except TimeUp:
+                chosen = first = best
+            if chosen is not first:
+                self.notes.append(
+                    f"{first.name} was not measurably faster than {chosen.name}, which loses less or is smaller."
+                )
+            return self.bench.trials[chosen.name], race
 
     def _verified(self) -> tuple[Trial | None, list[Trial]]:
         """The fastest trial that keeps the promise on evaluation data, and those near it. Where time is short: the fastest of
         those that nothing lossy was done to, which need no luck."""
-        timed = any(trial.seconds is not None for trial in self.bench.trials.values())
+        timed = any(trial.seconds is not None for trial in self.bench.alive().values())
         try:
             with until(self.job.deadline.sooner(self.bench.verifying)):
                 best = self.bench.fastest_inside() if timed else None
@@ -217,14 +251,15 @@ class Search:
                     return best, [] if best is None else self.bench.near(best.name, NEAR)
         except TimeUp:
             pass
-        whole = [
-            t for t in self.bench.alive().values() if self.decided[t.name] is None and not t.candidate.target.compiles
-        ]
+        tried = [t for t in self.bench.alive().values() if t.name != ORIGINAL]
+        if not tried:
+            return None, []
+        whole = [t for t in tried if self.decided[t.name] is None and not t.candidate.target.compiles]
         if not whole:
             raise TimeUp
         whole.sort(key=lambda t: t.seconds or inf)
         with until(self.job.deadline.sooner(self.bench.copying)):
-            inside = (t for t in whole if self.bench.judge(t.name).within(self.job.max_drop))
+            inside = (t for t in whole if self.bench.inside(t.name))
             return next(inside, None), []
 
     def recipe(self, trial: Trial) -> Recipe:
@@ -245,10 +280,8 @@ class Search:
         return sum(self.damage[row] for row in rows) if known else None
 
     def _time_all(self) -> None:
-        if not self.bench.alive():
-            refusals = " ".join(f"{t.name}: {t.refused}" for t in self.bench.trials.values())
-            raise TargetError(f"No target can run this model here. {refusals}")
-        self.bench.time([*self.bench.alive()], ROUNDS, BEHIND)
+        with suppress(TargetError):  # each has its reason by now
+            self.bench.time([*self.bench.alive()], ROUNDS, BEHIND)
 
     def _everything_int8(self, feeds: Feeds) -> Decisions:
         chosen = {m.name: TECHNIQUE for m in matrices(self.model) if m.name not in self.job.exclude}
@@ -341,6 +374,11 @@ class Search:
 
     def _rung(self, table: Table, seconds: float) -> bool:
         """Plan, fit, export and time one rung; whether any of its trials looks good on data held out of calibration."""
+        with self._step(f"The plan within {1e3 * seconds:.3g} ms"):
+            return self._rung_within(table, seconds)
+        return False
+
+    def _rung_within(self, table: Table, seconds: float) -> bool:
         shown = f"within {1e3 * seconds:.3g} ms"
         try:
             plan = self._plan(table, Budget(seconds=seconds))
@@ -398,13 +436,33 @@ class Search:
             return Decisions(keep=keep)
         return Decisions(keep=keep, techniques=techniques | self._looked_up(keep), feeds="static")
 
+    def _nothing(self) -> TersorError:
+        """Why there is nothing to deliver: nothing runs, or nothing keeps the promise."""
+        if self.bench.alive():
+            return BudgetError(self._best_reached())
+        refusals = [f"{t.name}: {t.refused}" for t in self.bench.trials.values() if t.name != ORIGINAL]
+        if not refusals and self.failed and isinstance(self.failed[0], TersorError):
+            return self.failed[0]
+        return TargetError(" ".join(["No target can run this model here.", *refusals, *map(reason, self.failed)]))
+
     def _best_reached(self) -> str:
-        tried = [(self.bench.judge(name), name) for name in self.bench.alive()]
-        least, name = min(tried, key=lambda found: found[0].amount)
-        return (
-            f"Nothing was inside the budget of {self.job.max_drop:.4g}; best reached: {name}, {least.text}. "
-            "Allow a larger --max-drop, give more data, or another --target."
-        )
+        """The nearest to the promise, and on which data it broke it: what loses too much on held-out data is not judged."""
+        limit = f"{self.job.max_drop:.4g}"
+        advice = "Allow a larger --max-drop, give more data, or another --target."
+        held = {name: found for name in self.bench.alive() if (found := self.bench.on_held(name)) is not None}
+        kept = [name for name, found in held.items() if found.within(self.job.max_drop)]
+        judged = {name: found for name in kept if (found := self.bench.judge(name)) is not None}
+        if judged:
+            name = min(judged, key=lambda name: judged[name].amount)
+            return f"Nothing was inside the budget of {limit}; best reached: {name}, {judged[name].text}. {advice}"
+        if held:
+            name = min(held, key=lambda name: held[name].amount)
+            return (
+                f"Nothing was inside the budget of {limit} on the data held out of calibration, by which candidates are "
+                f"chosen, so that none was judged on evaluation data; best reached there: {name}, {held[name].text}. {advice}"
+            )
+        refusals = " ".join(f"{t.name}: {t.refused}" for t in self.bench.trials.values() if t.refused is not None)
+        return f"Nothing could be judged. {refusals}"
 
 
 def _even(race: Race, a: str, b: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tersor.deadline import TimeUp, until
-from tersor.errors import ExportError
+from tersor.errors import reason
 from tersor.graph.likelihood import divergence
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
@@ -44,7 +44,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
     after = answers(chosen, runner, job.batch)
     lost = drop(job.before, chosen.score, job.metric)
     unchanged, small = search.bench.trials[ORIGINAL], chosen.candidate.compressed.model
-    original = job.original
+    original, timed = job.original, ORIGINAL in race.samples
     faithful: tuple[str, ...] = _in_time(
         search, "a comparison with our simulation of the file", lambda: _faithful(job, chosen), ()
     )
@@ -62,14 +62,14 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         limit=job.max_drop,
         batch=job.batch,
         threads=job.threads,
-        ratio=race.ratio(chosen.name, ORIGINAL),
+        ratio=race.ratio(chosen.name, ORIGINAL) if timed else None,
         noise=race.noise(),
-        verdict=race.verdict(chosen.name, ORIGINAL),
+        verdict=race.verdict(chosen.name, ORIGINAL) if timed else "",
         rounds=race.rounds,
         target=repr(chosen.candidate.target),
         tried=tuple(_tried(search, trial) for trial in search.bench.trials.values() if trial.name != ORIGINAL),
         layers=_layers(search, chosen),
-        time=_time(job.model, small, race.median(ORIGINAL), race.median(chosen.name)),
+        time=_time(job.model, small, race.median(ORIGINAL), race.median(chosen.name)) if timed else (),
         regression=_in_time(
             search, "what changed item by item", lambda: compare(original, after, job.evaluation, seed=job.seed), None
         ),
@@ -93,6 +93,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
             *(said for output in outputs if (said := output.words(job.metric.name))),
             *faithful,
             *search.notes,
+            *([] if timed else [f"The original could not be timed. {unchanged.refused}"]),
             *(() if job.apart else (OWN_DATA,)),
         ),
     )
@@ -117,7 +118,7 @@ def _figures(name: str, score: Score, model: Model, trial: Trial, race: Race) ->
     return Figures(
         name=name,
         score=score if isinstance(score, dict) else {"": score},
-        seconds=race.seconds(name),
+        seconds=race.seconds(name) if name in race.samples else None,
         nbytes=folder_bytes(trial.folder),
         macs=sum(macs(model).values()),
         parameters=sum(p.numel() for p in model.module.parameters()),
@@ -133,7 +134,8 @@ def _tried(search: Search, trial: Trial) -> Tried:
     amount, note = None, "slower than the chosen one: not judged"
     if trial.score is not None:
         score = trial.score if isinstance(trial.score, dict) else {"": trial.score}
-        amount, note = bench.judge(trial.name).amount, ""
+        lost = bench.judge(trial.name)
+        amount, note = None if lost is None else lost.amount, ""
     elif not bench.looked_good(trial.name):
         note = "lost too much on data held out of calibration: not judged"
     return Tried(trial.name, trial.seconds, score, amount, trial.nbytes, note)
@@ -196,8 +198,8 @@ def _faithful(job: Job, chosen: Trial) -> tuple[str, ...]:
     """Whether the runtime computes what our simulation of its file says, and the first activation where it does not."""
     try:
         found = chosen.candidate.target.fidelity(chosen.folder, next(iter(job.held.rebatch(SIMULATED))).arrays())
-    except ExportError as unknown:
-        return (f"The runtime was not compared with a simulation of its file. {unknown}",)
+    except Exception as unknown:  # a check, whatever it meets in a runtime or in the simulation
+        return (f"The runtime was not compared with a simulation of its file. {reason(unknown)}",)
     if found is None:
         return ()
     same = f"The runtime decides as our simulation of its file on {100 * found.agreement:.4g} % of {found.items} items"

@@ -7,8 +7,9 @@ cannot run natively is made dense first.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from keyword import iskeyword
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -103,6 +104,31 @@ class Fidelity:
     parts: Divergence | None  # where they part first; None where they never do
 
 
+@dataclass(frozen=True)
+class Input:
+    """An input of an exported model: its name, and one batch of it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def variables(inputs: Sequence[Input]) -> list[str]:
+    """What the inputs are called in code: their names where these can be variables' names."""
+    names = [i.name if i.name.isidentifier() and not iskeyword(i.name) else f"input_{n}" for n, i in enumerate(inputs)]
+    return [f"input_{n}" if name in TAKEN or names.count(name) > 1 else name for n, name in enumerate(names)]
+
+
+TAKEN = ("np", "run", "opened", "outputs", "session", "onnxruntime", "torch", "Callable")
+"""Names that the lines of a README use themselves."""
+
+
+def described(inputs: Sequence[Input], kind: str = "numpy") -> str:
+    """A comment line for each input: what it is called, its type and shape."""
+    lines = zip(variables(inputs), inputs, strict=True)
+    return "".join(f"# {variable}: {kind} {i.dtype} {list(i.shape)}\n" for variable, i in lines)
+
+
 class Runner(ABC):
     """An exported model, loaded in its own runtime."""
 
@@ -112,6 +138,10 @@ class Runner(ABC):
     @abstractmethod
     def predict(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """Flat outputs for flat inputs, first axis the batch."""
+
+    @abstractmethod
+    def call(self, *inputs: np.ndarray) -> Callable[[], object]:
+        """What is timed: the call that the README's last line makes, with these inputs."""
 
     @abstractmethod
     def audit(self) -> Audit:
@@ -151,6 +181,15 @@ class Target(ABC):
         """Compare the exported file's outputs with our simulation of it; None where the target runs floats."""
         return None
 
-    def usage(self, inputs: tuple[str, ...]) -> str:
-        """Python lines that run the exported folder without Tersor, for the artifact's README."""
+    def blame(self, compressed: Compressed) -> str:
+        """Of a model that was exported and is then refused, the operator that the runtime cannot run, with the user's line
+        where it is known; "" where that cannot be told."""
         return ""
+
+    @abstractmethod
+    def usage(self, inputs: Sequence[Input], outputs: Sequence[str], threads: int) -> str:
+        """Python lines that run the exported folder without Tersor, for the artifact's README: the very code that `load`
+        runs and that is timed, shown as it stands, called with the timed shapes and threads.
+
+        They are run in the folder, read the inputs from variables that are called as `variables` says, and end with `outputs`.
+        """

@@ -14,7 +14,7 @@ from time import monotonic
 import numpy as np
 
 from tersor import deadline
-from tersor.errors import TargetError
+from tersor.errors import TargetError, reason
 from tersor.inputs.job import Job
 from tersor.measuring.batches import Batches
 from tersor.measuring.clock import Contender, Race, race
@@ -39,7 +39,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of a candidate. `refused` says why it could not be exported or run; then nothing else is known."""
+    """What became of a candidate. `refused` says why it could not be exported, run or judged; then nothing else counts."""
 
     candidate: Candidate
     folder: Path
@@ -69,6 +69,7 @@ class Workbench:
         self._judging = job.scoring
         self._races: list[float] = []
         self._started: float | None = None  # the race under way
+        self._blamed: dict[type[Target], str] = {}
         self._batch = one_batch(job.calibration, job.batch)
 
     def export(self, candidates: Iterable[Candidate]) -> list[Trial]:
@@ -85,11 +86,16 @@ class Workbench:
     def time(self, names: Sequence[str], rounds: int, behind: float | None = None, starts: int = 1) -> Race:
         """Time trials on one batch, taking turns, each in a process of its own; the first also against itself.
 
-        Who takes more than `behind` times as long as the fastest is soon out. starts: as for `race`. Only ratios of one race
-        can be compared: what was timed before is the measure of what is new.
+        Who fails is ruled out, and the others go on; raises `TargetError` where all do. Who takes more than `behind` times as
+        long as the fastest is soon out. starts: as for `race`. Only ratios of one race can be compared: what was timed before
+        is the measure of what is new.
         """
+        names = [n for n in names if self.trials[n].refused is None]
+        if not names:
+            raise TargetError("None of the candidates that were to be timed can be run.")
         self.job.progress(f"timing {len(names)} candidates", 0, 0)
         self._started = monotonic()
+        failures: dict[str, str] = {}
         try:
             race = time_side_by_side(
                 [self.trials[n] for n in names],
@@ -99,26 +105,50 @@ class Workbench:
                 scratch=self.scratch,
                 behind=behind,
                 starts=starts,
+                failures=failures,
             )
             self._races.append((monotonic() - self._started) / starts)
         finally:
             self._started = None
-        known = [n for n in names if self.trials[n].seconds is not None]
+            for name, why in failures.items():
+                self.rule_out(name, f"{why}{self._blame(self.trials[name])}")
+        timed = [n for n in names if n in race.samples]
+        known = [n for n in timed if self.trials[n].seconds is not None]
         drift = float(np.median([race.median(n) / (self.trials[n].seconds or 1.0) for n in known])) if known else 1.0
-        for name in names:
+        for name in timed:
             if name not in known:
                 self.trials[name] = replace(self.trials[name], seconds=race.median(name) / drift)
         return race
 
     def ratio(self, candidate: Candidate, name: str, rounds: int) -> float | None:
-        """Seconds of a candidate that is only a probe, over those of trial `name`; None where it cannot be exported."""
+        """Seconds of a candidate that is only a probe, over those of trial `name`; None where it cannot be exported or run."""
         probe = try_out(candidate, self.scratch / f"probe{len(list(self.scratch.iterdir())):03d}")
         if probe.refused is not None:
             return None
         pair = [self.trials[name], probe]
         threads, scratch = self.job.threads, self.scratch
-        race = time_side_by_side(pair, self._batch, threads=threads, rounds=rounds, scratch=scratch)
+        try:
+            race = time_side_by_side(pair, self._batch, threads=threads, rounds=rounds, scratch=scratch)
+        except TargetError:
+            return None
         return race.median(probe.name) / race.median(name)
+
+    def _blame(self, trial: Trial) -> str:
+        """A sentence more on a file that never ran."""
+        target, compressed = trial.candidate.target, trial.candidate.compressed
+        if trial.seconds is not None:
+            return ""
+        if type(target) not in self._blamed:
+            try:
+                self._blamed[type(target)] = target.blame(compressed)
+            except Exception:  # it was refused; that a runtime or an exporter also fails here says nothing new
+                self._blamed[type(target)] = ""
+        operator = self._blamed[type(target)]
+        return f" What it cannot run is the operator {operator}." if operator else ""
+
+    def rule_out(self, name: str, why: str) -> None:
+        """Note why a trial is not to be had; the others are none the worse for it."""
+        self.trials[name] = replace(self.trials[name], refused=why)
 
     def alive(self) -> dict[str, Trial]:
         """The trials that their target accepted, by name."""
@@ -126,17 +156,21 @@ class Workbench:
 
     def promising(self, name: str) -> bool:
         """Whether the exported file keeps the promise on data held out of calibration: what the search may know."""
-        return self._on_held(name).within(self.job.max_drop)
+        found = self.on_held(name)
+        return found is not None and found.within(self.job.max_drop)
 
     def lost(self, name: str) -> float:
-        """How much the exported file loses on that data, as `Drop.amount`."""
-        return self._on_held(name).amount
+        """How much the exported file loses on that data, as `Drop.amount`; infinitely much where it cannot be judged."""
+        found = self.on_held(name)
+        return found.amount if found is not None else float("inf")
 
-    def _on_held(self, name: str) -> Drop:
+    def on_held(self, name: str) -> Drop | None:
+        """How much worse the exported file is on data held out of calibration; None where it cannot be judged."""
         if name not in self._held:
-            held = score(self.trials[name], self.job.metric, self.job.held, self.job.threads, self.job.batch)
-            assert held.score is not None
-            self._held[name] = drop(self.job.before_held, held.score, self.job.metric)
+            seen = self._scored(name, self.job.held)
+            if seen is None or seen.score is None:
+                return None
+            self._held[name] = drop(self.job.before_held, seen.score, self.job.metric)
         return self._held[name]
 
     def looked_good(self, name: str) -> bool:
@@ -147,23 +181,41 @@ class Workbench:
         """The fastest timed trial that is `promising`."""
         return next((t for t in self._by_speed() if self.promising(t.name)), None)
 
-    def judge(self, name: str) -> Drop:
-        """How much worse the exported file is than the original, in its own runtime, on the evaluation data."""
-        trial = self.trials[name]
-        if trial.score is None:
+    def judge(self, name: str) -> Drop | None:
+        """How much worse the exported file is than the original, in its own runtime, on the evaluation data; None where it
+        cannot be judged."""
+        if self.trials[name].score is None:
             self.job.progress(f"judging {name}", 0, 0)
-            job, begin = self.job, monotonic()
-            trial = self.trials[name] = score(trial, job.metric, job.evaluation, job.threads, job.batch)
+            begin = monotonic()
+            seen = self._scored(name, self.job.evaluation)
+            if seen is None:
+                return None
+            self.trials[name] = seen
             self._judging = max(self._judging, monotonic() - begin)
-        assert trial.score is not None
-        return drop(self.job.before, trial.score, self.job.metric)
+        score = self.trials[name].score
+        return None if score is None else drop(self.job.before, score, self.job.metric)
+
+    def inside(self, name: str) -> bool:
+        """Whether the exported file keeps the promise on the evaluation data."""
+        found = self.judge(name)
+        return found is not None and found.within(self.job.max_drop)
 
     def fastest_inside(self) -> Trial | None:
         """The fastest timed trial that keeps the promise on the evaluation data; slower ones are not judged."""
         for trial in self._by_speed():
-            if self.promising(trial.name) and self.judge(trial.name).within(self.job.max_drop):
+            if self.promising(trial.name) and self.inside(trial.name):
                 return self.trials[trial.name]
         return None
+
+    def _scored(self, name: str, data: Batches) -> Trial | None:
+        """A trial with its score on `data`; None where it fails, which rules it out. The metric worked for the original."""
+        if self.trials[name].refused is not None:
+            return None
+        try:
+            return score(self.trials[name], self.job.metric, data, self.job.threads, self.job.batch)
+        except Exception as cause:  # whatever a runtime raises, or a metric for what the runtime gave
+            self.rule_out(name, f"It could not be judged: {reason(cause)}")
+            return None
 
     def closing(self) -> float:
         """Seconds from a verified trial to its artifact in place: one more race, as long as any so far, and `copying`."""
@@ -190,20 +242,20 @@ class Workbench:
         return [t for t in slower if self.promising(t.name)][:most]
 
     def _by_speed(self) -> list[Trial]:
-        timed = [t for t in self.trials.values() if t.seconds is not None]
+        timed = [t for t in self.alive().values() if t.seconds is not None]
         return sorted(timed, key=lambda t: t.seconds or 0.0)
 
 
 def try_out(candidate: Candidate, folder: Path) -> Trial:
-    """Export a candidate into `folder` (created). A target that refuses is recorded, not raised."""
+    """Export a candidate into `folder` (created). Whatever its target or an exporter raises is recorded, not raised."""
     folder.mkdir(parents=True)
-    missing = candidate.target.available()
-    if missing is not None:
-        return Trial(candidate, folder, refused=missing)
     try:
+        missing = candidate.target.available()
+        if missing is not None:
+            return Trial(candidate, folder, refused=missing)
         candidate.target.export(candidate.compressed, folder)
-    except TargetError as refusal:
-        return Trial(candidate, folder, refused=str(refusal))
+    except Exception as refusal:  # exporters raise anything
+        return Trial(candidate, folder, refused=reason(refusal))
     return Trial(candidate, folder, nbytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()))
 
 
@@ -238,8 +290,12 @@ def time_side_by_side(
     scratch: Path,
     behind: float | None = None,
     starts: int = 1,
+    failures: dict[str, str] | None = None,
 ) -> Race:
-    """Race the trials on one batch, each in a process of its own; the first is raced against itself as a control."""
+    """Race the trials on one batch, each in a process of its own; the first is raced against itself as a control.
+
+    failures: as for `race`.
+    """
     example = scratch / f"batch{len(inputs[0])}.npz"
     save_arrays(example, {f"{i:03d}": array for i, array in enumerate(inputs)})
     contenders = [
@@ -256,7 +312,9 @@ def time_side_by_side(
         for trial in trials
     ]
     control = contenders[0].name
-    return race(contenders, rounds=rounds, control=control, threads=threads, behind=behind, starts=starts)
+    return race(
+        contenders, rounds=rounds, control=control, threads=threads, behind=behind, starts=starts, failures=failures
+    )
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

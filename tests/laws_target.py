@@ -12,7 +12,7 @@ import pytest
 from hubzoo import captured, compressed, example
 
 from tersor.errors import ArtifactError, DataError
-from tersor.target import Compressed, Target
+from tersor.target import Compressed, Input, Target
 from tersor.targets import target_called, target_name
 
 
@@ -101,7 +101,7 @@ class TargetLaws:
             file.write_bytes(whole)
 
     def test_it_says_how_to_run_without_tersor(self):
-        usage = self.target.usage(("image",))
+        usage = self.target.usage([Input("image", "float32", (1, 3, 8, 8))], ("output",), 1)
         assert "image" in usage
         assert "tersor" not in usage
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tersor.deadline import Deadline
 from tersor.measuring.clock import AGAIN, Race
 from tersor.search import ORIGINAL, Search
 from tersor.target import Compressed
@@ -28,6 +29,14 @@ class Bench:
             for name, (seconds, _, nbytes, _) in trials.items()
         }
 
+    def alive(self) -> dict[str, Trial]:
+        return self.trials
+
+    def copying(self) -> float:
+        return 0.0
+
+    verifying = copying
+
     def export(self, candidates: list[Candidate]) -> None:
         self.trials |= {c.name: Trial(c, Path(), seconds=1.0) for c in candidates}
 
@@ -46,6 +55,9 @@ class Bench:
         amount = self.known[name][3]
         return SimpleNamespace(within=lambda limit: amount <= limit)
 
+    def inside(self, name: str) -> bool:
+        return self.judge(name).within(0.01)
+
     def time(self, names: list[str], rounds: int, starts: int) -> Race:
         rng = np.random.default_rng(0)
         seconds = {n: self.trials[n].seconds for n in names} | {names[0] + AGAIN: self.trials[names[0]].seconds}
@@ -54,7 +66,7 @@ class Bench:
 
 
 def chosen(noise: float = 0.02, **trials: tuple[float, float, int, float]) -> tuple[str, list[str]]:
-    job: Any = SimpleNamespace(model=MODEL, max_drop=0.01)
+    job: Any = SimpleNamespace(model=MODEL, max_drop=0.01, deadline=Deadline())
     search = Search(job, MODEL, Bench(noise, **trials), ())  # type: ignore[arg-type]
     trial, race = search.choose()
     assert {trial.name, ORIGINAL} <= race.samples.keys()

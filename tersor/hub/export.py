@@ -12,8 +12,9 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -28,10 +29,15 @@ from tersor.target import Compressed
 
 @dataclass(frozen=True)
 class Exported:
-    """A float32 ONNX model, and the ONNX value that carries each graph node's activation (where one does)."""
+    """A float32 ONNX model, and the ONNX value that carries each graph node's activation (where one does).
+
+    places: the user's line, "file:line", by ONNX node. values_known: type and shape by ONNX value, as the exporter had them.
+    """
 
     onnx: ir.Model
     values: dict[str, str]
+    places: dict[str, str] = field(default_factory=dict)
+    values_known: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=2)
@@ -55,10 +61,20 @@ def to_onnx(compressed: Compressed) -> Exported:
     values = value_names(model, program, made.exported_program, onnx) if compressed.feeds else {}
     renamed = _rename(onnx, model)
     merge_slices(onnx.graph)
+    places = {
+        str(node.name): place for node in onnx.graph if (place := _users_line(node.metadata_props.get(_TRACE, "")))
+    }
+    values_known = {
+        str(v.name): (v.type, v.shape)
+        for node in onnx.graph
+        for v in node.outputs
+        if v.type is not None and v.shape is not None
+    }
     _strip(onnx)
     present = {str(v.name) for v in onnx.graph.inputs} | {str(v.name) for node in onnx.graph for v in node.outputs}
     named = {node: renamed.get(value, value) for node, value in values.items()}
-    return Exported(onnx, {node: value for node, value in named.items() if value in present})
+    carried = {node: value for node, value in named.items() if value in present}
+    return Exported(onnx, carried, places, values_known)
 
 
 def _rename(onnx: ir.Model, model: Model) -> dict[str, str]:
@@ -168,7 +184,16 @@ def _operator_and_line(program: ExportedProgram, name: str) -> tuple[str, str]:
     for graph in (program.graph, program.run_decompositions().graph):
         for node in graph.nodes:
             if node.name == name:
-                trace = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace", "") or "")
-                mine = [place for place in trace if "/torch/" not in place[0]] or trace
-                return str(node.target), f" at {mine[-1][0]}:{mine[-1][1]}" if mine else ""
+                place = _users_line(node.meta.get("stack_trace", "") or "")
+                return str(node.target), f" at {place}" if place else ""
     return name, ""
+
+
+_TRACE = "pkg.torch.onnx.stack_trace"
+
+
+def _users_line(trace: str) -> str:
+    """The last line of a stack that is not torch's own, as "file:line"; "" where there is none."""
+    places = re.findall(r'File "([^"]+)", line (\d+)', trace)
+    mine = [place for place in places if "/torch/" not in place[0]] or places
+    return f"{mine[-1][0]}:{mine[-1][1]}" if mine else ""

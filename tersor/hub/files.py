@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from tersor.errors import ArtifactError, DataError
+from tersor.errors import ArtifactError, DataError, ExportError, TersorError
 
 _PROTOBUF_LIMIT = 2**31 - 2**20
 
@@ -38,6 +38,19 @@ def damaged(path: Path, cause: Exception) -> ArtifactError:
     return ArtifactError(
         f"{path.name} is damaged or incomplete: the runtime refuses it ({reason[:200]}); export it again."
     )
+
+
+def not_taken(path: Path, cause: Exception, runtime: str, words: str = "") -> TersorError:
+    """What to raise where a runtime refuses a file: an `ExportError` for one that is whole, else that it is damaged."""
+    try:
+        onnx = ir.load(path)
+        whole = bool(onnx.opset_imports and onnx.graph.outputs)
+    except Exception:  # protobuf and onnx_ir raise anything for bytes that are no model
+        whole = False
+    said = words or (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    if not whole:
+        return damaged(path, cause)
+    return ExportError(f"{runtime} refuses the model ({said[:300]}); choose another --target.")
 
 
 def named(names: Sequence[str], arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from tersor.errors import ArtifactError, ExportError
 from tersor.graph.operators import aten
 from tersor.hub.archive import load_program, save_program
 from tersor.hub.files import named, refused
-from tersor.target import Audit, Compressed, Operator, Runner
+from tersor.target import Audit, Compressed, Input, Operator, Runner, described, variables
 
 FILE = "model.pt2"
 _HEAVY = (
@@ -35,6 +37,21 @@ _HEAVY = (
 )
 
 
+Opened = Callable[[ExportedProgram, int], Callable[..., Any]]
+
+
+def shown(opened: Opened, remark: str, inputs: Sequence[Input], threads: int) -> str:
+    """The lines of a README for a program that `opened` makes a function of."""
+    return (
+        "from collections.abc import Callable\nfrom typing import Any\n\nimport torch\n\n\n"
+        f"{inspect.getsource(opened)}\n\n"
+        f"# Threads are torch's own, for the whole process. {remark}\n"
+        f'run = opened(torch.export.load("{FILE}"), threads={threads})\n'
+        f"{described(inputs, 'torch')}"
+        f"outputs = run({', '.join(variables(inputs))})  # nested as the original model takes and gives them"
+    )
+
+
 def write_program(compressed: Compressed, folder: Path) -> None:
     """Write the dense model and the names of its inputs and outputs."""
     model = compressed.model
@@ -48,12 +65,11 @@ def write_program(compressed: Compressed, folder: Path) -> None:
 
 
 class ProgramRunner(Runner):
-    """`wrap` turns the module into what is called (for example `torch.compile`).
-
-    `threads` > 0 sets torch's thread count for the whole process: torch has no other.
+    """`opened` turns a program into what is called; with `threads` > 0 it sets torch's thread count for the whole process:
+    torch has no other.
     """
 
-    def __init__(self, folder: Path, threads: int, wrap: Callable[[torch.nn.Module], Callable[..., Any]]):
+    def __init__(self, folder: Path, threads: int, opened: Opened):
         program, extra = load_program(folder / FILE)
         try:
             names = json.loads(extra["names.json"])
@@ -62,13 +78,10 @@ class ProgramRunner(Runner):
             raise ArtifactError(
                 f"{FILE} was not written by Tersor: it names no inputs and outputs; export it again."
             ) from cause
-        if threads > 0:
-            torch.set_num_threads(threads)
         self._operators = _operators(program)
         self._structure = program.call_spec.in_spec
-        self._call = wrap(program.module(check_guards=False))
+        self._call = opened(program, threads)
 
-    @torch.inference_mode()
     def predict(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         given = named(self.inputs, inputs)
         args, kwargs = pytree.tree_unflatten(_tensors(inputs), self._structure)
@@ -76,6 +89,10 @@ class ProgramRunner(Runner):
             return tuple(t.numpy() for t in pytree.tree_leaves(self._call(*args, **kwargs)))
         except RuntimeError as cause:
             raise refused(given, cause) from cause
+
+    def call(self, *inputs: np.ndarray) -> Callable[[], object]:
+        args, kwargs = pytree.tree_unflatten(_tensors(inputs), self._structure)
+        return partial(self._call, *args, **kwargs)
 
     def audit(self) -> Audit:
         return Audit(self._operators)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tersor import deadline
-from tersor.errors import InputError
+from tersor.errors import InputError, TargetError
 from tersor.measuring.process import Process
 from tersor.report import Interval
 
@@ -118,6 +118,7 @@ def race(
     seed: int = 0,
     behind: float | None = None,
     starts: int = 1,
+    failures: dict[str, str] | None = None,
 ) -> Race:
     """Time the contenders against each other.
 
@@ -128,7 +129,8 @@ def race(
     runtime with a setting of its own must be told in `arguments`. cores: the processors to run on; empty for all.
     timeout: seconds for one contender to load and warm up, or for one turn. turn: seconds that one turn lasts at least.
     Under a deadline (`tersor.deadline`) it ends early, with at least 5 rounds, or raises `TimeUp`.
-    Raises `TargetError` with the end of its stderr where a contender fails.
+    failures: takes up who failed and why, while the others go on, another in the place of a control that is out.
+    Raises `TargetError` with the end of its stderr where a contender fails and there is no `failures`, or nobody is left.
     """
     _check(contenders, control)
     before = os.getloadavg()[0]
@@ -138,25 +140,32 @@ def race(
     end = None if seconds is None else time.monotonic() + seconds
     made, begin = 0, time.monotonic()
     while made < starts and (not made or deadline.left() > 1.2 * (time.monotonic() - begin) / made):
-        near = (
-            contenders if not samples or behind is None else [c for c in contenders if c.name in _near(samples, behind)]
-        )
+        near = list(contenders) if not samples or behind is None else _near(contenders, samples, behind)
+        field = _Field(near, control, threads, timeout, tuple(cores), turn, failures)
         made += 1
         try:
-            with _started(near, control, threads, timeout, tuple(cores), turn) as processes:
+            with field.started() as processes:
                 try:
-                    _run(processes, samples, -(-rounds // starts), shuffle, end, behind)
+                    _run(field, processes, samples, -(-rounds // starts), shuffle, end, behind)
                 finally:
                     memory |= {name: process.memory for name, process in processes.items()}
         except deadline.TimeUp:
-            if min(map(len, samples.values()), default=0) < ENOUGH:
+            if (
+                min((len(s) for n, s in samples.items() if n.removesuffix(AGAIN) not in (failures or ())), default=0)
+                < ENOUGH
+            ):
                 raise
             break
-    fixed = {name: tuple(values) for name, values in samples.items()}
-    return Race(fixed, control, (before, os.getloadavg()[0]), threads, memory, seed, made)
+        contenders = [c for c in contenders if c.name not in (failures or ())]
+        control = field.control
+    out = {name for each in failures or () for name in (each, each + AGAIN)}
+    fixed = {name: tuple(values) for name, values in samples.items() if name not in out}
+    known = control if control is not None and control + AGAIN in fixed else None
+    return Race(fixed, known, (before, os.getloadavg()[0]), threads, memory, seed, made)
 
 
 def _run(
+    field: _Field,
     processes: Mapping[str, Process],
     samples: dict[str, list[float]],
     rounds: int,
@@ -170,40 +179,95 @@ def _run(
         if end is not None and time.monotonic() > end and done >= ENOUGH:
             return
         if behind is not None and done == ENOUGH:
-            order = [name for name in _near(samples, behind) if name in processes]
+            order = [name for name in _fast(samples, behind) if name in processes]
         shuffle.shuffle(order)
         for name in order:
             deadline.check()
-            samples.setdefault(name, []).append(processes[name].turn())
+            if name in processes:
+                with field.watched(name):
+                    samples.setdefault(name, []).append(processes[name].turn())
+        order = [name for name in order if name in processes]
 
 
-def _near(samples: Mapping[str, Sequence[float]], behind: float) -> list[str]:
+def _fast(samples: Mapping[str, Sequence[float]], behind: float) -> list[str]:
     """Those whose best turn is at most `behind` times the best of all."""
-    best = min(min(s) for s in samples.values())
-    return [name for name, s in samples.items() if min(s) <= behind * best]
+    best = min(min(s) for s in samples.values() if s)
+    return [name for name, s in samples.items() if s and min(s) <= behind * best]
 
 
-@contextmanager
-def _started(
-    contenders: Sequence[Contender],
-    control: str | None,
-    threads: int,
-    timeout: float,
-    cores: tuple[int, ...],
-    turn: float,
-) -> Iterator[dict[str, Process]]:
-    twice = [Contender(c.name + AGAIN, c.make, c.arguments) for c in contenders if c.name == control]
-    with ExitStack() as stack:
-        processes = {}
-        for c in (*contenders, *twice):
-            process = processes[c.name] = Process(c.name, threads, timeout)
-            stack.callback(process.end)
-            process.load({"make": c.make, "arguments": dict(c.arguments), "cores": cores})
-        for process in processes.values():  # loading takes time and may be done by all at once; timing may not
-            process.loaded()
-        for process in processes.values():
-            process.warm_up({"turn": turn, "warm": WARM})
-        yield processes
+def _near(contenders: Sequence[Contender], samples: Mapping[str, Sequence[float]], behind: float) -> list[Contender]:
+    fast = _fast(samples, behind)
+    return [c for c in contenders if c.name in fast]
+
+
+class _Field:
+    """The processes of one start. Who fails is out, with its second process where it has one."""
+
+    def __init__(
+        self,
+        contenders: Sequence[Contender],
+        control: str | None,
+        threads: int,
+        timeout: float,
+        cores: tuple[int, ...],
+        turn: float,
+        failures: dict[str, str] | None,
+    ):
+        names = [c.name for c in contenders]
+        self.control = control if control is None or control in names or not names else names[0]
+        self._contenders = contenders
+        self._threads, self._timeout, self._cores, self._turn = threads, timeout, cores, turn
+        self._failures = failures
+        self._processes: dict[str, Process] = {}
+
+    @contextmanager
+    def started(self) -> Iterator[dict[str, Process]]:
+        """The processes by name, ready for their turns."""
+        with ExitStack() as stack:
+            for c in self._contenders:
+                self._load(stack, c.name, c)
+            self._loaded()
+            if self.control is not None:  # here, so that it is of one that loads
+                alive = {c.name: c for c in self._contenders if c.name in self._processes}
+                self.control = self.control if self.control in alive else next(iter(alive))
+                self._load(stack, self.control + AGAIN, alive[self.control])
+                self._loaded(self.control + AGAIN)
+            for name in list(self._processes):
+                if name in self._processes:
+                    with self.watched(name):
+                        self._processes[name].warm_up({"turn": self._turn, "warm": WARM})
+            yield self._processes
+
+    @contextmanager
+    def watched(self, name: str) -> Iterator[None]:
+        """What is done with one process. Raises `TargetError` where it fails and is not to be noted, or was the last."""
+        try:
+            yield
+        except TargetError as cause:
+            if self._failures is None:
+                raise
+            own = name.removesuffix(AGAIN)
+            self._failures.setdefault(own, str(cause))
+            for each in (own, own + AGAIN):
+                process = self._processes.pop(each, None)
+                if process is not None:
+                    process.end()
+            if all(c.name in self._failures for c in self._contenders):
+                raise
+
+    def _load(self, stack: ExitStack, name: str, contender: Contender) -> None:
+        process = self._processes[name] = Process(name, self._threads, self._timeout)
+        stack.callback(process.end)
+        with self.watched(name):
+            order = {"make": contender.make, "arguments": dict(contender.arguments), "cores": self._cores}
+            process.load(order)
+
+    def _loaded(self, *names: str) -> None:
+        """Loading takes time and may be done by all at once; timing may not."""
+        for name in names or list(self._processes):
+            if name in self._processes:
+                with self.watched(name):
+                    self._processes[name].loaded()
 
 
 def _check(contenders: Sequence[Contender], control: str | None) -> None:

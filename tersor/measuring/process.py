@@ -39,6 +39,7 @@ class Process:
         self._calls = 1
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._rest = b""
+        self._ended = False
         command = [sys.executable, "-m", "tersor.measuring.child", str(os.getpid())]
         self._process = subprocess.Popen(
             command,
@@ -73,7 +74,10 @@ class Process:
         return float(answer["seconds"])
 
     def end(self) -> None:
-        """End the process and all that it started."""
+        """End the process and all that it started; a second call does nothing, for its number may be another's by then."""
+        if self._ended:
+            return
+        self._ended = True
         self._signal(signal.SIGKILL)
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):

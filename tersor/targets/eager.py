@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tersor.hub.program_runner import FILE, ProgramRunner, write_program
-from tersor.target import Compressed, Runner, Target
+import torch
+
+from tersor.hub.program_runner import ProgramRunner, shown, write_program
+from tersor.target import Compressed, Input, Runner, Target
 
 
 @dataclass(frozen=True)
@@ -19,17 +23,23 @@ class Eager(Target):
         write_program(compressed, folder)
 
     def load(self, folder: Path, threads: int = 0) -> Runner:
-        return ProgramRunner(folder, threads, lambda module: module)
+        return ProgramRunner(folder, threads, opened)
 
     def available(self) -> str | None:
         return None
 
-    def usage(self, inputs: tuple[str, ...]) -> str:
-        names = ", ".join(inputs)
-        return (
-            "import torch\n"
-            f'module = torch.export.load("{FILE}").module(check_guards=False)\n'
-            f"# {names}: torch float32 tensors, first axis the batch, passed as the original model takes them\n"
-            "with torch.inference_mode():\n"
-            f"    outputs = module({names})"
-        )
+    def usage(self, inputs: Sequence[Input], outputs: Sequence[str], threads: int) -> str:
+        return shown(opened, "Any batch size may be given.", inputs, threads)
+
+
+def opened(program: torch.export.ExportedProgram, threads: int) -> Callable[..., Any]:
+    """A function of the inputs, as the original model takes them."""
+    if threads:
+        torch.set_num_threads(threads)
+    module = program.module(check_guards=False)
+
+    def run(*inputs: Any, **named: Any) -> Any:
+        with torch.inference_mode():
+            return module(*inputs, **named)
+
+    return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,10 +12,9 @@ from typing import Any, ClassVar
 import torch
 
 from tersor.errors import MissingRuntime
-from tersor.hub.program_runner import FILE, ProgramRunner, write_program
-from tersor.target import Compressed, Runner, Target
+from tersor.hub.program_runner import ProgramRunner, shown, write_program
+from tersor.target import Compressed, Input, Runner, Target
 
-_STATIC_SHAPES = 6
 _COMPILERS = ("g++", "clang++", "c++", "cl")
 
 
@@ -32,7 +31,7 @@ class Inductor(Target):
     def load(self, folder: Path, threads: int = 0) -> Runner:
         if (missing := self.available()) is not None:
             raise MissingRuntime(missing)
-        return ProgramRunner(folder, threads, _compiled)
+        return ProgramRunner(folder, threads, opened)
 
     def available(self) -> str | None:
         wanted = os.environ.get("CXX")
@@ -40,28 +39,24 @@ class Inductor(Target):
             return None
         return "Target inductor compiles C++ when it loads a model and found no compiler; install g++ or set CXX."
 
-    def usage(self, inputs: tuple[str, ...]) -> str:
-        names = ", ".join(inputs)
-        return (
-            "import torch\n"
-            f'module = torch.compile(torch.export.load("{FILE}").module(check_guards=False))\n'
-            f"# {names}: torch float32 tensors, first axis the batch, passed as the original model takes them\n"
-            "with torch.inference_mode():\n"
-            f"    outputs = module({names})"
-        )
+    def usage(self, inputs: Sequence[Input], outputs: Sequence[str], threads: int) -> str:
+        return shown(opened, "The first call compiles, and so does the first with another batch size.", inputs, threads)
 
 
-def _compiled(module: torch.nn.Module) -> Callable[..., Any]:
-    """Static code is faster; after a few shapes one dynamic version serves the rest."""
+def opened(program: torch.export.ExportedProgram, threads: int) -> Callable[..., Any]:
+    """A function of the inputs, as the original model takes them; static code is faster, and serves the first few shapes."""
+    if threads:
+        torch.set_num_threads(threads)
+    module = program.module(check_guards=False)
     static, dynamic = torch.compile(module, dynamic=False), torch.compile(module, dynamic=True)
     seen: set[tuple] = set()
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+    def run(*inputs: Any, **named: Any) -> Any:
+        leaves = torch.utils._pytree.tree_leaves((inputs, named))
         shapes = tuple(tuple(t.shape) for t in leaves)
-        if shapes in seen or len(seen) < _STATIC_SHAPES:
+        if len(seen) < 6:
             seen.add(shapes)
-            return static(*args, **kwargs)
-        return dynamic(*args, **kwargs)
+        with torch.inference_mode():
+            return static(*inputs, **named) if shapes in seen else dynamic(*inputs, **named)
 
-    return call
+    return run

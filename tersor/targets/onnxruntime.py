@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from tersor.errors import MissingRuntime, TargetError
-from tersor.hub.files import damaged, existing, named, refused, save_onnx
+from tersor.hub.files import damaged, existing, named, not_taken, refused, save_onnx
 from tersor.hub.placement import Placement
 from tersor.hub.precision import label_of, matrix_names, reasons
 from tersor.measuring.machine import weight_bits
-from tersor.target import Audit, Compressed, Fidelity, Operator, Runner, Target
+from tersor.target import Audit, Compressed, Fidelity, Input, Operator, Runner, Target, described, variables
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 FILE = "model.onnx"
 PLACEMENTS = {
@@ -81,25 +87,38 @@ class OnnxRuntime(Target):
             return f"Target onnxruntime has no precision {self.precision!r}; choose {' or '.join(self.precisions)}."
         return None if find_spec("onnxruntime") else _MISSING
 
-    def usage(self, inputs: tuple[str, ...]) -> str:
-        feed = ", ".join(f'"{name}": {name}' for name in inputs)
+    def usage(self, inputs: Sequence[Input], outputs: Sequence[str], threads: int) -> str:
+        exact, feed = "", ", ".join(f"{i.name!r}: {v}" for i, v in zip(inputs, variables(inputs), strict=True))
+        if self.precision == "int8" and weight_bits() == 8:
+            exact = "# On an x86 processor without VNNI: exact=True, for its int8 kernels overflow.\n"
         return (
-            "import onnxruntime\n"
-            f'session = onnxruntime.InferenceSession("{FILE}", providers=["CPUExecutionProvider"])\n'
-            f"{_ELSEWHERE if self.precision == 'int8' and weight_bits() == 8 else ''}"
-            f"# {', '.join(inputs)}: numpy arrays as the original model takes them (float32), first axis the batch\n"
-            f"outputs = session.run(None, {{{feed}}})"
+            f"import onnxruntime\n\n\n{inspect.getsource(opened)}\n\n"
+            f"# Threads: 0 leaves their number to ONNX Runtime. Any batch size may be given.\n{exact}"
+            f'session = opened("{FILE}", threads={threads})\n'
+            f"{described(inputs)}"
+            f"outputs = session.run({list(outputs)}, {{{feed}}})"
         )
 
 
-_ELSEWHERE = (
-    "# on an x86 processor without VNNI its int8 kernels overflow: there, give the session options with\n"
-    '# options.add_session_config_entry("session.x64quantprecision", "1")\n'
-)
+def opened(file: str, threads: int, exact: bool = False) -> onnxruntime.InferenceSession:
+    """exact: where sums of int8 products may overflow."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
 _MISSING = "Target onnxruntime needs ONNX Runtime, which is not installed; run: pip install 'onnxruntime>=1.30'"
 
 
 def _runtime() -> ModuleType:
+    """The package, told before it is imported that it is to keep no id of the machine and to send nothing."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as cause:
@@ -126,6 +145,9 @@ class _Runner(Runner):
             list(self.outputs),
         )  # looked up once: a call may take 30 microseconds
 
+    def call(self, *inputs: np.ndarray) -> Callable[[], object]:
+        return partial(self._run, self._names, named(self.inputs, inputs))
+
     def predict(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         feed = named(self.inputs, inputs)
         try:
@@ -142,27 +164,28 @@ class _Runner(Runner):
         hub = ir.load(self._path).graph
         with tempfile.TemporaryDirectory() as folder:
             dump = Path(folder) / "optimised.onnx"
-            _session(self._path, 1, dump)
+            options = _runtime().SessionOptions()
+            options.log_severity_level = 4
+            options.optimized_model_filepath = str(dump)
+            if _widened(self._path):
+                options.add_session_config_entry("session.x64quantprecision", "1")
+            _runtime().InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
             return Audit(tuple(_operators(ir.load(dump).graph, hub)))
 
 
-def _session(path: Path, threads: int, dump: Path | None = None) -> Any:
-    ort = _runtime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4 if dump is not None else 3
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    if weight_bits() < 8 and _overflows(path):
-        # Made on another machine: this asks for exact, slower kernels.
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    if dump is not None:
-        options.optimized_model_filepath = str(dump)
+def _session(path: Path, threads: int) -> Any:
+    _runtime()
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return opened(str(path), threads, _widened(path))
     except Exception as cause:  # its errors share no other base class
         if isinstance(cause, MemoryError):
             raise TargetError(f"There is not enough memory to load {path.name}; free some and try again.") from cause
-        raise damaged(path, cause) from cause
+        raise not_taken(path, cause, "ONNX Runtime") from cause
+
+
+def _widened(path: Path) -> bool:
+    """Whether exact, slower kernels must be asked for: the file was made on another machine."""
+    return weight_bits() < 8 and _overflows(path)
 
 
 def _overflows(path: Path) -> bool:

@@ -5,21 +5,27 @@ It reads the hub's ONNX file itself: OpenVINO's own format says the same in two 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from tersor.errors import MissingRuntime
-from tersor.hub.files import damaged, existing, named, refused, save_onnx
+from tersor.hub.files import existing, named, not_taken, refused, save_onnx
 from tersor.hub.placement import Placement
 from tersor.hub.precision import label_of, matrix_names, reasons
-from tersor.target import Audit, Compressed, Fidelity, Operator, Runner, Target
+from tersor.target import Audit, Compressed, Fidelity, Input, Operator, Runner, Target, described, variables
+
+if TYPE_CHECKING:  # loading needs no exporter
+    from tersor.hub.refusal import Shape
 
 FILE = "model.onnx"
 # OpenVINO 2026.4 computes wrong values for channel pads on a grid whose zero is not code 0, and reads memory that is not its
@@ -31,7 +37,6 @@ PLACEMENTS = {
     "outputs": replace(_PLACEMENT, outputs=True),
 }
 _STATIC_SHAPES = 6
-_LARGE = 1 << 18  # bytes: from here on copying an input costs more than handing it over
 _HEAVY = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNCell", "RNNSeq", "ScaledDotProductAttention")
 _SHORT = {"u8": "i8", "i8": "i8", "f32": "f32", "bf16": "bf16", "f16": "f16", "u4": "i4", "i4": "i4"}
 
@@ -78,25 +83,59 @@ class OpenVINO(Target):
             return "This CPU has no bfloat16 arithmetic (AVX512-BF16 or AMX); choose precision fp32 or int8."
         return None
 
-    def usage(self, inputs: tuple[str, ...]) -> str:
+    def blame(self, compressed: Compressed) -> str:
+        from tersor.hub.export import to_onnx
+        from tersor.hub.refusal import blamed
+
+        return blamed(to_onnx(compressed), _shapes)
+
+    def usage(self, inputs: Sequence[Input], outputs: Sequence[str], threads: int) -> str:
         hint = "bf16" if self.precision == "bf16" else "f32"
+        shapes = {i.name: list(i.shape) for i in inputs}
         return (
-            "import openvino\n"
-            f'settings = {{"INFERENCE_PRECISION_HINT": "{hint}", "PERFORMANCE_HINT": "LATENCY"}}\n'
-            f'model = openvino.Core().compile_model("{FILE}", "CPU", settings)\n'
-            f"# {', '.join(inputs)}: numpy arrays as the original model takes them (float32), first axis the batch\n"
-            f"outputs = list(model([{', '.join(inputs)}]).values())"
+            "from collections.abc import Callable\n\nimport numpy as np\n\n\n"
+            f"{inspect.getsource(opened)}\n\n"
+            "# Another batch size wants other shapes. Threads: 0 leaves their number to OpenVINO.\n"
+            f'run = opened("{FILE}", {shapes}, "{hint}", threads={threads})\n'
+            f"{described(inputs)}"
+            f"outputs = run({', '.join(variables(inputs))})"
         )
 
 
+def _words(cause: Exception) -> str:
+    """What OpenVINO says, without where in its own sources it says it."""
+    lines = [line.strip() for line in str(cause).splitlines()]
+    own = ("Exception from", "Check ", "FrontEnd API", "Model wasn't", "Summary", "While validating")
+    return " ".join(line for line in lines if line and not line.startswith(own))
+
+
+def _shapes(onnx: ir.Model) -> list[Shape]:
+    """What OpenVINO makes of the outputs of a model in memory."""
+    core = _runtime().Core()
+    model = core.read_model(ir.to_proto(onnx).SerializeToString())
+    core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return [
+        None if s.rank.is_dynamic else tuple(None if d.is_dynamic else d.get_length() for d in s)
+        for s in (output.get_partial_shape() for output in model.outputs)
+    ]
+
+
+_TELEMETRY = "openvino_telemetry"
 _MISSING = "Target openvino needs OpenVINO, which is not installed; run: pip install 'openvino>=2026.0'"
 
 
 def _runtime() -> ModuleType:
+    """The package, imported without what it tells its makers of that: that looks up a host and keeps an id of the machine."""
+    telemetry = sys.modules.get(_TELEMETRY)
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # as where it is not installed: OpenVINO has a stub for that
     try:
         import openvino
     except ImportError as cause:
         raise MissingRuntime(_MISSING) from cause
+    finally:
+        del sys.modules[_TELEMETRY]
+        if telemetry is not None:
+            sys.modules[_TELEMETRY] = telemetry
     return openvino
 
 
@@ -111,8 +150,40 @@ def _outputs(onnx: ir.Model, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, 
     return tuple(request.get_output_tensor(i).data.copy() for i in range(len(model.outputs)))
 
 
-Bound = tuple[Any, list[np.ndarray], list[np.ndarray]]
-"""A request of fixed shapes, the arrays that it reads, and those that it writes."""
+def opened(file: str, shapes: dict[str, list[int]], precision: str, threads: int) -> Callable[..., list[np.ndarray]]:
+    """A function of the inputs. It is compiled for these shapes: what is fixed beforehand takes no time in each call."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(file)
+    known = [name for value in model.inputs for name in value.names]
+    read = [i for i, name in enumerate(shapes) if name in known]  # inputs that no output needs are forgotten
+    names = [list(shapes)[i] for i in read]
+    model.reshape({name: shapes[name] for name in names})
+    settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    buffers = [request.get_tensor(name).data for name in names]
+    results = [request.get_output_tensor(i).data for i in range(len(model.outputs))]
+    moving = any(output.partial_shape.is_dynamic for output in model.outputs)  # sizes that depend on values
+    inner = list(zip(read, names, buffers, strict=True))
+    small = [(i, buffer) for i, _, buffer in inner if buffer.nbytes < 1 << 18]
+    large = [(i, name, buffer.dtype) for i, name, buffer in inner if buffer.nbytes >= 1 << 18]
+    lent = {}  # alive for as long as the request may read it
+
+    def run(*inputs: np.ndarray) -> list[np.ndarray]:
+        for i, buffer in small:
+            np.copyto(buffer, inputs[i], casting="same_kind")
+        for i, name, dtype in large:  # cheaper to lend than to copy; read-only memory is not taken
+            if not np.can_cast(inputs[i].dtype, dtype, "same_kind"):
+                raise TypeError(f"{name} is {inputs[i].dtype}, not {dtype}")
+            lent[name] = np.require(inputs[i], dtype, ["C", "W"])
+            request.set_tensor(name, openvino.Tensor(lent[name], shared_memory=True))
+        request.infer()
+        if moving:
+            return [request.get_output_tensor(i).data.copy() for i in range(len(results))]
+        return [result.copy() for result in results]  # the next call writes over them
+
+    return run
 
 
 class _Runner(Runner):
@@ -122,18 +193,14 @@ class _Runner(Runner):
         ov = _runtime()
         self._core = ov.Core()
         self._path = path
-        self._settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-        if threads > 0:
-            self._settings["INFERENCE_NUM_THREADS"] = threads
+        self._precision, self._threads = precision, threads
         self._model = self._read()
         # OpenVINO forgets inputs that no output needs; callers still pass them.
         self.inputs = tuple(str(v.name) for v in ir.load(path).graph.inputs)
         self._read_inputs = frozenset(i.get_any_name() for i in self._model.inputs)
         self.outputs = tuple(o.get_any_name() for o in self._model.outputs)
-        self._requests: dict[tuple[tuple[int, ...], ...], Any] = {}
+        self._opened: dict[tuple[tuple[int, ...], ...], Callable[..., list[np.ndarray]]] = {}
         self._dynamic: Any = None
-        self._bound: dict[tuple[tuple[int, ...], ...], Bound] = {}
-        self._lent: dict[str, np.ndarray] = {}  # alive for as long as a request may read them
         # Compiling now makes damage show on load, not on the first prediction.
         self._dynamic_request()
 
@@ -141,74 +208,54 @@ class _Runner(Runner):
         try:
             return self._core.read_model(self._path)
         except RuntimeError as cause:
-            raise damaged(self._path, cause) from cause
+            raise not_taken(self._path, cause, "OpenVINO", _words(cause)) from cause
 
     def predict(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        bound = self._bound.get(tuple([a.shape for a in inputs]))
-        return self._predict_anew(inputs) if bound is None else self._predict_again(inputs, bound)
-
-    def _predict_again(self, inputs: Sequence[np.ndarray], bound: Bound) -> tuple[np.ndarray, ...]:
-        """The short way, for shapes that were seen before."""
-        request, buffers, results = bound
+        run = self._opened.get(tuple([a.shape for a in inputs])) or self._for_shapes(inputs)
         try:
-            for array, buffer in zip(inputs, buffers, strict=True):
-                np.copyto(buffer, array, casting="same_kind")
-            request.infer()
-        except (RuntimeError, TypeError, ValueError) as cause:
+            return tuple(run(*inputs))
+        except (RuntimeError, TypeError, ValueError, IndexError) as cause:
             raise refused(named(self.inputs, inputs), cause) from cause
-        return tuple([r.copy() for r in results])
 
-    def _predict_anew(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    def call(self, *inputs: np.ndarray) -> Callable[[], object]:
+        return partial(self._for_shapes(inputs), *inputs)
+
+    def _for_shapes(self, inputs: Sequence[np.ndarray]) -> Callable[..., Sequence[np.ndarray]]:
+        """What is compiled for exactly these shapes (faster); one for all where there were many."""
+        given = named(self.inputs, inputs)
+        key = tuple([a.shape for a in inputs])
+        if key not in self._opened:
+            if len(self._opened) >= _STATIC_SHAPES:
+                return self._predict_dynamic
+            try:
+                shapes = {name: list(array.shape) for name, array in given.items()}
+                self._opened[key] = opened(str(self._path), shapes, self._precision, self._threads)
+            except (RuntimeError, TypeError, ValueError) as cause:
+                raise refused(given, cause) from cause
+        return self._opened[key]
+
+    def _predict_dynamic(self, *inputs: np.ndarray) -> list[np.ndarray]:
         given = {n: a for n, a in named(self.inputs, inputs).items() if n in self._read_inputs}
-        try:
-            request = self._request({name: array.shape for name, array in given.items()})
-            for name, array in given.items():
-                if request is self._dynamic:
-                    request.get_tensor(name).shape = array.shape
-                if request is not self._dynamic and array.nbytes >= _LARGE:
-                    self._lend(request, name, array)
-                else:
-                    # At batch 1 copying into the request's own buffer is half the time of handing over the array.
-                    np.copyto(request.get_tensor(name).data, array, casting="same_kind")
-            request.infer()
-        except (RuntimeError, TypeError, ValueError) as cause:
-            raise refused(given, cause) from cause
-        results = [request.get_output_tensor(i).data for i in range(len(self.outputs))]
-        small = all(array.nbytes < _LARGE for array in inputs)
-        if request is not self._dynamic and small and len(given) == len(inputs):
-            buffers = [request.get_tensor(name).data for name in given]
-            self._bound[tuple([a.shape for a in inputs])] = request, buffers, results
-        return tuple(r.copy() for r in results)
-
-    def _lend(self, request: Any, name: str, array: np.ndarray) -> None:
-        """Let the request read the caller's own memory."""
-        held = request.get_tensor(name).data
-        if not np.can_cast(array.dtype, held.dtype, "same_kind"):
-            raise TypeError(f"{name} is {array.dtype}, not {held.dtype}")
-        self._lent[name] = np.require(array, held.dtype, ["C", "W"])  # it takes no read-only memory
-        request.set_tensor(name, _runtime().Tensor(self._lent[name], shared_memory=True))
-
-    def _request(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        """A request compiled for exactly these shapes (faster); the dynamic one when there were many."""
-        key = tuple(shapes.values())
-        if key not in self._requests:
-            if len(self._requests) >= _STATIC_SHAPES:
-                return self._dynamic_request()
-            model = self._read()
-            model.reshape({name: list(shape) for name, shape in shapes.items()})
-            self._requests[key] = self._compile(model).create_infer_request()
-        return self._requests[key]
+        request = self._dynamic_request()
+        for name, array in given.items():
+            tensor = request.get_tensor(name)
+            tensor.shape = array.shape
+            np.copyto(tensor.data, array, casting="same_kind")
+        request.infer()
+        return [request.get_output_tensor(i).data.copy() for i in range(len(self.outputs))]
 
     def _dynamic_request(self) -> Any:
         if self._dynamic is None:
-            self._dynamic = self._compile(self._model).create_infer_request()
+            settings = {
+                "INFERENCE_PRECISION_HINT": self._precision,
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_NUM_THREADS": self._threads,
+            }
+            try:
+                self._dynamic = self._core.compile_model(self._model, "CPU", settings).create_infer_request()
+            except RuntimeError as cause:
+                raise not_taken(self._path, cause, "OpenVINO", _words(cause)) from cause
         return self._dynamic
-
-    def _compile(self, model: Any) -> Any:
-        try:
-            return self._core.compile_model(model, "CPU", self._settings)
-        except RuntimeError as cause:
-            raise damaged(self._path, cause) from cause
 
     def audit(self) -> Audit:
         """Read from the runtime's own graph of the compiled model."""

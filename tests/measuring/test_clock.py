@@ -105,6 +105,35 @@ def test_a_failure_is_a_sentence(name: str, arguments: dict, said: str) -> None:
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("raising", {}, "the weights are not here"),
+        ("crashing", {}, "signal SIGSEGV"),
+        ("dying_later", {"calls": 45}, "exit code 7"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_the_others_go_on(name: str, arguments: dict, said: str, first: bool) -> None:
+    """Also where the one that fails was the control."""
+    failing, failures = Contender(name, f"contenders:{name}", arguments), dict[str, str]()
+    sound = [contender("adder 1", n=10), contender("adder 2", n=20)]
+    contenders = [failing, *sound] if first else [*sound, failing]
+    result = race(contenders, rounds=30, control=contenders[0].name, starts=2, failures=failures)
+    assert list(failures) == [name]
+    assert said in failures[name]
+    assert {"adder 1", "adder 2"} <= set(result.samples) <= {"adder 1", "adder 2", "adder 1" + AGAIN}
+    assert result.noise() is not None
+    assert result.ratio("adder 2", "adder 1").value > 0
+
+
+def test_nobody_left_is_an_error() -> None:
+    failures: dict[str, str] = {}
+    with pytest.raises(TargetError, match="the weights are not here"):
+        race([contender("raising 1"), contender("raising 2")], failures=failures)
+    assert list(failures) == ["raising 1", "raising 2"]
+
+
 def test_a_contender_that_hangs_is_ended() -> None:
     with pytest.raises(TargetError, match=r"no answer in 1 s"):
         race([contender("hanging")], timeout=1)

@@ -1,4 +1,9 @@
+import ast
+import importlib
+import inspect
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,8 +12,8 @@ import pytest
 from hubzoo import captured, compressed, example
 
 from tersor.errors import ArtifactError, DataError, MissingRuntime
-from tersor.target import Compressed, Target
-from tersor.targets import onnxruntime
+from tersor.target import Compressed, Input, Target
+from tersor.targets import onnxruntime, target_name, timed
 from tersor.targets.eager import Eager
 from tersor.targets.inductor import Inductor
 from tersor.targets.onnxruntime import OnnxRuntime
@@ -204,28 +209,73 @@ def test_repr_is_the_configuration():
         assert eval(repr(target)) == target
 
 
+IMAGE = Input("image", "float32", (3, *example("residual", 1)[0].shape[1:]))
+
+
 @pytest.mark.parametrize("target", [*EVERY, OpenVINO("bf16"), Inductor()], ids=repr)
 def test_usage_is_short_and_names_the_inputs(target):
-    text = target.usage(("image", "mask"))
-    assert len(text.splitlines()) <= 10
-    assert "image" in text
-    assert "mask" in text
+    text = target.usage([IMAGE, Input("mask", "int64", (3, 7))], ("output",), 2)
+    assert len(text.splitlines()) <= 50
+    assert re.search(r"# image: (numpy|torch) float32 \[3, ", text)
+    assert re.search(r"# mask: (numpy|torch) int64 \[3, 7\]", text)
+    assert "threads=2" in text
     assert "tersor" not in text
     compile(text, "usage", "exec")
 
 
-@pytest.mark.parametrize("target", EVERY, ids=repr)
-def test_usage_gives_the_same_outputs_without_tersor(exported, target, monkeypatch):
-    monkeypatch.chdir(exported(target))
-    scope = {"image": image(3)}
-    if isinstance(target, Eager):
-        import torch
+@pytest.mark.parametrize("target", [*EVERY, OpenVINO("bf16"), Inductor()], ids=repr)
+def test_a_name_of_an_input_is_never_code(target):
+    """Names come from files that anyone may have written."""
+    names = ['x"); import os; ("', "class", "run", "a b", "np"]
+    text = target.usage([Input(name, "float32", (1, 2)) for name in names], ('y"]; import os; ["',), 0)
+    called = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import)]
+    assert "os" not in {alias.name for node in called for alias in node.names}
+    assert "(input_0, input_1, input_2, input_3, input_4)" in text or "': input_0, 'class': input_1" in text
 
-        scope["image"] = torch.from_numpy(image(3))
-    exec(target.usage(("image",)), scope)
-    outputs = scope["outputs"]
-    seen = np.asarray(outputs if isinstance(target, Eager) else outputs[0])
-    np.testing.assert_allclose(seen, target.load(exported(target)).predict(image(3))[0], atol=1e-5)
+
+@pytest.mark.parametrize("target", EVERY, ids=repr)
+def test_a_fresh_process_runs_the_lines_without_tersor(exported, target, tmp_path):
+    """And they give what `load` gives."""
+    np.save(tmp_path / "image.npy", image(3))
+    tensor = "import torch\nimage = torch.from_numpy(image)\n" if isinstance(target, Eager) else ""
+    code = (
+        "import sys\nsys.modules['tersor'] = None\nimport numpy\n"
+        f"image = numpy.load({str(tmp_path / 'image.npy')!r})\n{tensor}"
+        f"{target.usage([IMAGE], ('output',), 1)}\n"
+        f"outputs = outputs if isinstance(outputs, list) else [outputs]\n"
+        f"numpy.save({str(tmp_path / 'seen.npy')!r}, numpy.asarray(outputs[0]))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=exported(target), check=True)
+    seen = np.load(tmp_path / "seen.npy")
+    np.testing.assert_array_equal(seen, target.load(exported(target), threads=1).predict(image(3))[0])
+
+
+@pytest.mark.parametrize("target", EVERY, ids=repr)
+def test_what_is_timed_is_what_the_lines_show(exported, target, monkeypatch, tmp_path):
+    """The function whose source stands in the README makes what is called, with the same shapes and threads."""
+    module, asked = importlib.import_module(type(target).__module__), []
+    opened, lines = module.opened, target.usage([IMAGE], ("output",), 1)
+
+    def noted(*args, **kwargs):
+        made = opened(*args, **kwargs)
+        asked.append((args[1:], made))
+        return made
+
+    monkeypatch.setattr(module, "opened", noted)
+    np.savez(tmp_path / "example.npz", **{"000": image(3)})
+    call = timed(str(exported(target)), list(target_name(target)), str(tmp_path / "example.npz"), 1)
+    ((given, made),) = asked
+    assert inspect.getsource(opened) in lines
+    if isinstance(target, OnnxRuntime):
+        assert call.func == made.run
+        assert call.args[0] == ["output"]
+        assert given[0] == 1
+    else:
+        assert call.func is made
+        assert (str(given[0]) if isinstance(target, OpenVINO) else "run = opened(") in lines
+    result = call()
+    seen = np.asarray(result[0] if isinstance(result, list) else result)
+    np.testing.assert_array_equal(seen, target.load(exported(target), threads=1).predict(image(3))[0])
 
 
 @pytest.mark.skipif(OpenVINO("bf16").available() is not None, reason="no bfloat16 on this CPU")
