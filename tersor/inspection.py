@@ -10,6 +10,8 @@ from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.inputs import data as data_input
 from tersor.inputs import models
+from tersor.inputs.described import Described, described
+from tersor.inputs.encoder import as_arrays
 from tersor.site import Group, Matrix, cells, groups, matrices, tables
 
 
@@ -63,17 +65,18 @@ class Inspection:
     macs: int
     layers: tuple[Counted, ...]
     axes: tuple[Axis, ...]
+    data: Described | None = None
 
 
 def inspect(model: Any, data: Any = None) -> Inspection:
     """Layers, parameters, multiply-accumulates, and the axes that can be pruned, or why they cannot.
 
     model: a module, (module, example), an exported program, or their spec. data: where the model comes without an example,
-    its first batch is the example. Raises `ModelError` or `DataError` whose message is one sentence.
+    its first batch is the example; how it was read is told. Raises `ModelError` or `DataError` whose message is one sentence.
     """
     brought = models.bring(model)
-    known = data is None or brought.example is not None
-    example = None if known else data_input.example(data_input.bring(data), brought)
+    source = None if data is None else _source(data, brought)
+    example = None if source is None or brought.example is not None else data_input.example(source, brought)
     captured = models.captured(brought, example)
     work = macs(captured)
     layers = tuple(_counted(captured, matrix, _kind(matrix), work) for matrix in _once(matrices(captured)))
@@ -90,7 +93,14 @@ def inspect(model: Any, data: Any = None) -> Inspection:
         sum(work.values()),
         layers,
         tuple(_axis(captured, group) for group in groups(captured)),
+        data=None if source is None else described(source, captured),
     )
+
+
+def _source(data: Any, brought: models.Brought) -> data_input.Source:
+    if brought.tokenise is not None:
+        data = as_arrays(data, brought.tokenise, "DATA", scored=True)
+    return data_input.bring(data)
 
 
 def _once(found: Iterable[Matrix]) -> Iterable[Matrix]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tersor.cli.console import table
+from tersor.cli.described import show_data
 from tersor.inspection import Axis, Inspection
 from tersor.units import count
 
@@ -42,6 +43,8 @@ def show(found: Inspection) -> None:
     if refused:
         reasons = [(a.name, str(a.blocks), (a.refused or "").removeprefix("not prunable: ")) for a in refused]
         table(f"Not prunable: {len(refused)} axes", ("axis", "blocks", "why"), reasons, numbers=(1,))
+    if found.data is not None:
+        show_data(found.data)
 
 
 def _share(part: int, whole: int) -> str:

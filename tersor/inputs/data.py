@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,16 +90,32 @@ def batches(source: Source, model: Model | Taken, labels: bool = False) -> Batch
     labels: whether every batch must have labels. Raises `DataError` where the data is empty, has other shapes or types
     than the model's example, can be read in two ways, holds NaN, Inf or values whose square overflows, or is constant.
     """
-    if source.either is not None and all_at_once(source.either, model, source.name):
-        source = Source(source.name, (source.either,), whole=True)
-    parts = tuple(part(raw, model, f"batch {i} of {source.name}") for i, raw in enumerate(source.raw))
-    for i, batch in enumerate(parts):
-        _check_values(batch, model, source.name, i, source.whole)
-    found = Batches(parts)
-    _check_labels(found, source.name, labels)
-    _check_constant(found, source.name)
+    source = told(source, model)
+    found = checked(unchecked(source, model), source, model, labels)
     _warn_of_outliers(found, model, source.name)
     return found.rebatch(64) if source.whole else found
+
+
+def told(source: Source, model: Model | Taken) -> Source:
+    """The source, where the model has told whether it is all items at once. Raises `DataError` where it may be both."""
+    if source.either is not None and all_at_once(source.either, model, source.name):
+        return Source(source.name, (source.either,), whole=True)
+    return source
+
+
+def unchecked(source: Source, model: Model | Taken) -> tuple[Batch, ...]:
+    """The batches as the model takes them, whatever their values are."""
+    return tuple(part(raw, model, f"batch {i} of {source.name}") for i, raw in enumerate(source.raw))
+
+
+def checked(parts: Sequence[Batch], source: Source, model: Model | Taken, labels: bool = False) -> Batches:
+    """The same, where their values can be used. Raises `DataError`."""
+    for i, batch in enumerate(parts):
+        _check_values(batch, model, source.name, i, source.whole)
+    found = Batches(tuple(parts))
+    _check_labels(found, source.name, labels)
+    _check_constant(found, source.name)
+    return found
 
 
 def split(whole: Batches, seed: int = 0, fraction: float = 0.2) -> tuple[Batches, Batches]:
