@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from tersor.delivery import load
 from tersor.errors import ArtifactError, InputError
 from tersor.measuring.clock import Contender, Race, race
+from tersor.scratch import scratch
 from tersor.store.manifest import read
 
 
@@ -27,8 +27,8 @@ def benchmark(folders: Sequence[str | Path], batch: int = 1, threads: int = 0, r
     for path in paths:
         load(path)  # checks every file, and warns on another machine
     count = threads or _recorded_threads(paths[0])
-    with TemporaryDirectory(prefix="tersor-") as scratch:
-        example = Path(scratch) / "batch.npz"
+    with scratch() as folder:
+        example = folder / "batch.npz"
         inputs = _example(paths[0], batch)
         for path in paths[1:]:
             other = _example(path, batch)

@@ -46,6 +46,7 @@ class Calibrated:
         self._folded = folded
         self._movement = dict(movement or {})
         self.cache = Cache(default_folder())
+        self.cache.tidy()
 
     @property
     def model(self) -> Model:

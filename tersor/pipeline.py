@@ -17,7 +17,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tersor.deadline import Deadline, TimeUp, until
@@ -29,6 +28,7 @@ from tersor.recipe import open_recipe
 from tersor.recovery.wish import Recovery
 from tersor.report import Report
 from tersor.rewrites.fold_norms import fold_norms
+from tersor.scratch import scratch
 from tersor.search import Search
 from tersor.sensed import Sensitivity
 from tersor.site import groups
@@ -78,7 +78,7 @@ def compress(
     if saved is not None:
         seed, threads = saved.seed, saved.threads  # what the fit depends on is part of the decision
     search = None
-    with torch_threads(threads), TemporaryDirectory(prefix="tersor-") as scratch:
+    with torch_threads(threads), scratch() as folder:
         try:
             with until(limit):
                 job = bring(
@@ -95,7 +95,7 @@ def compress(
                     heard,
                     memory_limit,
                 )
-                search = Search(job, fold_norms(job.model), Workbench(job, Path(scratch)), targets_called(target))
+                search = Search(job, fold_norms(job.model), Workbench(job, folder), targets_called(target))
                 if saved is not None:
                     search.follow(saved)
                 else:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -38,6 +37,7 @@ from tersor.recovery.many import group
 from tersor.recovery.wish import Recovery
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.permute import arranged
+from tersor.scratch import scratch
 from tersor.sensed import Sensitivity
 from tersor.site import groups, matrices
 from tersor.staircase import rewarded
@@ -290,8 +290,8 @@ def _keeps(job: Job, ground: Calibrated, wish: Wish, gone: tuple[str, ...]) -> I
 
 def _measured_multiple(job: Job) -> int:
     job.progress("timing widths", 0, 0)
-    with TemporaryDirectory(prefix="tersor-") as scratch:
-        return rewarded([target_called(file, "fp32") for file in RUNTIMES], job.threads, Path(scratch))
+    with scratch() as folder:
+        return rewarded([target_called(file, "fp32") for file in RUNTIMES], job.threads, folder)
 
 
 def _last_inside(job: Job, original: Model, good: Sequence[_State], walked: Sequence[Step], wish: Wish) -> Pruned:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -37,9 +36,9 @@ from tersor.recovery.stream import Stream
 from tersor.recovery.wish import AUTO, Recovery
 from tersor.rewrites.fold_norms import fold_norms, foldable
 from tersor.rewrites.insert_norms import insert_norms, places
+from tersor.scratch import scratch
 from tersor.site import matrices
 from tersor.store import fits
-from tersor.store.cache import default_folder
 from tersor.target import Compressed
 from tersor.weight import Weight
 
@@ -77,7 +76,7 @@ class Recovering:
 
         def trained() -> Compressed:
             student = self._network(compressed)
-            self._train(student, self._how(compressed, key), Path(default_folder()) / f"{key}.training")
+            self._train(student, self._how(compressed, key), self._ground.cache.checkpoint(key))
             self._ground.cache.put(f"{key}h", {}, self.history.values())
             return student.compressed()
 
@@ -121,10 +120,10 @@ class Recovering:
         self, student: Network, how: Training, checkpoint: Path | None = None, observe: Observe | None = None
     ) -> None:
         job, stream = self._job, self._stream()
-        with TemporaryDirectory(prefix="tersor-") as folder:  # what the teacher said, for the epochs after the first
+        with scratch() as folder:  # what the teacher said, for the epochs after the first
             self.history = train(
                 student,
-                self._teacher(Path(folder), len(job.training)),
+                self._teacher(folder, len(job.training)),
                 stream,
                 how,
                 judge=self._judge(),

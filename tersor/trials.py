@@ -14,12 +14,13 @@ from time import monotonic
 import numpy as np
 
 from tersor import deadline
-from tersor.errors import TargetError, reason
+from tersor.errors import StorageError, TargetError, reason
 from tersor.inputs.job import Job
 from tersor.measuring.batches import Batches
 from tersor.measuring.clock import Contender, Race, race
 from tersor.measuring.metrics import Drop, Metric, Predict, Score, drop, predictor
 from tersor.plan import Plan
+from tersor.scratch import full_disk, room
 from tersor.target import Audit, Compressed, Dynamic, Runner, Target
 from tersor.targets import target_name
 
@@ -249,11 +250,15 @@ class Workbench:
 def try_out(candidate: Candidate, folder: Path) -> Trial:
     """Export a candidate into `folder` (created). Whatever its target or an exporter raises is recorded, not raised."""
     folder.mkdir(parents=True)
+    room(folder, sum(t.nbytes for t in candidate.compressed.model.module.parameters()))
     try:
         missing = candidate.target.available()
         if missing is not None:
             return Trial(candidate, folder, refused=missing)
-        candidate.target.export(candidate.compressed, folder)
+        with full_disk(folder):
+            candidate.target.export(candidate.compressed, folder)
+    except StorageError:  # no other candidate would find more room
+        raise
     except Exception as refusal:  # exporters raise anything
         return Trial(candidate, folder, refused=reason(refusal))
     return Trial(candidate, folder, nbytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()))

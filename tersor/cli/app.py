@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -390,17 +391,18 @@ def demo(
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Run a command and exit: 0, the error's code, 130 on Ctrl-C."""
+    """Run a command and exit: 0, the error's code, 130 on Ctrl-C, 143 on SIGTERM."""
     given = sys.argv[1:] if arguments is None else arguments
     traceback = "--traceback" in given
     given = [a for a in given if a != "--traceback"]  # taken wherever it stands
     if not traceback:
         hush()
+    _unwind_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:
         app(given, prog_name="tersor")
-    except KeyboardInterrupt:
-        print("interrupted; nothing was replaced", file=sys.stderr)
-        sys.exit(130)
+    except _Stopped as stopped:
+        _say_what_is_kept("interrupted" if stopped.signal == signal.SIGINT else f"stopped by {stopped.signal.name}")
+        sys.exit(128 + stopped.signal)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
@@ -408,6 +410,34 @@ def run(arguments: list[str] | None = None) -> None:
         if traceback:
             raise
         sys.exit(_explain(error, "--json" in given))
+
+
+class _Stopped(BaseException):
+    """Another program ended this one, with a signal that leaves time to clean up."""
+
+    def __init__(self, signal: signal.Signals):
+        self.signal = signal
+
+
+def _unwind_on(*numbers: signal.Signals) -> None:
+    """Let these signals end the command as Ctrl-C does, so that its processes and scratch folders go with it."""
+
+    def stop(number: int, frame: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)  # a second one does not wait; the next start cleans up
+        raise _Stopped(signal.Signals(number))
+
+    for each in numbers:
+        if signal.getsignal(each) in (signal.SIG_DFL, signal.default_int_handler):  # nohup has some ignored
+            signal.signal(each, stop)
+
+
+def _say_what_is_kept(how: str) -> None:
+    said = f"{how}; nothing was replaced."
+    cache = sys.modules.get("tersor.store.cache")
+    if cache is not None:  # else nothing was begun that could be kept
+        said += f" What was measured, fitted and trained so far is kept in {cache.default_folder()}: the same command goes on."
+    print(said, file=sys.stderr)
 
 
 def _explain(error: Exception, as_json: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,13 +19,20 @@ _DROPPED_META = ("from_node", "stack_trace", "nn_module_stack", "torch_fn", "sou
 
 def save_program(program: ExportedProgram, path: Path, extra: Mapping[str, str] | None = None) -> None:
     """Write `program` without the traces of where it was made; its example inputs become zeros."""
+    path.write_bytes(program_bytes(program, extra))
+
+
+def program_bytes(program: ExportedProgram, extra: Mapping[str, str] | None = None) -> memoryview:
+    """What `save_program` writes. Made in memory: where a disk is full, torch's own writer ends the whole process."""
     for node in program.graph.nodes:
         for key in _DROPPED_META:
             node.meta.pop(key, None)
     program.example_inputs = torch.utils._pytree.tree_map_only(
         torch.Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), program.example_inputs
     )
-    torch.export.save(program, path, extra_files=dict(extra or {}))
+    made = io.BytesIO()
+    torch.export.save(program, made, extra_files=dict(extra or {}))
+    return made.getbuffer()
 
 
 def load_program(path: Path) -> tuple[ExportedProgram, dict[str, str]]:

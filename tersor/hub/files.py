@@ -15,11 +15,22 @@ _PROTOBUF_LIMIT = 2**31 - 2**20
 
 def save_onnx(onnx: ir.Model, path: Path) -> None:
     """Write one file, or two (`.data` beside it) where protobuf's limit of 2 GiB asks for it."""
-    tensors = [v.const_value for v in onnx.graph.initializers.values() if v.const_value is not None]
-    if sum(t.nbytes for t in tensors) < _PROTOBUF_LIMIT:
+    if _fits(onnx):
         ir.save(onnx, path)
     else:
         ir.save(onnx, path, external_data=f"{path.name}.data")
+
+
+def onnx_bytes(onnx: ir.Model) -> bytes:
+    """One file. Raises `ExportError` where the model is too large for one."""
+    if not _fits(onnx):
+        raise ExportError("The model has more than 2 GB, which one ONNX file cannot hold; write a .pt2 archive.")
+    return ir.to_proto(onnx).SerializeToString()
+
+
+def _fits(onnx: ir.Model) -> bool:
+    tensors = [v.const_value for v in onnx.graph.initializers.values() if v.const_value is not None]
+    return sum(t.nbytes for t in tensors) < _PROTOBUF_LIMIT
 
 
 def existing(folder: Path, name: str) -> Path:

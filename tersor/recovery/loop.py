@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tersor import deadline
-from tersor.errors import DataError, DataWarning
+from tersor.errors import DataError, DataWarning, StorageError
 from tersor.loss import Seen
 from tersor.maths.rates import warmed
 from tersor.measuring.batches import Batch
@@ -88,7 +88,7 @@ def train(
                 break
             late = student.shards.first(deadline.left() <= 0)
             if checkpoint is not None and (late or student.shards.first(time.monotonic() - saved > how.save_every)):
-                run.save(checkpoint)
+                run.keep(checkpoint)
                 saved = time.monotonic()
             if late:
                 raise deadline.TimeUp
@@ -232,6 +232,16 @@ class _Run:
         self._put({f"parameter/{n}": t for n, t in self.averaged.items()} if best is None else best[1])
 
     # ------------------------------------------------------------------------------------------------ its state
+
+    def keep(self, path: Path) -> None:
+        """Save it, where the disk lets us: a training is worth more than what it could go on from."""
+        try:
+            self.save(path)
+        except (StorageError, OSError) as cause:
+            warnings.warn(
+                f"The state of the training cannot be kept: {cause} The training goes on, and after a kill begins anew.",
+                stacklevel=1,
+            )
 
     def save(self, path: Path) -> None:
         tensors = self._state()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,11 +17,36 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from tersor.errors import ArtifactError, StorageError
-from tersor.store.files import atomic_write
+from tersor.store.files import atomic_write, forget
 from tersor.store.weights import metadata
 
 _SUFFIX = ".safetensors"
+_TRAINING = ".training"  # the state of one on its way
 _MARK = "tersor-cache"
+
+
+COMPUTING = ("criteria", "forms", "graph", "losses", "maths", "planners", "recovery", "rewrites", "techniques")
+"""Rooms whose source is part of every key."""
+ELSEWHERE = (
+    "__init__.py",
+    "__main__.py",
+    "benchmarking.py",
+    "deadline.py",
+    "delivery.py",
+    "errors.py",
+    "inspection.py",
+    "limits.py",
+    "memory.py",
+    "pipeline.py",
+    "report.py",
+    "scratch.py",
+    "search.py",
+    "summary.py",
+    "target.py",
+    "trials.py",
+    "units.py",
+)
+"""Files beside them whose source is not."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +70,14 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 @cache
 def code() -> str:
-    """The sha256 of Tersor's own source: what another state of it computed is another result."""
-    found = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+    """The sha256 of the source of what computes: another state of it has other results. What asks, shows, times, exports or
+    delivers is not in it: a change there loses nothing that was kept."""
+    whole, found = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(path for name in COMPUTING for path in (whole / name).rglob("*.py")):
         found.update(path.read_bytes())
+    for path in sorted(whole.glob("*.py")):
+        if path.name not in ELSEWHERE:
+            found.update(path.read_bytes())
     return found.hexdigest()
 
 
@@ -76,10 +106,22 @@ class Cache:
         try:
             entry = _unpacked(data, key)
         except (ArtifactError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
-            path.unlink(missing_ok=True)
+            _drop(path)
             return None
         _touch(path)
         return entry
+
+    def checkpoint(self, key: str) -> Path:
+        """Where the state of a training goes that may have to go on. It counts, and is dropped, as entries are."""
+        return self._path(key).with_suffix(_TRAINING)
+
+    def tidy(self) -> None:
+        """Remove what killed processes left aside, and what is more than the limit."""
+        try:
+            forget(self.folder)
+            self._make_room()
+        except OSError:  # not there, no folder, or not ours: it is only a cache
+            return
 
     def put(self, key: str, tensors: Mapping[str, Tensor] | None = None, values: Any = None) -> bool:
         """Keep an entry, whole or not at all. False where the disk would not have it: a cache is no reason to fail."""
@@ -87,7 +129,12 @@ class Cache:
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write(self._path(key), _packed(key, tensors or {}, values))
             self._make_room()
-        except (StorageError, OSError):
+        except (StorageError, OSError) as cause:
+            warnings.warn(
+                f"Nothing can be kept in the cache {self.folder} ({_short(cause)}): what is computed now will be computed "
+                "again next time. TERSOR_CACHE names another folder.",
+                stacklevel=1,
+            )
             return False
         return True
 
@@ -97,7 +144,8 @@ class Cache:
         return self.folder / f"{key}{_SUFFIX}"
 
     def _make_room(self) -> None:
-        entries = [(path, path.stat()) for path in self.folder.glob(f"*{_SUFFIX}")]
+        found = (path for suffix in (_SUFFIX, _TRAINING) for path in self.folder.glob(f"*{suffix}"))
+        entries = [(path, path.stat()) for path in found]
         total = sum(seen.st_size for _, seen in entries)
         for path, seen in sorted(entries, key=lambda entry: entry[1].st_mtime_ns)[:-1]:
             if total <= self.limit:
@@ -123,6 +171,17 @@ def _unpacked(data: bytes, key: str) -> Entry:
 
 def _hash(content: bytes, text: str) -> str:
     return hashlib.sha256(hashlib.sha256(content).digest() + text.encode()).hexdigest()
+
+
+def _short(cause: Exception) -> str:
+    return str(cause.strerror if isinstance(cause, OSError) and cause.strerror else cause).rstrip(".")
+
+
+def _drop(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # a damaged entry on a read-only disk stays, and stays unread
+        return
 
 
 def _touch(path: Path) -> None:

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import glob
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -19,14 +20,17 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from tersor.errors import StorageError
+from tersor.scratch import remove_abandoned
 from tersor.store.manifest import not_ours
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _HERE = -100  # AT_FDCWD
 _ASIDE = ".tersor-"
 _JOURNAL = ".tersor.journal-"
+_FILE_ASIDE = re.compile(r"\..+" + re.escape(_ASIDE) + "[0-9a-f]{8}")
 _FULL = 1 << 20
 """Fewer free bytes than this after a failure: the disk is full, whatever error the writing library chose to raise."""
 
@@ -62,30 +66,48 @@ def staging(out: Path, refuse: Owned = not_ours) -> Iterator[Path]:
         os.close(lock)
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes | memoryview) -> None:
     """Write a file that holds either its old content or `data`, whenever the process is killed. Raises
     `StorageError`.
     """
     path = Path(os.path.realpath(path))
-    aside = _aside(path)
     with _disk_errors(path):
-        _forget(path)
+        for left in _beside(path, _ASIDE):
+            if left.is_file():
+                remove_abandoned(left)
+        aside, file = _fresh_file(path)
         try:
-            with open(aside, "xb") as file:
+            with file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(aside, path)
+                os.replace(aside, path)
             _sync(path.parent)
         finally:
             aside.unlink(missing_ok=True)
 
 
-def _forget(path: Path) -> None:
-    """Remove what `atomic_write` left aside when it was killed; nobody takes an hour to write one file."""
-    for left in _beside(path, _ASIDE):
-        if left.is_file() and time.time() - left.stat().st_mtime > 3600:
-            left.unlink(missing_ok=True)
+def forget(folder: Path) -> None:
+    """Remove what `atomic_write` left aside in a folder where processes were killed."""
+    for left in folder.glob(f".*{_ASIDE}*"):
+        if _FILE_ASIDE.fullmatch(left.name) and left.is_file():
+            remove_abandoned(left)
+
+
+def _fresh_file(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `path`, locked for as long as it is open."""
+    while True:
+        aside = _aside(path)
+        file = open(aside, "xb")  # noqa: SIM115 - the caller closes it
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as cause:
+            if cause.errno == errno.EWOULDBLOCK:  # another process took it for a leftover before it was locked
+                file.close()
+                continue
+        if aside.exists():
+            return aside, file
+        file.close()
 
 
 def repair(out: Path) -> None:

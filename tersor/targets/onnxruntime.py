@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from tersor.hub.files import damaged, existing, named, not_taken, refused, save_
 from tersor.hub.placement import Placement
 from tersor.hub.precision import label_of, matrix_names, reasons
 from tersor.measuring.machine import weight_bits
+from tersor.scratch import scratch
 from tersor.target import Audit, Compressed, Fidelity, Input, Operator, Runner, Target, described, variables
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _runtime() -> ModuleType:
 
 def _outputs(onnx: ir.Model, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
     """One run of a model that is on no disk."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         save_onnx(onnx, Path(folder) / FILE)
         return _Runner(Path(folder) / FILE, 0).predict(*inputs)
 
@@ -162,7 +162,7 @@ class _Runner(Runner):
     def audit(self) -> Audit:
         """Read from the graph that the session optimised, dumped to a temporary file."""
         hub = ir.load(self._path).graph
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch() as folder:
             dump = Path(folder) / "optimised.onnx"
             options = _runtime().SessionOptions()
             options.log_severity_level = 4

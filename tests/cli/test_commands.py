@@ -230,7 +230,10 @@ def test_what_is_not_foreseen_is_short_and_names_the_traceback(here: Here, monke
     assert shown.stderr == "error: KeyError: 'surprise' (not foreseen; --traceback shows where)\n"
 
 
-def test_ctrl_c_ends_cleanly(net: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted;"), (signal.SIGTERM, 143, "stopped by SIGTERM;")]
+)
+def test_a_signal_ends_cleanly(net: Path, number: signal.Signals, code: int, said: str) -> None:
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     command = [*START, "inspect", f"{net}:slow"]
 
@@ -244,9 +247,10 @@ def test_ctrl_c_ends_cleanly(net: Path) -> None:
     while "sleeping" not in process.stdout.readline():
         assert process.poll() is None
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
-    assert process.returncode == 130
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert error.splitlines()[-1].startswith(f"{said} nothing was replaced.")
     assert "Traceback" not in error
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 from pathlib import Path
 
 import pytest
 import torch
+from kills import killed_before_event
 
-from tersor.store.cache import Cache, default_folder, key
+import tersor
+from tersor.store.cache import COMPUTING, ELSEWHERE, Cache, default_folder, key
+from tersor.store.files import atomic_write
 
 
 def filled(folder: Path) -> tuple[Cache, str]:
@@ -84,3 +88,54 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_folder() == Path("/somewhere/tersor")
     monkeypatch.setenv("TERSOR_CACHE", "/else")
     assert default_folder() == Path("/else")
+
+
+def test_what_killed_writers_left_goes_and_what_is_written_stays(tmp_path: Path) -> None:
+    cache, _ = filled(tmp_path)
+    path = cache.folder / "a.safetensors"
+
+    def write() -> None:
+        atomic_write(path, bytes(1000))
+
+    number = 0
+    while killed_before_event(number, cache.folder, write):
+        number += 1
+    assert number > 2
+    atomic_write(path, b"whole")
+    with open(cache.folder / f".b{path.suffix}.tersor-0123abcd", "wb") as mine, open(path, "rb"):
+        fcntl.flock(mine, fcntl.LOCK_EX)
+        cache.tidy()
+        assert sorted(p.suffix for p in cache.folder.iterdir()) == [".safetensors", ".safetensors", ".tersor-0123abcd"]
+    cache.tidy()
+    assert all(not p.name.startswith(".") for p in cache.folder.iterdir())
+
+
+def test_abandoned_checkpoints_count_and_go(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, limit=3000)
+    old = cache.checkpoint("1" * 64)
+    old.write_bytes(bytes(2500))
+    os.utime(old, (1, 1))
+    assert cache.put("2" * 64, {"t": torch.zeros(200)})
+    assert not old.exists()
+    assert cache.get("2" * 64) is not None
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "read-only"])
+def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "cache"
+    if kind == "read-only":
+        folder = Path("/proc/tersor")
+    else:
+        folder.write_text("a file")
+        folder = folder if kind == "file" else folder / "deeper"
+    cache = Cache(folder)
+    cache.tidy()
+    assert cache.get("3" * 64) is None
+    with pytest.warns(UserWarning, match=r"Nothing can be kept in the cache .* TERSOR_CACHE names another folder"):
+        assert not cache.put("3" * 64, None, 1)
+
+
+def test_keys_depend_on_what_computes() -> None:
+    whole = Path(tersor.__file__).parent
+    assert all((whole / name).is_dir() for name in COMPUTING)
+    assert all((whole / name).is_file() for name in ELSEWHERE)
