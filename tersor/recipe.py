@@ -47,6 +47,7 @@ class Recipe:
     items: int  # calibration items
     threads: int
     recover: Mapping[str, Any] | None = None  # how it was trained afterwards: the words of a `Recovery`
+    data: Mapping[str, str] | None = None  # hashes of the items in any order, and of those calibrated on in theirs
 
     def to_yaml(self) -> str:
         """The file's text; the same recipe gives the same text."""
@@ -61,6 +62,7 @@ class Recipe:
             "calibration_items": self.items,
             "threads": self.threads,
         }
+        found |= {} if self.data is None else {"data": dict(self.data)}
         found |= {} if self.decisions is None else plain(self.decisions)
         return found if self.recover is None else found | {"recover": dict(self.recover)}
 
@@ -129,6 +131,7 @@ def read_recipe(text: str, allow_code: bool = False) -> Recipe:
             _whole(written, "calibration_items", 0, 2**31),
             _whole(written, "threads", 0, 2**16),
             _recover(written.get("recover"), allow_code),
+            _hashes(written.get("data")),
         )
     except RecipeError:
         raise
@@ -153,6 +156,27 @@ def _whole(written: Mapping[str, Any], name: str, least: int, most: int, standar
     if type(found) is not int or not least <= found <= most:
         raise RecipeError(f"The recipe says {name}: {found!r:.60}; wanted a whole number of {least} to {most}.")
     return found
+
+
+def other_data(recipe: Recipe, data: Mapping[str, str]) -> str | None:
+    """What to say where a recipe is applied to other data than it was made from, by the hashes of `data`."""
+    made = recipe.data or data  # recipes of before say nothing
+    if made == data:
+        return None
+    if made["items"] == data["items"]:
+        return (
+            "The recipe was made from the same items in another order, and which of them are calibrated on goes by their "
+            "order: the model will differ. Give them in a fixed order (a loader without shuffle) for the same files."
+        )
+    return "The recipe was made from other data: what it decided is applied, and the model will differ."
+
+
+def _hashes(given: Any) -> dict[str, str] | None:
+    if given is None:
+        return None
+    if not isinstance(given, dict) or given.keys() != {"items", "calibration"}:
+        raise RecipeError(f"The recipe says data: {given!r}; wanted the hashes of items and calibration; {_ADVICE}.")
+    return {str(k): str(v) for k, v in given.items()}
 
 
 def _recover(given: Any, allow_code: bool) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ What fails (an export, a fit, a race, a file that cannot be judged) is noted wit
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,19 +21,19 @@ from math import inf, prod
 
 from tersor.calibrated import Calibrated
 from tersor.deadline import TimeUp, until
-from tersor.errors import BudgetError, RecipeError, TargetError, TersorError, reason
+from tersor.errors import BudgetError, DataWarning, RecipeError, TargetError, TersorError, reason
 from tersor.feeds import Feeds
 from tersor.fitting import Decisions
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
-from tersor.inputs.job import Job
+from tersor.inputs.job import Job, fingerprint
 from tersor.measuring.clock import Race
 from tersor.measuring.machine import weight_bits
 from tersor.narrowing import Keep, Lost, narrowing
 from tersor.plan import Budget, Plan, Table
 from tersor.planners.knapsack import knapsack
 from tersor.pricing import FLOAT, Speeds, Widths, limited, price, weighed, widths
-from tersor.recipe import Recipe, refuse_strangers, technique_called
+from tersor.recipe import Recipe, other_data, refuse_strangers, technique_called
 from tersor.recovering import Recovering
 from tersor.recovery.course import History
 from tersor.recovery.wish import Recovery
@@ -185,8 +186,17 @@ class Search:
                 return
             last = seconds
 
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of the data that decisions are made from."""
+        return fingerprint(self.job)
+
     def follow(self, recipe: Recipe) -> None:
         """Re-apply a saved decision instead of searching."""
+        other = other_data(recipe, self.fingerprint)
+        if other is not None:
+            warnings.warn(other, DataWarning, stacklevel=2)
+            self.notes.append(other)
         target = target_called(*recipe.target)
         self.targets = [target]
         if recipe.decisions is not None and not _runs(target, recipe.decisions):
@@ -267,7 +277,9 @@ class Search:
         target = target_name(trial.candidate.target)
         items = len(self.job.calibration)
         trained = self.recover.written if self.recover is not None and trial.name in self.trained else None
-        return Recipe(target, self.decided[trial.name], self.job.seed, items, self.job.threads, trained)
+        return Recipe(
+            target, self.decided[trial.name], self.job.seed, items, self.job.threads, trained, self.fingerprint
+        )
 
     def predicted(self, trial: Trial) -> float | None:
         """The damage that the quadratic predicts for a trial, nats an item at the profile's temperature; None: unpriced."""

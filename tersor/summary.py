@@ -16,13 +16,14 @@ from tersor.graph.likelihood import divergence
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.inputs.job import Job, watched
+from tersor.measuring.certainty import cautions, flips
 from tersor.measuring.clock import Race
 from tersor.measuring.machine import folder_bytes, machine, versions
 from tersor.measuring.metrics import Score, drop
 from tersor.measuring.regression import compare
 from tersor.profile import TEMPERATURE
 from tersor.recovery.course import History
-from tersor.report import Compared, Course, Executed, Figures, Layer, Report, Share, Spot, Tried, Watched
+from tersor.report import Compared, Course, Executed, Figures, Layer, Regression, Report, Share, Spot, Tried, Watched
 from tersor.search import ORIGINAL, Search
 from tersor.site import Matrix, matrices, sites, tables
 from tersor.target import Compressed, Dynamic, Runner
@@ -51,6 +52,9 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
     outputs: tuple[Watched, ...] = _in_time(
         search, "what became of the outputs that the metric does not look at", lambda: watched(job, after), ()
     )
+    regression: Regression | None = _in_time(
+        search, "what changed item by item", lambda: compare(original, after, job.evaluation, seed=job.seed), None
+    )
     return Report(
         model=job.name,
         metric=job.metric.name,
@@ -70,9 +74,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         tried=tuple(_tried(search, trial) for trial in search.bench.trials.values() if trial.name != ORIGINAL),
         layers=_layers(search, chosen),
         time=_time(job.model, small, race.median(ORIGINAL), race.median(chosen.name)) if timed else (),
-        regression=_in_time(
-            search, "what changed item by item", lambda: compare(original, after, job.evaluation, seed=job.seed), None
-        ),
+        regression=regression,
         outputs=outputs,
         training=tuple(_course(plan, history) for plan, history in search.courses.items()),
         audit=tuple(Executed(**asdict(o)) for o in chosen.audit.operators) if chosen.audit else (),
@@ -81,6 +83,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         ),
         machine=machine(),
         versions=versions(),
+        warnings=tuple(cautions(job.metric, job.before, job.evaluation, job.max_drop)),
         seeds={"seed": job.seed},
         data={
             "calibration": job.calibration.digest(),
@@ -91,6 +94,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         cost={"seconds": seconds, "bytes": 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss},
         notes=(
             *(said for output in outputs if (said := output.words(job.metric.name))),
+            *flips(regression),
             *faithful,
             *search.notes,
             *([] if timed else [f"The original could not be timed. {unchanged.refused}"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tersor.deadline import Deadline
-from tersor.errors import InputError
+from tersor.errors import DataWarning, InputError
 from tersor.graph import faithful
 from tersor.graph.branches import branches
 from tersor.graph.model import Model
@@ -23,6 +24,7 @@ from tersor.graph.original import Original
 from tersor.inputs import amounts, data, metrics, models
 from tersor.inputs.encoder import as_arrays
 from tersor.measuring.batches import Batches
+from tersor.measuring.certainty import cautions
 from tersor.measuring.likeness import watch
 from tersor.measuring.metrics import Metric, Predict, Score, compares, predictor, prepared
 from tersor.memory import CONTAINER, Room
@@ -132,6 +134,8 @@ def bring(
     before = found(counted, evaluation)
     scoring = monotonic() - begin
     before_held = found(counted, held)
+    for caution in cautions(found, before, evaluation, allowed):
+        warnings.warn(caution, DataWarning, stacklevel=2)
     count = threads or torch.get_num_threads()
     return Job(
         brought.name,
@@ -220,6 +224,13 @@ def _on_arrays(run: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[np
 def _few(batches: Batches) -> tuple[Tensor, ...]:
     """Some items, from the beginning."""
     return batches.parts[0].pick(slice(0, COMPARED)).inputs
+
+
+def fingerprint(job: Job) -> dict[str, str]:
+    """Hashes of the inputs: of all items, whatever their order, and of what is calibrated on, in its order."""
+    parts = [job.training, job.held] if job.apart else [job.training, job.held, job.evaluation]
+    total = sum(part.unordered() for part in parts) % (1 << 256)
+    return {"items": f"{total:064x}", "calibration": job.calibration.relabel(lambda _: None).digest()}
 
 
 def watched(job: Job, after: Predict) -> tuple[Watched, ...]:

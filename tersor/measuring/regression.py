@@ -9,6 +9,7 @@ import torch
 
 from tersor.errors import DataError
 from tersor.measuring.batches import Batch, Batches
+from tersor.measuring.certainty import exact
 from tersor.measuring.metrics import Predict, first
 from tersor.measuring.pictures import picture
 from tersor.measuring.scores import log_softmax
@@ -66,6 +67,7 @@ def compare(before: Predict, after: Predict, batches: Batches, worst: int = 8, s
 def paired_difference(before: np.ndarray, after: np.ndarray, seed: int = 0, draws: int = 10_000) -> Interval:
     """Accuracy of `after` minus `before` (booleans, the same items), and the 95 % interval of a paired bootstrap.
 
+    Where none was lost, or none gained, the exact interval of that bounds it instead.
     Resampling items of which each is a loss, a gain or neither is one multinomial draw of the three counts.
     """
     n = len(before)
@@ -73,7 +75,12 @@ def paired_difference(before: np.ndarray, after: np.ndarray, seed: int = 0, draw
     shares = np.array([gained, lost, n - gained - lost]) / n
     counts = np.random.default_rng(seed).multinomial(n, shares, draws)
     low, high = np.percentile((counts[:, 0] - counts[:, 1]) / n, [2.5, 97.5])
-    return Interval(float(low), (gained - lost) / n, float(high))
+    unseen = exact(0, n).high  # what did not happen here may happen, which no resampling shows
+    return Interval(
+        float(low) if lost else min(float(low), -unseen),
+        (gained - lost) / n,
+        float(high) if gained else max(float(high), unseen),
+    )
 
 
 def _collect(before: Predict, after: Predict, batches: Batches) -> _Items:
