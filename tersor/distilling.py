@@ -31,7 +31,8 @@ from tersor.recovery.wish import Recovery
 from tersor.report import Watched
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.reuse import reuse as take_early
-from tersor.store.programs import write_program
+from tersor.store.files import refuse_file
+from tersor.store.programs import ENDINGS, write_model
 from tersor.students import scaled
 from tersor.target import Compressed
 
@@ -91,9 +92,11 @@ def distil(
     branches; it begins with what structured OBS leaves of the teacher. reuse: the student begins with the teacher's values in
     the layers, counted from the inputs, in which both are alike; they are trained on with the others. recover:
     how long and how ("2epochs", "10m", or a `Recovery`). The best state after an epoch, on held-out data, comes out. out: a
-    `torch.export` archive (.pt2), which torch loads without Tersor and `compress` takes.
+    `torch.export` archive (.pt2), which torch loads without Tersor and `compress` takes; or an ONNX file (.onnx).
     Raises `InputError` where the two do not fit together, and what `compress` raises for its inputs.
     """
+    if out is not None:
+        refuse_file(Path(out), ENDINGS)
     how = recover if isinstance(recover, Recovery) else Recovery.of(recover)
     if how is None:
         raise InputError("recover is none, and a student learns nothing in no time; give 2epochs, 10m, or a Recovery.")
@@ -118,7 +121,7 @@ def distil(
         trained = recovering(Compressed(small)).model
         after = job.metric(predict_with(trained), job.evaluation)
     if out is not None and group().rank == 0:
-        write_program(Path(out), trained)
+        write_model(Path(out), Compressed(trained))
     return Distilled(
         name=name,
         teacher=job.name,

@@ -32,6 +32,7 @@ from tersor.scratch import scratch
 from tersor.search import Search
 from tersor.sensed import Sensitivity
 from tersor.site import groups
+from tersor.store.files import clean, refuse_folder, repair
 from tersor.summary import summarise
 from tersor.targets import targets_called
 from tersor.trials import Workbench
@@ -73,6 +74,11 @@ def compress(
     out: where the artifact goes (None: nowhere, only the report). Raises a `TersorError` whose message is one sentence.
     """
     begin = time.monotonic()
+    targets = targets_called(target)
+    if out is not None and not dry_run:
+        refuse_folder(Path(out))
+        repair(Path(out))  # and nothing stays there of a run that was killed
+        clean(Path(out))
     limit, heard = deadline_of(time_limit), Heard(progress)
     saved = None if recipe is None else open_recipe(Path(recipe), allow_code)
     if saved is not None:
@@ -95,7 +101,7 @@ def compress(
                     heard,
                     memory_limit,
                 )
-                search = Search(job, fold_norms(job.model), Workbench(job, folder), targets_called(target))
+                search = Search(job, fold_norms(job.model), Workbench(job, folder), targets)
                 if saved is not None:
                     search.follow(saved)
                 else:

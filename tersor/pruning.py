@@ -41,7 +41,8 @@ from tersor.scratch import scratch
 from tersor.sensed import Sensitivity
 from tersor.site import groups, matrices
 from tersor.staircase import rewarded
-from tersor.store.programs import write_program
+from tersor.store.files import refuse_file
+from tersor.store.programs import ENDINGS, write_model
 from tersor.target import Compressed
 from tersor.targets import target_called
 from tersor.technique import Technique
@@ -90,10 +91,12 @@ def prune(
     ("2epochs", "10m", or a `Recovery`); the original is the teacher. rewind: the same network as it was early in its training
     (a module, or its spec): before each training, what is left takes its values (a lottery ticket). sensitivity: what
     `sensitivity` found of the channels of this model, or the file with it: widths are proposed by it as well. out: a
-    `torch.export` archive (.pt2), which torch loads without Tersor and `compress` takes.
+    `torch.export` archive (.pt2), which torch loads without Tersor and `compress` takes; or an ONNX file (.onnx).
     Raises `InputError` for wishes that contradict each other, `BudgetError` where `macs` is out of reach or no step keeps the
     promise, and what `compress` raises for its inputs.
     """
+    if out is not None:
+        refuse_file(Path(out), ENDINGS)
     training = recover if isinstance(recover, Recovery) else Recovery.of(recover)
     wish = wish_of(
         macs, weights, tuple(only), branches, pattern, criterion, schedule, steps, multiple, max_drop, sensitivity
@@ -114,7 +117,7 @@ def prune(
         taken, walked = _walk(job, states, wish)
         pruned = _last_inside(job, ground.model, taken, walked, wish)
     if out is not None and group().rank == 0:
-        write_program(Path(out), pruned.model)
+        write_model(Path(out), Compressed(pruned.model))
     return pruned
 
 

@@ -31,7 +31,8 @@ from tersor.report import Watched
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.store_quantised import store_quantised
 from tersor.site import cells, matrices, tables
-from tersor.store.programs import write_onnx, write_program
+from tersor.store.files import refuse_file
+from tersor.store.programs import ENDINGS, write_model
 from tersor.streaming import METHODS, QuantizedFolder, quantize_folder, refuse_others
 from tersor.techniques.cast import DTYPES, Cast
 from tersor.techniques.floats import Floats
@@ -141,6 +142,8 @@ def quantize(
         raise InputError(
             f"{polish} steps of polish were asked for; only folders of language models have it, here `recover` does more."
         )
+    if out is not None:
+        refuse_file(Path(out), ENDINGS)
     how = recover if isinstance(recover, Recovery) else Recovery.of(recover)
     if str(embeddings).strip() != "none":
         _technique(embeddings, "rounding", groups)  # words are judged before anything is loaded
@@ -174,10 +177,7 @@ def quantize(
         job.progress("judging", 0, 0)
         after = job.metric(predict_with(stored), job.evaluation)
     if out is not None and group().rank == 0:
-        if Path(out).suffix == ".onnx":
-            write_onnx(Path(out), fitted)
-        else:
-            write_program(Path(out), stored)
+        write_model(Path(out), fitted, stored)
     return Quantized(
         name=job.name,
         model=stored,

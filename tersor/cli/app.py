@@ -36,8 +36,9 @@ from tersor.cli.options import (
     Threads,
     Training,
 )
+from tersor.cli.places import default
 from tersor.cli.progress import Stages
-from tersor.errors import InputError, TersorError
+from tersor.errors import TersorError
 
 
 class Command(TyperCommand):
@@ -80,7 +81,8 @@ def compress(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder to write the artifact to; an earlier artifact there is replaced as a whole.",
+            help="Folder to write the artifact to; an earlier artifact there is replaced as a whole. Default: MODEL's name and "
+            "-small.",
             show_default=False,
         ),
     ] = None,
@@ -147,15 +149,19 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Find the fastest version of a model within the allowed metric drop, verify it, and write it to a folder."""
+    from tersor.deadline import Deadline
     from tersor.inputs import amounts
+    from tersor.store.files import refuse_folder
+    from tersor.targets import refuse_strangers
 
-    amounts.drop(max_drop)  # words are judged before anything is loaded
-    if time_limit is not None:
-        amounts.seconds(time_limit)
+    amounts.drop(max_drop)  # words and places are judged before anything is loaded, torch included
+    limit = None if time_limit is None else Deadline.after(amounts.seconds(time_limit))
     if memory_limit is not None:
         amounts.nbytes(memory_limit)
-    if out is None and not dry_run:
-        raise InputError("No folder was given to write to; add --out FOLDER, or --dry-run to write nothing.")
+    refuse_strangers(target)
+    out = out or default(model, "-small")
+    if not dry_run:
+        refuse_folder(out)
     with results(as_json) as stream, Stages() as progress:
         from tersor.cli.training import recovery
         from tersor.pipeline import compress as run_pipeline
@@ -173,7 +179,7 @@ def compress(
             memory_limit=memory_limit,
             seed=seed,
             exclude=exclude or (),
-            time_limit=time_limit,
+            time_limit=limit,
             recipe=recipe,
             allow_code=allow_code,
             recover=recovery(recover, loss, rate, augment, training),

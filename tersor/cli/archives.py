@@ -29,6 +29,7 @@ from tersor.cli.options import (
     Threads,
     Training,
 )
+from tersor.cli.places import default, refuse_early
 from tersor.cli.progress import Stages
 
 
@@ -137,6 +138,7 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Prune channels, weights or both, and correct the remaining weights; needs no labels, and trains only on request."""
+    out = refuse_early(out or default(model, "-pruned.pt2"))
     with results(as_json) as stream, Stages() as progress:
         from tersor.cli.training import recovery
         from tersor.pruning import prune as run_pruning
@@ -181,7 +183,8 @@ def quantize(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Path of the .pt2 or .onnx file to write; for a language model the folder to write.",
+            help="Path of the .pt2 or .onnx file to write; for a language model the folder to write. Default: MODEL's name and "
+            "-quantized.",
             show_default=False,
         ),
     ] = None,
@@ -260,6 +263,8 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Quantize weights and activations to few bits; needs no labels, and trains only on request."""
+    out = out or default(model, "-quantized" if Path(model).is_dir() else "-quantized.pt2")
+    out = out if Path(model).is_dir() else refuse_early(out)
     with results(as_json) as stream, Stages() as progress:
         from tersor.cli.training import recovery
         from tersor.quantising import quantize as run_quantising
@@ -333,6 +338,7 @@ def distil(
     as_json: Json = False,
 ) -> None:
     """Train a student model to give the outputs of a teacher (knowledge distillation)."""
+    out = refuse_early(out or default(student or teacher, "-distilled.pt2"))
     with results(as_json) as stream, Stages() as progress:
         from tersor.cli.training import recovery
         from tersor.distilling import distil as run_distilling

@@ -55,7 +55,12 @@ Exclude = Annotated[
 ]
 Seed = Annotated[int, typer.Option(metavar="INTEGER", help="Random seed.", rich_help_panel=RUN)]
 Archive = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Path of the .pt2 archive to write.", show_default=False)
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Path of the .pt2 or .onnx file to write. Default: the model's name and -pruned.pt2 or -distilled.pt2.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[
     bool,

@@ -68,7 +68,7 @@ def _store(graph: ir.Graph, matrix: ir.Node, name: str, weight: Affine) -> None:
     fresh = made[-1].outputs[0]
     ir.convenience.replace_all_uses_with(out, fresh, replace_graph_outputs=True)
     graph.remove(matrix, safe=True)
-    fresh.name = out.name
+    fresh.name, fresh.shape, fresh.type = out.name, out.shape, out.type  # the network's outputs must say what they are
 
 
 def _dequantized(graph: ir.Graph, reader: ir.Node, name: str, weight: Affine) -> ir.Value:

@@ -107,10 +107,10 @@ def bring(
     limit = deadline_of(time_limit)
     allowed = amounts.drop(max_drop)
     room = CONTAINER if memory_limit is None else Room(amounts.nbytes(memory_limit))
+    found = metrics.bring(metric)
     progress("reading the model", 0, 0)
     brought = models.bring(model)
     room.check(models.nbytes(brought))
-    found = metrics.bring(metric)
     progress("reading the data", 0, 0)
     if brought.tokenise is not None:
         training = as_arrays(training, brought.tokenise, "DATA", scored=False)

@@ -16,13 +16,14 @@ import re
 import secrets
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from tersor.errors import StorageError
+from tersor.errors import InputError, StorageError
 from tersor.scratch import remove_abandoned
 from tersor.store.manifest import not_ours
 
@@ -66,12 +67,44 @@ def staging(out: Path, refuse: Owned = not_ours) -> Iterator[Path]:
         os.close(lock)
 
 
+def refuse_folder(out: Path, refuse: Owned = not_ours) -> None:
+    """Raise `StorageError` where `staging(out, refuse)` would, before there is anything to write."""
+    out = Path(os.path.realpath(out))
+    with _disk_errors(out):
+        writable(out)
+        _check_owned(out, refuse)
+
+
+def writable(out: Path) -> None:
+    """Raise `OSError` where `out` cannot be made: what is above it is a file, read-only, or not this user's."""
+    above = next(parent for parent in out.parents if parent.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(above))
+    with tempfile.TemporaryFile(dir=above):  # permissions alone do not tell
+        return
+
+
+def refuse_file(out: Path, endings: Collection[str]) -> None:
+    """Raise an error where no file can be written to `out`, before there is anything to write; `InputError` where its name
+    ends in none of `endings`."""
+    out = Path(os.path.realpath(out))
+    if out.is_dir():
+        raise StorageError(f"{out} is a folder, and a file was to be written there; choose another name.")
+    if out.suffix not in endings:
+        raise InputError(
+            f"The file {out.name} ends in {out.suffix or 'nothing'}; wanted {' or '.join(endings)}, which says what it is."
+        )
+    with _disk_errors(out):
+        writable(out)
+
+
 def atomic_write(path: Path, data: bytes | memoryview) -> None:
     """Write a file that holds either its old content or `data`, whenever the process is killed. Raises
     `StorageError`.
     """
     path = Path(os.path.realpath(path))
     with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         for left in _beside(path, _ASIDE):
             if left.is_file():
                 remove_abandoned(left)

@@ -12,6 +12,16 @@ from tersor.hub.files import onnx_bytes
 from tersor.store.files import atomic_write
 from tersor.target import Compressed
 
+ENDINGS = (".pt2", ".onnx")  # of what `write_model` writes
+
+
+def write_model(path: Path, compressed: Compressed, stored: Model | None = None) -> None:
+    """Write what the ending of `path` says: ONNX, or an archive; of `stored`, where that is another graph."""
+    if path.suffix == ".onnx":
+        write_onnx(path, compressed)
+    else:
+        write_program(path, compressed.model if stored is None else stored)
+
 
 def write_program(path: Path, model: Model) -> None:
     """Write `model` with a dynamic batch. The same model gives the same bytes. Raises `StorageError`."""

@@ -48,15 +48,26 @@ def targets_called(names: str) -> list[Target]:
     A file name (`openvino`) stands for all precisions it knows, `openvino:int8` for one, `openvino:int8:signed` for one
     of its placements.
     """
-    known = sorted(m.name for m in pkgutil.iter_modules(__path__))
-    asked = known if names == "auto" else [n.strip() for n in names.split(",")]
     found = []
-    for name in asked:
-        file, *exact = name.split(":", 2)
-        if file not in known:
-            raise InputError(f"There is no target {file!r}; choose auto or some of {', '.join(known)}.")
+    for file, *exact in _asked(names):
         found += [target_called(file, *exact)] if exact else list(_instances(file))
     return found
+
+
+def refuse_strangers(names: str) -> None:
+    """Raises `InputError` where `names` lists a file that is no target; imports none of them."""
+    _asked(names)
+
+
+def _asked(names: str) -> list[list[str]]:
+    known = sorted(m.name for m in pkgutil.iter_modules(__path__))
+    asked = known if names == "auto" else [n.strip() for n in names.split(",")]
+    for name in asked:
+        if name.partition(":")[0] not in known:
+            raise InputError(
+                f"There is no target {name.partition(':')[0]!r}; choose auto or some of {', '.join(known)}."
+            )
+    return [name.split(":", 2) for name in asked]
 
 
 def _instances(file: str) -> Iterator[Target]:

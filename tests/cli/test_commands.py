@@ -171,7 +171,6 @@ def test_json_alone_reaches_stdout(net: Path) -> None:
         (["inspect", "{net}:gone"], 2, "has no function 'gone'; it has: bare, broken, data, make, slow"),
         (["inspect", "{net}:broken"], 2, "RuntimeError: no weights here at line"),
         (["inspect", "{net}:bare"], 2, "came without an example input"),
-        (["compress", "{net}:make", "--data", "{net}:data"], 2, "add --out FOLDER, or --dry-run"),
         (["compress", "{net}:make", "--data", "d", "--out", "o", "--max-drop", "2"], 2, "did you mean 2%?"),
         (["compress", "{net}:make", "--data", "d", "--out", "o", "--time-limit", "soon"], 2, "write 90s, 10m or 1.5h"),
         (["compress", "{net}:make", "--data", "d", "--out", "o", "--memory-limit", "big"], 2, "write 2GB or 800MB"),
