@@ -52,7 +52,9 @@ def test_an_onnx_file_is_one(bits: int | None, tmp_path: Path) -> None:
     x = torch.randn(7, 32)
     found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     for ours, theirs in zip(model.run(x), found, strict=True):
-        np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-4)
+        np.testing.assert_allclose(
+            ours.numpy(), theirs, atol=2e-2 if bits else 1e-5
+        )  # its kernels of codes round inputs
 
 
 def test_an_archive_is_one(tmp_path: Path) -> None:
