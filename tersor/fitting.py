@@ -30,6 +30,7 @@ from tersor.graph.lockstep import Here, Lockstep
 from tersor.graph.memory import peak_bytes, together
 from tersor.graph.model import Model
 from tersor.graph.recurrent import recurrences, start_of
+from tersor.graph.watched import Watched, watched
 from tersor.maths.damage import best_bias
 from tersor.maths.gram import Scatter, scatter, shrunk
 from tersor.maths.histogram import Histogram
@@ -179,7 +180,8 @@ class _Walk:
                 self._look_up(table)
         reading = self._read if self._decisions.bits < 8 else None
         stops = frozenset([*self._by_node, *self._recurrent])
-        steps = Lockstep(self._model, self._now, self._pieces, stops, reading)
+        places = watched(self._model).places
+        steps = Lockstep(self._model, self._now, self._pieces, stops, reading, _names(places))
         for here in steps:
             if here.node.name in self._recurrent:
                 self._fit_cells(here)
@@ -188,7 +190,7 @@ class _Walk:
             if matrix.weight not in self._shared and matrix.name not in self._gone:
                 self._fit(matrix, here)
             progress()
-        return Fitted(self._now, self._weights, self._judge(*steps.outputs), self._feeds)
+        return Fitted(self._now, self._weights, self._judge(*_judged(steps, places)), self._feeds)
 
     def _look_up(self, table: Matrix) -> None:
         """Choose the rows of an embedding: read one by one, each column alike, so that H is the identity."""
@@ -304,6 +306,20 @@ class _Walk:
             ours, theirs = pytree.tree_leaves(original[i]), pytree.tree_leaves(now[i])
             total += divergence(ours, theirs, self._pieces[i])
         return total / items
+
+
+def _names(places: Sequence[Watched] | None) -> frozenset[str]:
+    return frozenset() if places is None else frozenset(place.node for place in places)
+
+
+def _judged(steps: Lockstep, places: Sequence[Watched] | None) -> tuple[Sequence[Any], Sequence[Any]]:
+    """By batch, what the original and what the changing model gave where they are compared."""
+    if places is None:
+        return steps.outputs
+    left, right = (
+        list(zip(*([place.of(x) for x in seen[place.node]] for place in places), strict=True)) for seen in steps.held
+    )
+    return left, right
 
 
 def _zero(model: Model, matrix: Matrix) -> None:

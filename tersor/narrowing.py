@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tersor.errors import BudgetError
@@ -21,11 +22,12 @@ from tersor.graph.dependency import Dependency, analyse
 from tersor.graph.likelihood import divergence
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
+from tersor.graph.watched import OUTPUTS, judged, watched
 from tersor.maths.obs import Sweep
 from tersor.maths.unfold import from_matrix
 from tersor.profile import Profile, measure
 from tersor.rewrites.shrink import shrink
-from tersor.site import Group, groups, matrices
+from tersor.site import Group, Matrix, groups, matrices
 from tersor.widths import allocate, curves, scaled
 from tersor.windows import repaired, smaller, windows, with_bias
 
@@ -169,6 +171,23 @@ def thinned(
     return best
 
 
+def unfelt(model: Model, batches: Sequence[Sequence[Tensor]], profile: Profile) -> tuple[str, ...]:
+    """The matrices that no damage can be predicted for, though the outputs change without them: on these data no gradient
+    reaches them at all, since something behind them is saturated. Cost: a pass over `JUDGED` items for each candidate.
+    """
+    still = [m for m in matrices(model) if not profile.facts[m.name].fisher.any()]
+    lost = Lost(model, batches) if still else None
+    return tuple(m.name for m in still if lost is not None and lost(_zeroed(model, m)) > 0)
+
+
+def _zeroed(model: Model, matrix: Matrix) -> Model:
+    changed = model.copy()
+    for name in (matrix.weight, matrix.bias):
+        if name is not None:
+            changed.assign(name, torch.zeros_like(model.tensor(name)))
+    return changed
+
+
 def total(model: Model) -> int:
     """Multiply-accumulates of all matrices, an item."""
     return sum(macs(model).values())
@@ -209,11 +228,14 @@ class Lost:
 
     def __init__(self, original: Model, batches: Sequence[Sequence[Tensor]]):
         self._judged = _some(batches, JUDGED)
-        self._wanted = [original.run(*batch) for batch in self._judged]
+        watch = watched(original)
+        self._outputs = watch.places is None
+        self._wanted = [judged(original, batch, watch) for batch in self._judged]
 
     def __call__(self, model: Model) -> float:
         pairs = zip(self._wanted, self._judged, strict=True)
-        return sum(divergence(wanted, model.run(*x), x) for wanted, x in pairs)
+        watch = OUTPUTS if self._outputs else watched(model)
+        return sum(divergence(wanted, judged(model, x, watch), x) for wanted, x in pairs)
 
 
 def _composed(before: Keep, now: Keep) -> Keep:

@@ -22,6 +22,7 @@ from tersor.calibrated import Calibrated
 from tersor.errors import InputError
 from tersor.graph.likelihood import divergence
 from tersor.graph.model import Model
+from tersor.graph.watched import judged, watched
 from tersor.inputs.job import Job, Progress, bring, quiet, torch_threads
 from tersor.maths.damage import best_bias, damage
 from tersor.maths.pattern import Anywhere
@@ -89,11 +90,13 @@ Seen = list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]  # inputs and outputs
 def _judged(job: Job, model: Model, items: Batches) -> tuple[Score, Seen]:
     """The metric, and what the model was seen to give meanwhile."""
     seen: Seen = []
+    watch = watched(model)
 
     def run(*inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         given = tuple(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs)
-        seen.append((given, tuple(model.run(*given))))
-        return tuple(t.numpy() for t in seen[-1][1])
+        out = model.run(*given)
+        seen.append((given, out if watch.places is None else judged(model, given, watch)))
+        return tuple(t.numpy() for t in out)
 
     return job.metric(predictor(run, model.outputs), items), seen
 

@@ -19,6 +19,7 @@ from tersor.graph.checked import checked, finite
 from tersor.graph.fisher import gradients, squared_weight_gradients
 from tersor.graph.memory import cut, together
 from tersor.graph.model import Model
+from tersor.graph.watched import OUTPUTS, watched
 from tersor.maths.gram import Scatter, products, scatter, shrunk, with_constant
 from tersor.maths.histogram import Histogram
 from tersor.maths.unfold import positions, to_matrix, unfold
@@ -161,6 +162,7 @@ class _Pass:
     ):
         self._model, self._needs, self._ranged = model, needs, ranged
         self._temperature = temperature
+        self._judged = watched(model) if needs & {"fisher", "gradient"} else OUTPUTS
         self._by_node = {matrix.node: matrix for matrix in part}
         self._places = torch.Generator().manual_seed(seed)
         self._labels = torch.Generator().manual_seed(seed + 1)
@@ -193,7 +195,7 @@ class _Pass:
         last = _last_readers(self._model)
         if "fisher" in self._needs:
             how = (self._by_node.keys(), self._labels, self._temperature)
-            gradients(self._model, flat, *how, visit, self._add_fisher)
+            gradients(self._model, flat, *how, visit, self._add_fisher, self._judged)
         else:
             self._model.interpret(flat, visit)
         if "gradient" in self._needs:
@@ -218,7 +220,8 @@ class _Pass:
 
     def _add_gradient(self, flat: Sequence[Tensor]) -> None:
         names = {matrix.weight for matrix in self._by_node.values()}
-        found = squared_weight_gradients(self._model, flat, sorted(names), self._labels, self._temperature)
+        how = (sorted(names), self._labels, self._temperature, self._judged)
+        found = squared_weight_gradients(self._model, flat, *how)
         for matrix in self._by_node.values():  # several may read one weight
             total = to_matrix(found[matrix.weight], matrix.groups, matrix.transposed)
             self._gradient[matrix.name] = self._gradient.get(matrix.name, torch.zeros_like(total)) + total

@@ -9,6 +9,7 @@ cache: the same command goes on after a kill.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ import torch
 
 from tersor.calibrated import Calibrated
 from tersor.densities import allocate, curves
-from tersor.errors import BudgetError, InputError
+from tersor.errors import BudgetError, DataError, DataWarning, InputError
 from tersor.fitting import Decisions
 from tersor.graph.branches import branches as branches_of
 from tersor.graph.model import Model
@@ -28,7 +29,7 @@ from tersor.inputs import models
 from tersor.inputs.job import Job, Progress, bring, predict_with, quiet, torch_threads, watched
 from tersor.maths.unfold import to_matrix
 from tersor.measuring.metrics import Drop, Score, drop
-from tersor.narrowing import Keep, dispensable, narrow, thinned, total
+from tersor.narrowing import Keep, dispensable, narrow, thinned, total, unfelt
 from tersor.profile import Profile
 from tersor.pruned import Pruned, Step, size
 from tersor.recovering import Recovering
@@ -48,6 +49,7 @@ from tersor.targets import target_called
 from tersor.technique import Technique
 from tersor.wishes import Wish, wish_of
 
+NAMED = 3  # layers in a message
 RUNTIMES = ("onnxruntime", "openvino")
 
 
@@ -203,8 +205,9 @@ def _trained(recovering: Recovering, fitted: Compressed) -> Model:
 
 def _decided(job: Job, ground: Calibrated, wish: Wish) -> Iterator[Decisions]:
     """The decisions of each step. One that cannot be reached ends a walk that was to go as far as it can."""
-    gone = _dispensed(job, ground, wish)
-    keeps = _keeps(job, ground, wish, gone) if wish.macs else repeat({})
+    spare = _unfelt(job, ground) if wish.predicts else ()
+    gone = _dispensed(job, ground, wish, spare)
+    keeps = _keeps(job, ground, wish, gone, spare) if wish.macs else repeat({})
     found = None
     steps = max(len(wish.macs), len(wish.weights), len(wish.branches))
     for step in range(steps):
@@ -219,7 +222,7 @@ def _decided(job: Job, ground: Calibrated, wish: Wish) -> Iterator[Decisions]:
         drop = gone[: wish.branches[min(step, len(wish.branches) - 1)]] if gone and not wish.macs else gone
         if wish.weights:
             dead = {name for branch in branches_of(ground.model) if branch.name in drop for name in branch.matrices}
-            names = [m.name for m in matrices(ground.model) if m.name not in {*job.exclude, *dead}]
+            names = [m.name for m in matrices(ground.model) if m.name not in {*job.exclude, *dead, *spare}]
             if wish.pattern is not None:
                 techniques = dict.fromkeys(names, wish.sparse(1.0))
             else:
@@ -229,14 +232,34 @@ def _decided(job: Job, ground: Calibrated, wish: Wish) -> Iterator[Decisions]:
         yield Decisions(keep=keep, techniques=techniques, drop=drop)
 
 
-def _dispensed(job: Job, ground: Calibrated, wish: Wish) -> tuple[str, ...]:
+def _unfelt(job: Job, ground: Calibrated) -> tuple[str, ...]:
+    """Matrices that stay as they are, for nothing tells what they are worth. Raises `DataError` where that is all of them."""
+    found = unfelt(ground.model, [batch.inputs for batch in job.calibration], ground.profile)
+    if not found:
+        return ()
+    more = len(found) - NAMED
+    where = ", ".join(f"'{name}'" for name in found[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    seen = (
+        f"On the calibration data no gradient reaches {where}, and yet the outputs change without that: something behind is "
+        "saturated (a sigmoid at 1, a clip)"
+    )
+    wanted = "give a model that puts out the values before that, or other data."
+    if len(found) == len(matrices(ground.model)):
+        raise DataError(f"{seen}, so no loss can be predicted; {wanted}")
+    warnings.warn(
+        f"{seen}, so no loss can be predicted and nothing of that is cut; {wanted}", DataWarning, stacklevel=2
+    )
+    return found
+
+
+def _dispensed(job: Job, ground: Calibrated, wish: Wish, spare: Sequence[str]) -> tuple[str, ...]:
     if not (wish.branches or wish.thin):
         return ()
     job.progress("choosing branches", 0, 0)
     batches = [batch.inputs for batch in job.calibration]
     if wish.branches:
         return dispensable(ground.model, batches, wish.branches[-1], job.exclude)
-    names, budget = _names(job, ground.model, wish), wish.macs[-1] * total(ground.model)
+    names, budget = _names(job, ground.model, wish, spare), wish.macs[-1] * total(ground.model)
     return thinned(
         ground.model,
         batches,
@@ -251,9 +274,11 @@ def _dispensed(job: Job, ground: Calibrated, wish: Wish) -> tuple[str, ...]:
     )
 
 
-def _names(job: Job, model: Model, wish: Wish) -> list[str]:
-    """The groups that may be narrowed. Raises `InputError` where there are none."""
+def _names(job: Job, model: Model, wish: Wish, spare: Sequence[str]) -> list[str]:
+    """The groups that may be narrowed, and that not only matrices of `spare` read. Raises `InputError` where there are none."""
+    left = {m.weight for m in matrices(model) if m.name in spare}
     found = [g for g in groups(model) if g.refused is None and not g.counted and g.name not in job.exclude]
+    found = [g for g in found if not left or not left.issuperset(m.tensor for m in g.members if m.role == "reads")]
     names = [g.name for g in found if g.kind in wish.only]
     if not names:
         kinds = ", ".join(dict.fromkeys(g.kind for g in found))
@@ -265,9 +290,9 @@ def _names(job: Job, model: Model, wish: Wish) -> list[str]:
     return names
 
 
-def _keeps(job: Job, ground: Calibrated, wish: Wish, gone: tuple[str, ...]) -> Iterator[Keep]:
+def _keeps(job: Job, ground: Calibrated, wish: Wish, gone: tuple[str, ...], spare: Sequence[str]) -> Iterator[Keep]:
     """The blocks that stay after each step, in the model without the branches that are gone."""
-    model, names = ground.model, _names(job, ground.model, wish)
+    model, names = ground.model, _names(job, ground.model, wish, spare)
 
     def refit(keep: Keep) -> tuple[Model, Profile]:
         small = ground.fit(Decisions(keep=keep, drop=gone)).model

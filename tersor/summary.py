@@ -15,6 +15,7 @@ from tersor.errors import reason
 from tersor.graph.likelihood import divergence
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
+from tersor.graph.watched import watched as real_places
 from tersor.inputs.job import Job, watched
 from tersor.measuring.certainty import cautions, flips
 from tersor.measuring.clock import Race
@@ -193,7 +194,7 @@ def _compared(search: Search, chosen: Trial, runner: Runner) -> tuple[Compared, 
     if plan is not None:
         found.append(Compared("seconds of a batch", plan.seconds, chosen.seconds, "seconds"))
         found.append(Compared("bytes", plan.nbytes, float(chosen.nbytes), "bytes"))
-    if damage is not None:
+    if damage is not None and real_places(search.job.model).places is None:  # else no output shows what was predicted
         found.append(Compared("damage an item", damage, _divergence(search.job, runner), "nats"))
     return tuple(found)
 

@@ -44,6 +44,11 @@ class Wish:
     moved: bool  # whether what training does to weights decides
     sensitivity: Sensitivity | None  # of the same model
 
+    @property
+    def predicts(self) -> bool:
+        """Whether predicted damage says how much goes where."""
+        return (bool(self.macs) and self.rank is widths.curves) or (bool(self.weights) and self.pattern is None)
+
     def only_step(self, step: int, grown: float, gone: int) -> Wish:
         """One step's wish, where `gone` branches went before and what is left counts `grown` times as much of the whole."""
         macs, weights = (list(each[step : step + 1] or each[-1:]) for each in (self.macs, self.weights))

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from tersor.graph.likelihood import sampled_loss
 from tersor.graph.model import Model, Visitor
+from tersor.graph.watched import OUTPUTS, Watch
 
 
 def gradients(
@@ -21,26 +22,34 @@ def gradients(
     temperature: float,
     visit: Visitor,
     seen: Callable[[str, Tensor], None],
+    watch: Watch = OUTPUTS,
 ) -> None:
     """Show `seen` the gradient of the sampled loss at each named node, in the shape of the node's value, and keep none.
 
     The loss is summed over items, which evaluation mode keeps apart, so each item sees its own gradient. `visit` sees every
     value on the way, as in `Model.interpret`, and leaves it as it is. Nodes that the loss does not depend on are not shown.
+    watch: what the loss is of, `watched(model)`.
     """
-    tracking = _Tracking(model.module, nodes, visit, seen)
+    tracking = _Tracking(model.module, nodes, visit, seen, watch)
     args, kwargs = model.arguments(flat)
-    outputs = pytree.tree_leaves(tracking.run(*pytree.tree_leaves((args, kwargs))))
+    outputs = tracking.judged(pytree.tree_leaves((args, kwargs)))
     loss = sampled_loss([o for o in outputs if isinstance(o, Tensor)], flat, generator, temperature)
     if loss is not None and tracking.roots:
         torch.autograd.grad(loss, tracking.roots, allow_unused=True)
 
 
 def squared_weight_gradients(
-    model: Model, flat: Sequence[Tensor], names: Collection[str], generator: torch.Generator, temperature: float
+    model: Model,
+    flat: Sequence[Tensor],
+    names: Collection[str],
+    generator: torch.Generator,
+    temperature: float,
+    watch: Watch = OUTPUTS,
 ) -> dict[str, Tensor]:
     """For each named parameter, the sum over items of the squared gradient of the item's sampled loss; float64.
 
-    Cost: a pass and its backward for every item alone, since weights see the sum over a batch.
+    watch: what the loss is of, `watched(model)`. Cost: a pass and its backward for every item alone, since weights see the
+    sum over a batch.
     """
     shared = _deepcopied(model, names)
     sums = {name: torch.zeros(model.tensor(name).shape, dtype=torch.float64) for name in names}
@@ -48,7 +57,7 @@ def squared_weight_gradients(
         one = tuple(x[item : item + 1] for x in flat)
         args, kwargs = shared.arguments(one)
         with torch.enable_grad():
-            outputs = pytree.tree_leaves(shared.module(*args, **kwargs))
+            outputs = _Judging(shared.module, watch).judged(pytree.tree_leaves((args, kwargs)))
             loss = sampled_loss([o for o in outputs if isinstance(o, Tensor)], one, generator, temperature)
         if loss is None:
             continue
@@ -67,13 +76,38 @@ def _deepcopied(model: Model, names: Collection[str]) -> Model:
     return model
 
 
-class _Tracking(fx.Interpreter):
+class _Judging(fx.Interpreter):
+    """Runs with gradients and gives what is judged."""
+
+    def __init__(self, module: fx.GraphModule, watch: Watch):
+        super().__init__(module)
+        self._watch = watch
+        self._found = dict.fromkeys((place.node for place in watch.places or ()), torch.empty(0))
+
+    def judged(self, leaves: Sequence[Any]) -> list[Any]:
+        outputs = pytree.tree_leaves(self.run(*leaves))
+        places = self._watch.places
+        return outputs if places is None else [place.of(self._found[place.node]) for place in places]
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = self.env[n.args[0]] if n.name in self._watch.through else super().run_node(n)
+        if n.name in self._found:
+            self._found[n.name] = value
+        return value
+
+
+class _Tracking(_Judging):
     """Runs with gradients behind the first of `nodes`; `roots` are those among them that depend on no other."""
 
     def __init__(
-        self, module: fx.GraphModule, nodes: Collection[str], visit: Visitor, seen: Callable[[str, Tensor], None]
+        self,
+        module: fx.GraphModule,
+        nodes: Collection[str],
+        visit: Visitor,
+        seen: Callable[[str, Tensor], None],
+        watch: Watch,
     ):
-        super().__init__(module)
+        super().__init__(module, watch)
         self._nodes, self._visit, self._seen = nodes, visit, seen
         self.roots: list[Tensor] = []
 

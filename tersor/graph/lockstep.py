@@ -52,14 +52,17 @@ class Lockstep:
         batches: Sequence[Sequence[Tensor]],
         stops: frozenset[str],
         reading: Reading | None = None,
+        holding: frozenset[str] = frozenset(),
     ):
         """reading: what a node in `stops` sees of its first input in the changed model, called with the node, that input and
-        its values; None where it sees them as they are, as all others do."""
+        its values; None where it sees them as they are, as all others do. holding: names of nodes whose values are `held`."""
         self._original, self._current, self._stops = original, current, stops
         self._batches, self._reading = batches, reading
         self._left: dict[fx.Node, list[Any]] = {}
         self._right: dict[fx.Node, list[Any]] = {}
         self._runners = (fx.Interpreter(original.module), fx.Interpreter(current.module))
+        self._holding = holding
+        self.held: tuple[dict[str, list[Any]], dict[str, list[Any]]] = ({}, {})
         self.outputs: tuple[list[Any], list[Any]] = ([], [])
 
     @torch.no_grad()
@@ -83,6 +86,8 @@ class Lockstep:
             self._right[node] = self._left[node]
             if self._changed(node) or read:
                 self._right[node] = self._run(node, {**self._right, **read}, self._runners[1], self._current)
+            if node.name in self._holding:
+                self.held[0][node.name], self.held[1][node.name] = self._left[node], self._right[node]
             if node.op == "output":
                 self.outputs = (self._left[node], self._right[node])
             for source in node.all_input_nodes:
