@@ -14,7 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from tersor.graph.codes import on_grids
+from tersor.graph.codes import leaving, on_grids
 from tersor.graph.model import Model
 from tersor.maths.ranges import entropy, minmax, mse, percentile, robust
 from tersor.profile import Range
@@ -63,9 +63,8 @@ def feeds_of(model: Model, ranges: Mapping[str, Range], kind: Feeds, rule: str =
 
 
 def _on_grids(model: Model) -> frozenset[str]:
-    """Activations that integer kernels read, give or hand on, and the model's outputs, which a target may want so."""
-    outputs = next(node for node in model.graph.nodes if node.op == "output").all_input_nodes
-    return on_grids(model.graph, {m.node for m in matrices(model)}) | {node.name for node in outputs}
+    """Activations that integer kernels read, give or hand on."""
+    return on_grids(model.graph, {m.node for m in matrices(model)})
 
 
 def _read_by_linears(model: Model) -> frozenset[str]:
@@ -79,7 +78,8 @@ def _around_convolutions(model: Model, ranges: Mapping[str, Range]) -> frozenset
     Between linear layers with dynamic feeds all is float: a static grid there would cost accuracy and gain nothing.
     """
     found = {s.activation for s in sites(model) if any(m.convolution is not None for m in s.matrices)}
-    for node in model.graph.nodes:
+    leaves = leaving(model.graph)
+    for node in (node for node in model.graph.nodes if node not in leaves):
         matrix = matrix_of(model, node)
         sources = [source.name for source in node.all_input_nodes if source.name in ranges]
         follows = bool(sources) and found.issuperset(sources)

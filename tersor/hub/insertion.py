@@ -16,7 +16,17 @@ from tersor.errors import ExportError
 from tersor.hub.dynamic import can_feed, feed_at_run_time
 from tersor.hub.export import Exported
 from tersor.hub.lookups import look_up_codes
-from tersor.hub.placement import MATRICES, MOVES, Placement, moved_from, pads_channels, sums_a_sequence, wanted
+from tersor.hub.placement import (
+    MATRICES,
+    MOVES,
+    Placement,
+    leaving,
+    moved_from,
+    pads_channels,
+    reads_codes,
+    sums_a_sequence,
+    wanted,
+)
 from tersor.hub.values import constant, drop_unused, initializer, node, plain_product, shared_initializer
 from tersor.hub.weights import Codes, integer_matrices
 from tersor.target import Compressed, Dynamic, Grid
@@ -44,8 +54,9 @@ def insert_grids(exported: Exported, compressed: Compressed, placement: Placemen
     for matrix in dynamic:
         feed_at_run_time(graph, matrix, stored[matrix])
     grids = _grids(wanted(graph, integer, placement, fed), feeds, placement)
+    leaves = leaving(graph)
     for value, grid in grids.items():
-        _read_through_grid(graph, value, grid, integer, placement)
+        _read_through_grid(graph, value, grid, integer, placement, leaves)
     for matrix, codes in integer.items():
         _store_codes(graph, matrix, codes)
     look_up_codes(graph, compressed.weights)
@@ -115,13 +126,24 @@ def _safe(path: list[ir.Value], grid: Grid, placement: Placement) -> list[ir.Val
 
 
 def _read_through_grid(
-    graph: ir.Graph, value: ir.Value, grid: Grid, integer: Collection[ir.Node], placement: Placement
+    graph: ir.Graph,
+    value: ir.Value,
+    grid: Grid,
+    integer: Collection[ir.Node],
+    placement: Placement,
+    leaves: Collection[ir.Value],
 ) -> None:
-    """Put Q and DQ behind `value` for all that read it: one float reader would keep its producer in float."""
+    """Put Q and DQ behind `value` for all that read it: one float reader would keep its producer in float.
+
+    Only what leaves the network with it goes on reading floats.
+    """
     readers = [
         use for use in value.uses() if placement.padded_zero or grid.zero == 0 or not _comes_to(pads_channels, use.node)
     ]
     readers = [use for use in readers if placement.sequences or not _comes_to(sums_a_sequence, use.node)]
+    readers = [use for use in readers if reads_codes(use.node, value, integer, leaves)]
+    if value in leaves and not readers:
+        return
     dequantized = _pair(graph, value, grid)
     for reader, index in readers:
         stays_float = reader.op_type in MATRICES and reader not in integer and index == 0

@@ -3,7 +3,8 @@
 An activation gets a pair when an integer kernel wants it on a grid: the input of each matrix whose weight is stored in
 integers, the output of each convolution (past the ReLU or clip that kernels absorb), input and output of each average. The
 output of other matrices, both inputs of each add and every part of a concat (unless one of them is the same for all inputs)
-get one where codes go on from there to such a kernel. Before a norm, a GELU or a softmax, which are float, a grid would gain
+get one where codes go on from there to such a kernel. What leaves the network past no further matrix stays float, and only who
+goes on from there to a kernel reads it through a grid. Before a norm, a GELU or a softmax, which are float, a grid would gain
 nothing, and cost the most: residual streams of transformers have a few channels a hundred times as large as the others.
 Operators that only move values (slice, pad, reshape, max pool) take the grid of what they move, before and after.
 """
@@ -18,6 +19,7 @@ import onnx_ir as ir
 from tersor.hub.values import constant
 
 MATRICES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+MIXES = (*MATRICES, "Einsum", "LSTM", "GRU", "RNN", "Attention")
 AVERAGES = ("ReduceMean", "AveragePool", "GlobalAveragePool")
 MOVES = ("Slice", "Pad", "Reshape", "Transpose", "MaxPool", "Flatten", "Squeeze", "Unsqueeze", "Split", "Identity")
 ABSORBED = ("Relu", "Clip")
@@ -29,7 +31,6 @@ class Placement:
     """A target's choices.
 
     signed: activation codes are int8 instead of uint8 (u8 is what VNNI kernels want).
-    outputs: the model's final outputs are read through a grid as well.
     averages: averages run on grids on both sides.
     dynamic: linear layers may have their grids made at run time.
     padded_zero: moving operators that pad channels may carry a grid whose zero is not code 0.
@@ -37,7 +38,6 @@ class Placement:
     """
 
     signed: bool = False
-    outputs: bool = False
     averages: bool = True
     dynamic: bool = False
     padded_zero: bool = True
@@ -49,19 +49,33 @@ def wanted(
 ) -> list[ir.Value]:
     """Values to read through a grid, in execution order: `integer` matrices want them, and `fed` says who has one."""
     found: dict[ir.Value, None] = {}
-    taken = _taken_as_codes(graph, integer, placement)
+    leaves = leaving(graph)
+    taken = _taken_as_codes(graph, integer, placement, leaves)
     reached = set(graph.inputs)  # by what the model is given
     for node in graph:
         if any(value in reached for value in node.inputs):
             reached.update(node.outputs)
-        values = _wanted_by(node, node in integer, placement, reached, taken)
+        values = _wanted_by(node, node in integer, placement, reached, taken, leaves)
         # A sum or a concat of which one part stays float is computed in float: no grid helps it.
         joins = node.op_type in JOINS and not all(fed(v) for v in values)
         for value in values:
-            only_output = value.is_graph_output() and not value.uses()
-            if fed(value) and not joins and (placement.outputs or not only_output):
+            if fed(value) and not joins:
                 found.setdefault(value)
     return list(found)
+
+
+def leaving(graph: ir.Graph) -> set[ir.Value]:
+    """The values that reach an output past no further matrix, outputs included."""
+    found = set(graph.outputs)
+    for node in reversed(graph):
+        if node.op_type not in MIXES and any(out in found for out in node.outputs):
+            found.update(value for value in node.inputs if value is not None)
+    return found
+
+
+def reads_codes(node: ir.Node, value: ir.Value, integer: Collection[ir.Node], leaves: Collection[ir.Value]) -> bool:
+    """Whether `node` reads `value` through its grid: where that leaves the network, not what leaves with it."""
+    return value not in leaves or node in integer or not any(out in leaves for out in node.outputs)
 
 
 def _wanted_by(
@@ -70,24 +84,31 @@ def _wanted_by(
     placement: Placement,
     reached: Collection[ir.Value],
     taken: Collection[ir.Value],
+    leaves: Collection[ir.Value],
 ) -> list[ir.Value]:
     first, out = node.inputs[0] if node.inputs else None, node.outputs[0]
     if integer and first is not None:
         after = after_activation(out)
-        return [first, after] if "Conv" in node.op_type or after in taken else [first]
+        given = "Conv" in node.op_type or after in taken
+        return [first, after] if given and after not in leaves else [first]
+    if out in leaves:
+        return []
     if node.op_type in JOINS:
         parts = [v for v in node.inputs if v is not None]
         return parts if out in taken and all(v in reached for v in parts) else []
     return [first, out] if first is not None and _averages_codes(node, placement) else []
 
 
-def _taken_as_codes(graph: ir.Graph, integer: Collection[ir.Node], placement: Placement) -> set[ir.Value]:
+def _taken_as_codes(
+    graph: ir.Graph, integer: Collection[ir.Node], placement: Placement, leaves: Collection[ir.Value]
+) -> set[ir.Value]:
     """What an integer kernel reads, directly or past operators that hand codes on."""
-    taken = {value for value in graph.outputs if placement.outputs}
+    taken: set[ir.Value | None] = set()
     for node in reversed(graph):
-        if node in integer or _averages_codes(node, placement):
+        floats = any(out in leaves for out in node.outputs)
+        if node in integer or (_averages_codes(node, placement) and not floats):
             taken.update(node.inputs[:1])
-        elif node.op_type in (*JOINS, *MOVES, *ABSORBED) and any(out in taken for out in node.outputs):
+        elif not floats and node.op_type in (*JOINS, *MOVES, *ABSORBED) and any(out in taken for out in node.outputs):
             taken.update(node.inputs if node.op_type in JOINS else node.inputs[:1])
     return {value for value in taken if value is not None}
 

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from tersor.forms.affine import Affine
+from tersor.graph.codes import leaving, read_as_codes
 from tersor.graph.model import Model
 from tersor.graph.operators import aten
 from tersor.loss import Seen
@@ -281,13 +282,16 @@ class _Run(fx.Interpreter):
     ):
         super().__init__(module)
         self._value, self._nodes, self._moving, self._readers = value, nodes, moving, readers
-        self._stored = {name: pair for name, pair in rounding.items() if pair[1].stored}
+        self._leaves = leaving(module.graph) if rounding else frozenset()
+        out = {n.name for n in self._leaves}
+        self._stored = {name: pair for name, pair in rounding.items() if pair[1].stored and name not in out}
+        self._apart = {name: pair for name, pair in rounding.items() if pair[1].stored and name in out}
         self._late = frozenset(
             n
             for n in module.graph.nodes
             if n.op == "get_attr" and n.target in late and n.name not in {*nodes, *rounding}
         )
-        self._read = {name: pair for name, pair in rounding.items() if name not in self._stored}
+        self._read = {name: pair for name, pair in rounding.items() if not pair[1].stored}
         self.seen: dict[str, Tensor] = {}
         self._device = torch.device("cpu")
 
@@ -315,7 +319,13 @@ class _Run(fx.Interpreter):
         return (args, kwargs) if read is None else ((_rounded(args[0], *read), *args[1:]), kwargs)
 
     def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
-        return fx.map_arg(args, lambda a: self.get_attr(a.target, (), {}) if a in self._late else self.env[a])
+        return fx.map_arg(args, lambda a: self.get_attr(a.target, (), {}) if a in self._late else self._seen_by(n, a))
+
+    def _seen_by(self, n: fx.Node, source: fx.Node) -> Any:
+        """What `n` reads of a value; one that leaves the network is rounded for those only who take codes."""
+        apart = self._apart.get(source.name)
+        codes = apart is not None and read_as_codes(source, n, self._readers, self._leaves)
+        return _rounded(self.env[source], *apart) if apart is not None and codes else self.env[source]
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is aten.view.default:  # a view of what lies in another order

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from tersor.forms.affine import Affine
 from tersor.forms.codebook import Codebook
 from tersor.forms.half import Half
+from tersor.graph.codes import leaving, read_as_codes
 from tersor.graph.model import Model
 from tersor.maths.bits import unpack
 from tersor.site import matrices
@@ -38,11 +39,17 @@ def store_quantised(compressed: Compressed) -> Model:
 
 
 def _round(model: Model, grids: Mapping[str, Grid], readers: Collection[str]) -> None:
+    leaves = leaving(model.graph)
     for node in list(model.graph.nodes):
         grid = grids.get(node.name)
         if grid is None:
             continue
-        users = [user for user in node.users if grid.stored or (user.name in readers and user.args[0] is node)]
+        users = [
+            user
+            for user in node.users
+            if (grid.stored and read_as_codes(node, user, readers, leaves))
+            or (user.name in readers and user.args[0] is node)
+        ]
         if not users:
             continue
         owner = f"grid_{node.name}"

@@ -30,7 +30,6 @@ FILE = "model.onnx"
 PLACEMENTS = {
     "standard": Placement(dynamic=True),
     "signed": Placement(signed=True, dynamic=True),
-    "outputs": Placement(outputs=True, dynamic=True),
 }
 _INTEGER = ("QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat")
 _DYNAMIC = ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM")

@@ -34,7 +34,6 @@ _PLACEMENT = Placement(padded_zero=False, sequences=False)
 PLACEMENTS = {
     "standard": _PLACEMENT,
     "signed": replace(_PLACEMENT, signed=True),
-    "outputs": replace(_PLACEMENT, outputs=True),
 }
 _STATIC_SHAPES = 6
 _HEAVY = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNCell", "RNNSeq", "ScaledDotProductAttention")
