@@ -10,7 +10,7 @@ cache: the same command goes on after a kill.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -128,6 +128,7 @@ class _State:
     """A step's outcome; `remake` gives its model again, from the cache."""
 
     remake: Callable[[], Model]
+    widths: Mapping[str, int]  # blocks that are left of the groups that were narrowed, by their names in the original
     sparse: Sequence[str] = ()  # matrices with zeros
     dropped: tuple[str, ...] = ()
     trained: tuple[History, ...] = ()
@@ -152,7 +153,8 @@ def _states(job: Job, ground: Calibrated, wish: Wish) -> Iterator[_State]:
     """Of every step, refitted from the original."""
     for decisions in _decided(job, ground, wish):
         remake = partial(_fitted, ground, decisions)
-        yield _State(remake, tuple(decisions.techniques), decisions.drop)
+        widths = {name: len(blocks) for name, blocks in decisions.keep.items()}
+        yield _State(remake, widths, tuple(decisions.techniques), decisions.drop)
 
 
 def _fitted(ground: Calibrated, decisions: Decisions) -> Model:
@@ -164,6 +166,7 @@ def _rounds(job: Job, ground: Calibrated, wish: Wish, recover: Recovery, early: 
     whole = total(ground.model)
     dropped: tuple[str, ...] = ()
     trained: tuple[History, ...] = ()
+    blocks = _blocks(ground.model)
     for step in range(max(len(wish.macs), len(wish.weights), len(wish.branches))):
         one = wish.only_step(step, whole / total(ground.model), len(dropped))
         if wish.moved:
@@ -181,8 +184,27 @@ def _rounds(job: Job, ground: Calibrated, wish: Wish, recover: Recovery, early: 
         remake = partial(_trained, recovering, fitted)
         small = remake()
         dropped, trained = (*dropped, *found[0].drop), (*trained, recovering.history)
-        yield _State(remake, tuple(found[0].techniques), dropped, trained)
+        known = _known(blocks, ground.model)
+        blocks |= {known[name]: len(kept) for name, kept in found[0].keep.items() if name in known}
+        yield _State(remake, dict(blocks), tuple(found[0].techniques), dropped, trained)
         ground = Calibrated(job, small, needs=wish.needs)
+
+
+def _blocks(model: Model) -> dict[str, int]:
+    return {g.name: g.blocks for g in groups(model) if g.refused is None}
+
+
+def _known(blocks: Mapping[str, int], now: Model) -> dict[str, str]:
+    """By name of a group of the model as it is now, its name in the original, of whose groups `blocks` are left: a group of one
+    block is none any more, and others of the same layer move up."""
+    found: dict[str, str] = {}
+    for name in _blocks(now):
+        layer = name.partition("#")[0]
+        free = (
+            n for n, left in blocks.items() if left > 1 and n.partition("#")[0] == layer and n not in found.values()
+        )
+        found[name] = next(free, name)
+    return {name: then for name, then in found.items() if then in blocks}
 
 
 def rewound(fitted: Compressed, early: Model) -> Compressed:
@@ -341,7 +363,7 @@ def _last_inside(job: Job, original: Model, good: Sequence[_State], walked: Sequ
 def _pruned(
     job: Job, original: Model, small: Model, state: _State, after: Score, lost: Drop, walked: Sequence[Step]
 ) -> Pruned:
-    blocks = [{g.name: g.blocks for g in groups(model) if g.refused is None} for model in (original, small)]
+    blocks = _blocks(original)
     weights = {m.name: small.tensor(m.weight) for m in matrices(small)}
     return Pruned(
         name=job.name,
@@ -352,7 +374,7 @@ def _pruned(
         drop=lost,
         original=size(original),
         size=size(small),
-        widths={n: (left, blocks[0][n]) for n, left in blocks[1].items() if left < blocks[0].get(n, left)},
+        widths={n: (left, blocks[n]) for n, left in state.widths.items() if left < blocks.get(n, 0)},
         densities={n: int(weights[n].count_nonzero()) / weights[n].numel() for n in state.sparse if n in weights},
         dropped=state.dropped,
         steps=tuple(walked),

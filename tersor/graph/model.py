@@ -30,6 +30,7 @@ from tersor.graph.products import straighten
 from tersor.graph.spelled import SPELLED
 from tersor.graph.state import Kept, undisturbed
 from tersor.graph.writes import drop_writes
+from tersor.maths.bits import raw
 
 Visitor = Callable[[fx.Node, Any], Any]
 
@@ -98,7 +99,7 @@ class Model:
         found = hashlib.sha256(self.module.code.encode())
         for name, tensor in sorted(self.module.state_dict().items()):
             found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            found.update(raw(tensor.cpu()).numpy().tobytes())
         return found.hexdigest()
 
     def program(self) -> ExportedProgram:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tersor.language.folder import Spec
-from tersor.maths.bits import pack, unpack
+from tersor.maths.bits import pack, raw, unpack
 from tersor.maths.grid import Integers, PerChannel, PerGroup
 
 BITS = (2, 3, 4, 8)
@@ -91,8 +91,8 @@ def packed(codes: Tensor, bits: int) -> Tensor:
 
 def unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
     """int8 (rows, columns): what `packed` was given."""
-    whole = F.pad(words, (0, -words.shape[1] % bits)).contiguous()
-    codes = unpack(whole.view(torch.uint8).reshape(-1), bits, whole.numel() * 32 // bits)
+    whole = F.pad(words, (0, -words.shape[1] % bits))
+    codes = unpack(raw(whole), bits, whole.numel() * 32 // bits)
     return (codes.reshape(len(words), -1)[:, :columns].to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
 
 

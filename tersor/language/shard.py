@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tersor.language.folder import Spec
+from tersor.maths.bits import raw
 
 NAMES = {
     torch.float64: "F64",
@@ -63,7 +64,7 @@ class Writer:
         if seen != self._specs[name]:
             raise ValueError(f"{name} is {seen}; the header says {self._specs[name]}.")
         self._file.seek(self._data + self._starts[name])
-        self._file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        self._file.write(raw(tensor).numpy().data)
         self._missing.discard(name)
 
     def __enter__(self) -> Writer:

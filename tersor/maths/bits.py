@@ -1,9 +1,18 @@
-"""Small unsigned integers, packed without gaps: the first value in the lowest bits of the first byte."""
+"""Small unsigned integers, packed without gaps: the first value in the lowest bits of the first byte; the bytes of any."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def raw(values: Tensor) -> Tensor:
+    """uint8 (bytes,): what values of any shape, type and strides hold, row by row; shares memory with them where it can."""
+    flat = values.detach().contiguous().reshape(-1)
+    if flat.is_complex():
+        flat = torch.view_as_real(flat).reshape(-1)
+    # torch takes a single value for contiguous whatever its stride, and then refuses to see bytes in it
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)
 
 
 def pack(values: Tensor, bits: int) -> Tensor:

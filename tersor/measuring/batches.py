@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tersor.errors import DataError
+from tersor.maths.bits import raw
 
 Labels = Any
 """None, a tensor or a list with one entry per item, or a tuple or mapping of those."""
@@ -172,7 +173,7 @@ class _Stream:
         if kind != self._kind:
             self._hash.update(f"<{kind}>".encode())
             self._kind = kind
-        self._hash.update(_raw(items))
+        self._hash.update(raw(items.cpu()).numpy().data)
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
@@ -270,7 +271,7 @@ def _leaves(name: str, labels: Labels) -> Iterator[tuple[str, Any]]:
 
 def _bytes(item: Any) -> bytes:
     if isinstance(item, Tensor):
-        return f"<{item.dtype} {tuple(item.shape)}>".encode() + bytes(_raw(item))
+        return f"<{item.dtype} {tuple(item.shape)}>".encode() + bytes(raw(item.cpu()).numpy().data)
     if isinstance(item, np.ndarray):
         return _bytes(torch.from_numpy(item))
     if isinstance(item, Mapping):
@@ -280,13 +281,6 @@ def _bytes(item: Any) -> bytes:
     if item is None or isinstance(item, str | int | float | bytes | np.generic):
         return f"{item!r},".encode()
     raise DataError(f"A label of type {type(item).__name__} has no content to hash; use numbers, strings or tensors.")
-
-
-def _raw(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    if flat.is_complex():
-        flat = torch.view_as_real(flat).reshape(-1)
-    return flat.view(torch.uint8).numpy().data
 
 
 def _not_finite(name: str, i: int, number: int, tensor: Tensor) -> str:
