@@ -41,6 +41,17 @@ def same(t: Trace, node: fx.Node, a: Args) -> Axes:
     return t.axes(node.all_input_nodes[0])
 
 
+def prelu(t: Trace, node: fx.Node, a: Args) -> Axes:
+    """A slope for every channel of axis 1, or one for all."""
+    x, slopes = t.axes(a["self"]), t.axes(a["weight"])
+    for axis in slopes:
+        if len(x) > 1 and len(axis) == len(x[1]):
+            t.unify(x[1], axis, node)
+        else:
+            t.freeze(axis, node, "repeats its only position")
+    return x
+
+
 def glu(t: Trace, node: fx.Node, a: Args) -> Axes:
     """The first half times the sigmoid of the second."""
     x = t.axes(a["self"])
@@ -212,7 +223,7 @@ def _named(names: str, rule: Rule) -> dict[str, Rule]:
 ELEMENTWISE: dict[str, Rule] = {
     "pointwise": pointwise,
     **_named(
-        "multiply divide subtract true_divide copy where clamp_min clamp_max masked_fill prelu _prelu_kernel", pointwise
+        "multiply divide subtract true_divide copy where clamp_min clamp_max masked_fill _prelu_kernel", pointwise
     ),
     **_named(
         "floor_divide square rsub maximum minimum square hardswish hardsigmoid hardtanh relu6 celu selu", pointwise
@@ -227,6 +238,7 @@ ELEMENTWISE: dict[str, Rule] = {
     "aten.rms_norm": rms_norm,
     "aten.instance_norm": instance_norm,
     **_named("softmax _softmax log_softmax _log_softmax logsumexp_keep", softmax),
+    "aten.prelu": prelu,
     "aten.glu": glu,
     **_named("mean sum linalg_vector_norm", exact_reduction),
     **_named("var std var_mean std_mean amax amin max min prod norm any all logsumexp", counting_reduction),

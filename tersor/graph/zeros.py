@@ -149,7 +149,8 @@ class _Residue:
         if name in _PRODUCTS:
             return all(zero(a["self"], back) or zero(a["other"], back) for back in where)
         if name in _SUMS:
-            return all(zero(a["self"], back) and zero(a["other"], back) for back in where)
+            other = a["end"] if name == "aten.lerp" else a["other"]
+            return all(zero(a["self"], back) and zero(other, back) for back in where)
         if name in ("aten.div", "aten.true_divide"):
             return all(zero(a["self"], back) and not zero(a["other"], back) for back in where)
         if name in _MATRIX:
