@@ -138,7 +138,7 @@ class Batches:
                 found = hashlib.sha256()
                 for tensor in part.inputs:
                     found.update(f"<{tensor.dtype} {tuple(tensor.shape[1:])}>".encode())
-                    found.update(_raw(tensor[i]))
+                    found.update(raw(tensor[i].cpu()).numpy().data)
                 total += int.from_bytes(found.digest())
         return total % (1 << 256)
 
