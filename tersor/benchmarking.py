@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tersor.delivery import load
+from tersor.delivery import load, probe
 from tersor.errors import ArtifactError, InputError
 from tersor.measuring.clock import Contender, Race, race
 from tersor.scratch import scratch
@@ -49,7 +49,7 @@ def names(folders: Sequence[str | Path]) -> list[str]:
 
 
 def _contender(folder: Path, name: str, example: Path, threads: int) -> Contender:
-    target = read(folder).fields["target"]
+    target = read(folder).section("target", "file", "precision")
     arguments = {
         "folder": str((folder / "model").resolve()),
         "target": [target["file"], target["precision"]],
@@ -60,10 +60,11 @@ def _contender(folder: Path, name: str, example: Path, threads: int) -> Contende
 
 
 def _recorded_threads(folder: Path) -> int:
-    return int(read(folder).fields["report"]["threads"])
+    found = read(folder).section("report", "threads")["threads"]
+    if type(found) is not int or not 0 <= found <= 4096:
+        raise ArtifactError(f"The manifest of {folder} says that {found!r:.40} threads were used; give --threads.")
+    return found
 
 
 def _example(folder: Path, batch: int) -> list[np.ndarray]:
-    with np.load(folder / "probe.npz", allow_pickle=False) as stored:
-        arrays = [stored[key] for key in sorted(stored.files) if key.startswith("in_")]
-    return [np.resize(a, (batch, *a.shape[1:])) for a in arrays]
+    return [np.resize(a, (batch, *a.shape[1:])) for a in probe(folder)[0]]

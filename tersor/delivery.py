@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from tersor.errors import ArtifactError
+from tersor.errors import ArtifactError, DataError, InputError
+from tersor.inputs import arrays
 from tersor.measuring.batches import Batches
 from tersor.measuring.metrics import Metric, Score, predictor
 from tersor.report import Report
@@ -88,8 +89,12 @@ def _open(folder: Path, threads: int) -> tuple[Manifest, Runner]:
     elsewhere = other_cpu(manifest)
     if elsewhere is not None:
         warnings.warn(elsewhere, stacklevel=3)
-    written = manifest.fields["target"]
-    return manifest, target_called(written["file"], written["precision"]).load(folder / "model", threads)
+    written = manifest.section("target", "file", "precision")
+    try:
+        target = target_called(str(written["file"]), str(written["precision"]))
+    except InputError as cause:
+        raise ArtifactError(f"{folder} was made for a target that this Tersor does not have: {cause}") from cause
+    return manifest, target.load(folder / "model", threads)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -109,13 +114,48 @@ def _write_probe(path: Path, runner: Runner, trial: Trial) -> None:
     save_arrays(path, arrays)
 
 
+def probe(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The recorded example of an artifact: inputs, and what the model gave for them. Raises `ArtifactError`."""
+    try:
+        stored = arrays.read(folder / "probe.npz")
+    except DataError as cause:
+        raise ArtifactError(f"{folder} has no recorded example: {cause}") from cause
+    inputs = [stored[k] for k in sorted(stored) if k.startswith("in_")]
+    wanted = [stored[k] for k in sorted(stored) if k.startswith("out_")]
+    if not inputs or not wanted:
+        raise ArtifactError(f"{folder} has no recorded example in probe.npz; compress again.")
+    return inputs, wanted
+
+
 def _probe(folder: Path, runner: Runner) -> float:
-    with np.load(folder / "probe.npz", allow_pickle=False) as stored:
-        inputs = [stored[k] for k in sorted(stored.files) if k.startswith("in_")]
-        wanted = [stored[k] for k in sorted(stored.files) if k.startswith("out_")]
-    found = runner.predict(*inputs)
-    pairs = zip(wanted, found, strict=True)
-    return max(float(np.abs(w - f).max() / max(np.abs(w).max(), 1e-12)) for w, f in pairs)
+    inputs, wanted = probe(folder)
+    try:
+        found = runner.predict(*inputs)
+    except DataError as cause:
+        raise ArtifactError(f"{folder} loads, but its model refuses the recorded example: {cause}") from cause
+    if [w.shape for w in wanted] != [np.shape(f) for f in found]:
+        raise ArtifactError(
+            f"{folder} loads, but gives outputs of the shapes {', '.join(str(np.shape(f)) for f in found)}, where "
+            f"{', '.join(str(w.shape) for w in wanted)} were recorded; compress again."
+        )
+    return max(_apart(w, np.asarray(f), folder) for w, f in zip(wanted, found, strict=True))
+
+
+def _apart(wanted: np.ndarray, found: np.ndarray, folder: Path) -> float:
+    """The largest deviation, relative to the largest recorded output. NaN is like nothing, not even like itself."""
+    for what, values in (("gives", found), ("recorded", wanted)):
+        bad = int(np.isnan(values).sum()) if values.dtype.kind in "fc" else 0
+        if bad:
+            raise ArtifactError(
+                f"{folder} loads, but {'its outputs hold' if what == 'gives' else 'the recorded outputs hold'} {bad} NaN among "
+                f"{values.size} values; it answers nothing: compress again."
+            )
+    wanted, found = wanted.astype(np.float64), found.astype(np.float64)
+    finite = np.isfinite(wanted) & np.isfinite(found)
+    if not np.array_equal(wanted[~finite], found[~finite]):  # infinite on one side only, or of the other sign
+        return float("inf")
+    largest = max(float(np.abs(wanted[finite]).max(initial=0.0)), 1e-12)
+    return float(np.abs(wanted[finite] - found[finite]).max(initial=0.0)) / largest
 
 
 def _readme(trial: Trial, runner: Runner, batch: int, threads: int) -> str:

@@ -32,7 +32,7 @@ from tersor.report import Watched
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.reuse import reuse as take_early
 from tersor.store.files import refuse_file
-from tersor.store.programs import ENDINGS, write_model
+from tersor.store.programs import ENDINGS, refuse_foreign, write_model
 from tersor.students import scaled
 from tersor.target import Compressed
 
@@ -97,6 +97,7 @@ def distil(
     """
     if out is not None:
         refuse_file(Path(out), ENDINGS)
+        refuse_foreign(Path(out))
     how = recover if isinstance(recover, Recovery) else Recovery.of(recover)
     if how is None:
         raise InputError("recover is none, and a student learns nothing in no time; give 2epochs, 10m, or a Recovery.")

@@ -43,7 +43,7 @@ from tersor.sensed import Sensitivity
 from tersor.site import groups, matrices
 from tersor.staircase import rewarded
 from tersor.store.files import refuse_file
-from tersor.store.programs import ENDINGS, write_model
+from tersor.store.programs import ENDINGS, refuse_foreign, write_model
 from tersor.target import Compressed
 from tersor.targets import target_called
 from tersor.technique import Technique
@@ -99,6 +99,7 @@ def prune(
     """
     if out is not None:
         refuse_file(Path(out), ENDINGS)
+        refuse_foreign(Path(out))
     training = recover if isinstance(recover, Recovery) else Recovery.of(recover)
     wish = wish_of(
         macs, weights, tuple(only), branches, pattern, criterion, schedule, steps, multiple, max_drop, sensitivity

@@ -32,7 +32,7 @@ from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.store_quantised import store_quantised
 from tersor.site import cells, matrices, tables
 from tersor.store.files import refuse_file
-from tersor.store.programs import ENDINGS, write_model
+from tersor.store.programs import ENDINGS, refuse_foreign, write_model
 from tersor.streaming import METHODS, QuantizedFolder, quantize_folder, refuse_others
 from tersor.techniques.cast import DTYPES, Cast
 from tersor.techniques.floats import Floats
@@ -144,6 +144,7 @@ def quantize(
         )
     if out is not None:
         refuse_file(Path(out), ENDINGS)
+        refuse_foreign(Path(out))
     how = recover if isinstance(recover, Recovery) else Recovery.of(recover)
     if str(embeddings).strip() != "none":
         _technique(embeddings, "rounding", groups)  # words are judged before anything is loaded

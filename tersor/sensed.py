@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tersor import foreign
 from tersor.errors import ArtifactError, InputError
 from tersor.records import plain, record
 
 GRANULARITIES = ("channels", "bits", "weights")
+_MADE = b"&middot; Tersor sensitivity</title>"  # by which the page is known again
 LEAST = 1e-9  # nats an item; less is rounding
 
 
@@ -79,13 +80,8 @@ class Sensitivity:
         if isinstance(given, Sensitivity):
             return given
         path = Path(given)
-        wanted = "what `tersor sensitivity MODEL --data DATA --json > FILE` writes is wanted"
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as cause:
-            raise InputError(f"{path} cannot be read ({cause.strerror}); {wanted}.") from cause
-        except ValueError as cause:
-            raise InputError(f"{path} is not JSON; {wanted}.") from cause
+        wanted = "give what `tersor sensitivity MODEL --data DATA --json > FILE` writes"
+        value = foreign.json_in(path, "file of sensitivity", InputError, wanted)
         try:
             found = record(Sensitivity, value, "sensitivity")
         except ArtifactError as cause:
@@ -114,3 +110,9 @@ class Sensitivity:
             at = [(i * steps, 40 - 40 * max(0.0, self.loss(p)) / worst) for i, p in enumerate(points)]
             curves.append({"place": name, "line": " ".join(f"{x:.1f},{y:.1f}" for x, y in at), "points": points})
         return {"granularity": granularity, "worst": worst, "curves": curves}
+
+
+def is_page(path: Path) -> bool:
+    """Whether the file `path` is a page that `Sensitivity.to_html` made."""
+    with path.open("rb") as file:
+        return _MADE in file.read(4096)

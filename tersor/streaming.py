@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from tersor.errors import InputError
+from tersor.inputs import amounts
 from tersor.inputs.job import Progress, quiet, torch_threads
 from tersor.language import kv_cache as keys_values
 from tersor.language import text
@@ -27,7 +28,8 @@ from tersor.language.pack import BITS, Scheme, run_of, settings, specs, tensors
 from tersor.language.shard import DTYPES, Spec, Writer, nbytes
 from tersor.language.walk import Fitted, Part, Walk, Wanted
 from tersor.records import plain
-from tersor.store.files import staging
+from tersor.store.files import refuse_folder, staging
+from tersor.store.manifest import mark, unmarked
 from tersor.techniques.gptq import GPTQ
 from tersor.techniques.rounding import Rounding
 
@@ -96,10 +98,13 @@ def quantize_folder(
     Raises `InputError` for wishes that cannot be meant, `ModelError` and `DataError` for what cannot be used, and
     `StorageError` where `out` cannot be written.
     """
+    amounts.seed(seed)
     bits, reads = _checked(weights, groups, method), _read(activations)
     if polish < 0:
         raise InputError(f"polish is {polish}; write a number of steps, or 0 for none.")
     cache = keys_values.checked(kv_cache)
+    if out is not None:
+        refuse_folder(Path(out), unmarked)  # before any work
     with torch_threads(threads):
         progress("reading the model", 0, 0)
         folder = open_folder(path)
@@ -244,7 +249,7 @@ def _carry_out(
         for done, _ in enumerate(walk.blocks(), 1):
             progress("fitting", done, len(decoder.blocks))
         return sizes
-    with staging(Path(out), _not_ours) as aside:
+    with staging(Path(out), unmarked) as aside:
         folder.copy_rest(aside)
         config = settings(schemes, decoder.linears, decoder.place)
         config |= {"kv_cache_scheme": keys_values.settings(cache)} if cache else {}
@@ -264,6 +269,7 @@ def _carry_out(
                 progress("fitting", done, len(decoder.blocks))
             for name in sorted(rest):
                 writer.put(name, folder.read([name])[name])
+        mark(aside)  # by which the folder is known again, and may be replaced
     return sizes
 
 
@@ -289,13 +295,3 @@ def _put(writer: Writer, block: Fitted, stored: Mapping[str, str]) -> set[str]:
             biases.add(f"{stored[name]}.bias")
             writer.put(f"{stored[name]}.bias", found.bias)
     return biases
-
-
-def _not_ours(out: Path) -> str | None:
-    """Why `out` may not be replaced: it is not what this writes."""
-    try:
-        config = json.loads((out / CONFIG).read_text(encoding="utf-8"))
-        ours = config["quantization_config"]["quant_method"] == "compressed-tensors"
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    return None if ours else "it is not empty and holds no quantised model."

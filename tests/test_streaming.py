@@ -263,8 +263,31 @@ def test_folders_that_hold_no_model_are_refused(tmp_path: Path):
     (tmp_path / "in" / "model.safetensors.index.json").unlink()
     (tmp_path / "moved").rename(tmp_path / "in" / "model.safetensors")
     (tmp_path / "in" / "config.json").write_text('{"model_type": "resnet"}')
-    with pytest.raises(ModelError, match="cannot build a causal language model"):
+    with pytest.raises(ModelError, match=r"The configuration in .* cannot be read"):
         tersor.quantize(tmp_path / "in", [ids()])
+
+
+def test_a_users_own_files_are_not_replaced(tmp_path: Path):
+    """Also where they look like what is written: a config.json that names compressed-tensors is in many folders."""
+    source, out = folder(tmp_path / "in", "llama"), tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text('{"quantization_config": {"quant_method": "compressed-tensors"}}')
+    (out / "thesis.tex").write_text("years")
+    with pytest.raises(StorageError, match=r"no tersor\.json says that Tersor wrote it"):
+        tersor.quantize(source, [ids()], out=out)
+    assert (out / "thesis.tex").read_text() == "years"
+    (out / "tersor.json").write_text('{"files": {"config.json": 1, "thesis.tex": 2}}')
+    with pytest.raises(StorageError, match="is not replaced"):
+        tersor.quantize(source, [ids()], out=out)
+    assert (out / "thesis.tex").read_text() == "years"
+    ours = tmp_path / "ours"
+    tersor.quantize(source, [ids()], out=ours)
+    tersor.quantize(source, [ids()], weights=8, out=ours)
+    for change in (lambda: (ours / "config.json").write_text("{}"), lambda: (ours / "notes.txt").write_text("mine")):
+        change()
+        with pytest.raises(StorageError, match="it was changed since Tersor wrote it"):
+            tersor.quantize(source, [ids()], out=ours)
+    assert (ours / "notes.txt").read_text() == "mine"
 
 
 def test_an_already_quantised_folder_is_refused_and_replaced_only_as_output(tmp_path: Path):
@@ -274,7 +297,7 @@ def test_an_already_quantised_folder_is_refused_and_replaced_only_as_output(tmp_
     with pytest.raises(ModelError, match="is already quantised"):
         tersor.quantize(tmp_path / "out", [ids()])
     before = (tmp_path / "in" / "model.safetensors").read_bytes()
-    with pytest.raises(StorageError, match="is not replaced: it is not empty and holds no quantised model"):
+    with pytest.raises(StorageError, match=r"is not replaced: it is not empty, and no tersor\.json says"):
         tersor.quantize(tmp_path / "in", [ids()], out=tmp_path / "in")
     assert (tmp_path / "in" / "model.safetensors").read_bytes() == before
 

@@ -227,8 +227,11 @@ def sensitivity(
     """Show how much the metric drops when each layer alone is pruned or quantized."""
     with results(as_json) as stream, Stages() as progress:
         from tersor.probing import sensitivity as measure
-        from tersor.sensed import GRANULARITIES
+        from tersor.sensed import GRANULARITIES, is_page
+        from tersor.store.files import atomic_write, refuse_foreign
 
+        if out is not None:
+            refuse_foreign(out, is_page)
         found = measure(
             model,
             data,
@@ -242,8 +245,6 @@ def sensitivity(
             progress=progress,
         )
         if out is not None:
-            from tersor.store.files import atomic_write
-
             atomic_write(out, found.to_html().encode())
         if as_json:
             write_json(stream, found.to_json())

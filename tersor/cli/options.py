@@ -53,7 +53,7 @@ Metric = Annotated[
 Exclude = Annotated[
     list[str] | None, typer.Option(metavar="LAYER", help="Name of a layer to leave unchanged. Can be repeated.")
 ]
-Seed = Annotated[int, typer.Option(metavar="INTEGER", help="Random seed.", rich_help_panel=RUN)]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="INTEGER", help="Random seed.", rich_help_panel=RUN)]
 Archive = Annotated[
     Path | None,
     typer.Option(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from tersor.delivery import load, verify
-from tersor.errors import MetricError
+from tersor.delivery import load, probe, verify
+from tersor.errors import ArtifactError, MetricError
 from tersor.inputs import data, metrics, models
 from tersor.inputs.job import predict_as_brought
 from tersor.inputs.reading import Taken
@@ -22,7 +22,7 @@ def verified(
     folder: Path, spec: str | None, metric: str | None, model: str | None, threads: int
 ) -> tuple[dict[str, Any], str]:
     """What `tersor verify` says. Raises `ArtifactError` where the artifact is not what its manifest says."""
-    recorded = check(folder).fields["report"]
+    recorded = check(folder).section("report", "metric", "after")
     if spec is None:
         found = verify(folder, threads=threads)
         said = f"{folder} is what its manifest says: {len(found.manifest.files)} files, and the example gives the same."
@@ -39,21 +39,25 @@ def verified(
             "--model."
         )
     found = verify(folder, batches, chosen, threads)
-    before = recorded["after"]["score"] if chosen.name == recorded["metric"] else None
+    before = _recorded(recorded) if chosen.name == recorded["metric"] else None
     record = {"folder": folder, "verified": True, "difference": found.difference, "metric": chosen.name}
     record |= {"score": found.score, "recorded": before}
     said = f"{folder} is what its manifest says; {chosen.name} on {len(batches)} items of {spec}: {_shown(found.score)}"
     return record, f"{said}{f' (recorded on its own evaluation data: {_shown(before)})' if before else ''}."
 
 
+def _recorded(report: Mapping[str, Any]) -> Score:
+    try:
+        found: Score = report["after"]["score"]
+    except (TypeError, KeyError) as cause:
+        raise ArtifactError("The manifest's report says no score after compressing; compress again.") from cause
+    return found
+
+
 def _taken(folder: Path, threads: int) -> Taken:
     """What the artifact takes, from its recorded example."""
     inputs = load(folder, threads).inputs
-    with np.load(folder / "probe.npz", allow_pickle=False) as stored:
-        example, answers = (
-            tuple(torch.from_numpy(stored[key]) for key in sorted(stored.files) if key.startswith(kind))
-            for kind in ("in_", "out_")
-        )
+    example, answers = (tuple(map(torch.from_numpy, each)) for each in probe(folder))
     return Taken(inputs, example, answers)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from tersor import foreign
 from tersor.errors import ArtifactError, ExportError
 from tersor.graph.operators import aten
 from tersor.hub.archive import load_program, save_program
@@ -71,13 +72,7 @@ class ProgramRunner(Runner):
 
     def __init__(self, folder: Path, threads: int, opened: Opened):
         program, extra = load_program(folder / FILE)
-        try:
-            names = json.loads(extra["names.json"])
-            self.inputs, self.outputs = tuple(names["inputs"]), tuple(names["outputs"])
-        except (KeyError, TypeError, ValueError) as cause:
-            raise ArtifactError(
-                f"{FILE} was not written by Tersor: it names no inputs and outputs; export it again."
-            ) from cause
+        self.inputs, self.outputs = _names(extra)
         self._operators = _operators(program)
         self._structure = program.call_spec.in_spec
         self._call = opened(program, threads)
@@ -96,6 +91,16 @@ class ProgramRunner(Runner):
 
     def audit(self) -> Audit:
         return Audit(self._operators)
+
+
+def _names(extra: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of inputs and outputs, as `write_program` wrote them."""
+    with foreign.reading(f"The names in {FILE}", ArtifactError, "it was not written by Tersor; export it again"):
+        names = json.loads(extra["names.json"])
+        found = tuple(names["inputs"]), tuple(names["outputs"])
+        if not all(isinstance(name, str) for name in (*found[0], *found[1])):
+            raise ValueError("a name is no text")
+        return found
 
 
 def _tensors(inputs: Sequence[np.ndarray]) -> list[torch.Tensor]:

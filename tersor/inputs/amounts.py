@@ -77,6 +77,20 @@ def training(text: str | float) -> tuple[float | None, float | None]:
     return number, None
 
 
+def seed(value: int) -> int:
+    """A seed that every generator takes. Raises `InputError`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
+        raise InputError(f"The seed is {value!r:.40}; write a whole number of 0 to {2**32 - 1}.")
+    return value
+
+
+def finite(**values: float | None) -> None:
+    """Raise `InputError` naming the first of these settings that is NaN or infinite; None says nothing."""
+    for name, value in values.items():
+        if value is not None and not math.isfinite(value):
+            raise InputError(f"The setting {name} is {value}; write a finite number.")
+
+
 def _number(text: str) -> float | None:
     try:
         value = float(text)

@@ -8,6 +8,7 @@ from typing import IO
 
 import numpy as np
 
+from tersor import foreign
 from tersor.errors import DataError
 from tersor.memory import CONTAINER, Room
 
@@ -16,17 +17,16 @@ def read(path: Path, room: Room = CONTAINER) -> dict[str, np.ndarray]:
     """The arrays of `path` by name. Raises `DataError` where it is missing, damaged, too large or holds objects."""
     if not path.is_file():
         raise DataError(f"There is no file '{path}'.")
-    try:
+    with foreign.reading(f"'{path}'", DataError, "write it with numpy.savez"):
         with zipfile.ZipFile(path) as archive:
             _check_sizes(archive, str(path), room)
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except DataError:
-        raise
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, zipfile.zlib.error) as cause:  # type: ignore[attr-defined]
-        raise DataError(
-            f"'{path}' cannot be read as .npz ({' '.join(str(cause).split())}); write it with numpy.savez."
-        ) from cause
+            return {name: native(arrays[name]) for name in arrays.files}
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """`array` in the byte order of this machine, which torch and the runtimes want; other machines write the other."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _check_sizes(archive: zipfile.ZipFile, where: str, room: Room) -> None:

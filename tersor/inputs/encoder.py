@@ -7,7 +7,6 @@ the folder is run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tersor import foreign
 from tersor.errors import DataError, MissingRuntime, ModelError
 
 CONFIG, PARTS = "config.json", "modules.json"
 LENGTH = 64  # tokens of a sentence; shorter ones are padded, longer ones cut
+_AGAIN = "download the folder of the encoder again"
 _MISSING = "Folders of encoders need transformers; install it: pip install transformers"
 
 
@@ -66,13 +67,17 @@ def sentence_encoder(path: str | Path, length: int = LENGTH) -> tuple[SentenceEn
         raise MissingRuntime(_MISSING) from cause
     folder = Path(path)
     config = _json(folder / CONFIG)
-    kinds = [str(kind) for kind in config.get("architectures") or []]
+    kinds = _kinds(config)
     if any(kind.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) for kind in kinds):
         raise ModelError(
             f"'{folder}' holds a language model ({', '.join(kinds)}); `tersor quantize` takes such folders. A folder of an "
             "encoder was wanted, or a function that returns the model."
         )
-    try:
+    with foreign.reading(
+        f"The encoder and its tokenizer in '{folder}'",
+        ModelError,
+        "download it again, or bring a function that loads it",
+    ):
         tokens, seen = AutoModel.from_pretrained(
             str(folder),
             local_files_only=True,
@@ -82,10 +87,6 @@ def sentence_encoder(path: str | Path, length: int = LENGTH) -> tuple[SentenceEn
             output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, ImportError, RuntimeError) as cause:
-        raise ModelError(
-            f"transformers cannot load an encoder and its tokenizer from '{folder}': {' '.join(str(cause).split())[:300]}"
-        ) from cause
     lacking = [name for name in seen["missing_keys"] if "pooler" not in name]  # which is not read
     if lacking:
         raise ModelError(
@@ -99,7 +100,7 @@ def holds_encoder(path: str | Path) -> bool:
     """Whether `path` is the folder of an encoder, rather than of a language model."""
     if not (Path(path) / CONFIG).is_file():
         return False
-    kinds = [str(kind) for kind in _json(Path(path) / CONFIG).get("architectures") or []]
+    kinds = _kinds(_json(Path(path) / CONFIG))
     plain = bool(kinds) and all(kind.endswith("Model") and not kind.endswith("LMHeadModel") for kind in kinds)
     return plain or (Path(path) / PARTS).is_file()
 
@@ -153,12 +154,18 @@ def _pooling(folder: Path) -> tuple[bool, bool]:
     if not (folder / PARTS).is_file():
         return False, False
     first = unit = False
-    for part in json.loads((folder / PARTS).read_text(encoding="utf-8")):
+    parts = foreign.json_in(folder / PARTS, "list of modules", ModelError, _AGAIN)
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise ModelError(f"'{folder / PARTS}' holds no list of modules; {_AGAIN}.")
+    for part in parts:
         kind = str(part.get("type", "")).rpartition(".")[2]
         if kind == "Normalize":
             unit = True
         elif kind == "Pooling":
-            settings = _json(folder / Path(part.get("path", "")).name / CONFIG)
+            place = Path(str(part.get("path", ""))).name
+            if place in ("", ".."):
+                raise ModelError(f"'{folder / PARTS}' names no folder of the module {kind}; {_AGAIN}.")
+            settings = _json(folder / place / CONFIG)
             first = bool(settings.get("pooling_mode_cls_token"))
             if not first and not settings.get("pooling_mode_mean_tokens"):
                 chosen = [key for key, value in settings.items() if key.startswith("pooling_mode") and value]
@@ -172,11 +179,13 @@ def _pooling(folder: Path) -> tuple[bool, bool]:
     return first, unit
 
 
+def _kinds(config: dict[str, Any]) -> list[str]:
+    found = config.get("architectures") or []
+    return [str(kind) for kind in found] if isinstance(found, list) else [str(found)]
+
+
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as cause:
-        raise ModelError(f"'{path}' cannot be read as JSON ({cause}); a folder of an encoder was wanted.") from cause
+    found = foreign.json_in(path, "configuration", ModelError, _AGAIN)
     if not isinstance(found, dict):
         raise ModelError(f"'{path}' holds a {type(found).__name__}; wanted a JSON object.")
     return found

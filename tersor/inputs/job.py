@@ -104,6 +104,7 @@ def bring(
     """Find, check and split what the user named. Raises an `InputError` that says what is wrong with it."""
     if batch < 1:
         raise InputError(f"The batch size is {batch}; it must be at least 1.")
+    amounts.seed(seed)
     limit = deadline_of(time_limit)
     allowed = amounts.drop(max_drop)
     room = CONTAINER if memory_limit is None else Room(amounts.nbytes(memory_limit))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tersor import foreign
 from tersor.errors import MissingRuntime, ModelError
 from tersor.language.folder import Folder
 
@@ -217,15 +218,14 @@ def _skeleton(folder: Folder) -> Any:
         raise MissingRuntime(
             "Folders of language models need transformers; install it: pip install transformers"
         ) from cause
-    try:
+    with foreign.reading(
+        f"The configuration in '{folder.path}'",
+        ModelError,
+        "give the folder of a causal language model that transformers knows",
+    ):
         config = AutoConfig.from_pretrained(str(folder.path), trust_remote_code=False, local_files_only=True)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=torch.float32)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, ImportError) as cause:
-        raise ModelError(
-            f"{folder.path}: transformers cannot build a causal language model from config.json: "
-            f"{' '.join(str(cause).split())[:300]}"
-        ) from cause
     for module in model.modules():
         own = dict(module.named_buffers(recurse=False))
         if own and all(b.is_meta for b in own.values()):

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
+from tersor import foreign
 from tersor.errors import ModelError
 
 CONFIG = "config.json"
@@ -66,9 +67,8 @@ class Folder:
 
     def copy_rest(self, out: Path) -> None:
         """Copy tokenizer, generation settings and the like to `out`: small text files, none that could be run."""
-        for path in sorted(self.path.iterdir()):
-            small = path.is_file() and path.suffix in _COPIED and path.stat().st_size <= _LARGEST
-            if small and path.name not in _OURS:
+        for path in _small(self.path):
+            if path.name not in _OURS:
                 shutil.copyfile(path, out / path.name)
 
     def _by_file(self, names: Iterable[str]) -> dict[str, list[str]]:
@@ -87,10 +87,33 @@ def open_folder(path: Path) -> Folder:
             f"'{path}' is a folder without config.json; give a folder that `save_pretrained` wrote, or name a function "
             "that returns the model."
         )
+    for file in _small(path):
+        _refuse_link(file, path)
     config = _json(path / CONFIG)
     if config.get("quantization_config"):
         raise ModelError(f"'{path}' is already quantised (config.json says how); give the folder of the float model.")
     return Folder(path, config, _files(path))
+
+
+def _small(folder: Path) -> list[Path]:
+    """What is copied along, and what is written anew: small text files, none that could be run."""
+    found = (path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in _COPIED)
+    return [path for path in found if path.stat().st_size <= _LARGEST]
+
+
+def _refuse_link(file: Path, folder: Path) -> None:
+    """A link would carry any file of this machine into the folder that is written. Those of the hub's cache point to its own
+    blobs."""
+    if not file.is_symlink():
+        return
+    end, within = file.resolve(), [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":
+        within.append(folder.resolve().parents[1] / "blobs")
+    if not any(end.is_relative_to(each) for each in within):
+        raise ModelError(
+            f"'{file}' is a link to '{end}', outside of its folder, and would be copied; put the file itself there, or remove "
+            "the link."
+        )
 
 
 def _files(path: Path) -> dict[str, str]:
@@ -112,12 +135,10 @@ def _inside(file: Any) -> bool:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise ModelError(f"'{path}' has {path.stat().st_size / 1e6:.0f} MB; that is no configuration or index.")
+    if path.stat().st_size > _LARGEST:
+        raise ModelError(f"'{path}' has {path.stat().st_size / 1e6:.0f} MB; that is no configuration or index.")
+    with foreign.reading(f"'{path}'", ModelError, "download it again"):
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as cause:
-        raise ModelError(f"'{path}' cannot be read as JSON ({cause}); download it again.") from cause
     if not isinstance(found, dict):
         raise ModelError(f"'{path}' holds a {type(found).__name__}; wanted a JSON object.")
     return found
@@ -127,8 +148,5 @@ def _json(path: Path) -> dict[str, Any]:
 def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise ModelError(f"'{path}' is missing; the index of the folder names it. Download it again.")
-    try:
-        with safe_open(str(path), framework="pt") as tensors:
-            yield tensors
-    except SafetensorError as cause:
-        raise ModelError(f"'{path}' cannot be read as safetensors ({cause}); download it again.") from cause
+    with foreign.reading(f"'{path}'", ModelError, "download it again"), safe_open(str(path), framework="pt") as tensors:
+        yield tensors

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tersor.errors import DataError, MissingRuntime
+from tersor import foreign
+from tersor.errors import DataError, MissingRuntime, ModelError
 from tersor.inputs import arrays, functions
 from tersor.language.folder import Folder
 
@@ -60,9 +61,10 @@ def drawn(folder: Folder, seed: int, windows: int = DRAWN, length: int = WINDOW)
             f"config.json of {folder.path} names no bos_token_id, so the model cannot begin a text itself; give token ids as "
             "DATA."
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        str(folder.path), trust_remote_code=False, local_files_only=True
-    ).eval()
+    with foreign.reading(f"The model in '{folder.path}'", ModelError, "download it again"):
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder.path), trust_remote_code=False, local_files_only=True, use_safetensors=True
+        ).eval()
     length = min(length, int(folder.config.get("max_position_embeddings") or length))
     draw = torch.Generator().manual_seed(seed)
     return [_drawn(model, first, min(TOGETHER, windows - done), length, draw) for done in range(0, windows, TOGETHER)]
@@ -121,10 +123,8 @@ def _batches(data: Any, name: str, what: str) -> Iterable[Any]:
 def _npy(path: Path) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"There is no file '{path}'.")
-    try:
-        return np.array(np.load(path, allow_pickle=False, mmap_mode="r"))
-    except (ValueError, OSError, EOFError) as cause:
-        raise DataError(f"'{path}' cannot be read as .npy ({' '.join(str(cause).split())}).") from cause
+    with foreign.reading(f"'{path}'", DataError, "write it with numpy.save"):
+        return arrays.native(np.array(np.load(path, allow_pickle=False, mmap_mode="r")))
 
 
 def _ids(batch: Any, where: str) -> Tensor:

@@ -20,7 +20,9 @@ def loss_called(text: str) -> Loss:
     """The loss that an expression of names, numbers, `*` and `+` means. Raises `InputError` for anything else."""
     try:
         found = _read(ast.parse(text.strip(), mode="eval").body)
-    except SyntaxError as cause:
+    except InputError:
+        raise
+    except Exception as cause:  # what Python's parser makes of noise
         raise _unreadable(text) from cause
     if not isinstance(found, Loss):
         raise _unreadable(text)
@@ -33,7 +35,7 @@ def names() -> list[str]:
 
 
 def _read(node: ast.AST) -> Any:
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and abs(node.value) < 1e30:
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_number(node.operand)
@@ -76,6 +78,6 @@ def _called(word: str, settings: dict[str, Any]) -> Loss:
 
 def _unreadable(text: str) -> InputError:
     return InputError(
-        f"The loss {text!r} cannot be read; write a sum such as 0.9 * kl(temperature=4) + 0.1 * cross_entropy, of "
+        f"The loss {text!r:.200} cannot be read; write a sum such as 0.9 * kl(temperature=4) + 0.1 * cross_entropy, of "
         f"{', '.join(names())}."
     )

@@ -78,6 +78,7 @@ class Recovery:
         """
         if length is None or str(length).strip() == "none":
             return None
+        amounts.finite(rate=rate, average=average, decay=decay, clip=clip, warm_up=warm_up)
         epochs, seconds = amounts.training(length)
         for name, word, known in (
             ("schedule", schedule, RATES),

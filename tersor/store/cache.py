@@ -12,11 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from tersor.errors import ArtifactError, StorageError
+from tersor.errors import StorageError
 from tersor.store.files import atomic_write, forget
 from tersor.store.weights import metadata
 
@@ -105,7 +104,7 @@ class Cache:
             return None
         try:
             entry = _unpacked(data, key)
-        except (ArtifactError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+        except Exception:  # whatever safetensors and json make of a damaged entry
             _drop(path)
             return None
         _touch(path)

@@ -143,6 +143,19 @@ def _fresh_file(path: Path) -> tuple[Path, BinaryIO]:
         file.close()
 
 
+def refuse_foreign(path: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Raise `StorageError` where something stands at `path` that is no file that Tersor wrote, as `is_ours` can tell; an empty
+    file is nobody's. A name typed wrong must cost nobody a file.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder, and a file was to be written there; choose another name.")
+    if path.exists() and not (path.is_file() and (path.stat().st_size == 0 or is_ours(path))):
+        raise StorageError(
+            f"{path} exists and Tersor did not write it, so it is not overwritten; choose another name, or move it away."
+        )
+
+
 def repair(out: Path) -> None:
     """Finish a replacement that a kill interrupted between its two renames (only where there is no atomic exchange)."""
     out = Path(os.path.realpath(out))

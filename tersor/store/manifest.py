@@ -17,10 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tersor import foreign
 from tersor.errors import ArtifactError
 from tersor.measuring.machine import machine, versions
 
 NAME = "manifest.json"
+MARK = "tersor.json"
 SCHEMA = 1
 _MARK = "tersor"
 _LARGEST = 64 << 20
@@ -52,6 +54,15 @@ class Manifest:
     @property
     def nbytes(self) -> int:
         return sum(f.nbytes for f in self.files.values())
+
+    def section(self, name: str, *wanted: str) -> Mapping[str, Any]:
+        """The field `name`, a table in which the fields `wanted` stand. Raises `ArtifactError` where it is none."""
+        found = self.fields.get(name)
+        if not isinstance(found, Mapping):
+            raise ArtifactError(f"The manifest has no section '{name}': it is of no compressed model, or was changed.")
+        if lacking := [field for field in wanted if field not in found]:
+            raise ArtifactError(f"The manifest's section '{name}' has no {', '.join(lacking)}; compress again.")
+        return found
 
 
 def seal(folder: Path, fields: Mapping[str, Any]) -> Manifest:
@@ -127,6 +138,29 @@ def not_ours(folder: Path) -> str | None:
     return f"it also holds {', '.join(extra[:3])}, which the artifact does not list." if extra else None
 
 
+def mark(folder: Path) -> None:
+    """Write what is in `folder` into a file there, by which the folder is known again (`unmarked`): the same for the same."""
+    (folder / MARK).unlink(missing_ok=True)
+    files = {name: {"sha256": _sha256(folder / name, size), "nbytes": size} for name, size in _walk(folder).items()}
+    (folder / MARK).write_bytes(_spelled({"schema": {"name": _MARK, "version": SCHEMA}, "files": files}))
+
+
+def unmarked(folder: Path) -> str | None:
+    """Why a folder may not be replaced: it bears no mark, or anything in it is not as it was when it was marked."""
+    folder = Path(os.path.realpath(folder))
+    try:
+        size = os.lstat(folder / MARK).st_size
+        files = _parse(_content(folder / MARK, min(size, _LARGEST)), folder, MARK)["files"]
+        listed = {str(name): (each["sha256"], each["nbytes"]) for name, each in files.items()}
+        present = {name: size for name, size in _walk(folder).items() if name != MARK}
+        changed = sorted(listed.keys() ^ present.keys()) or [
+            name for name, size in present.items() if listed[name] != (_sha256(folder / name, size), size)
+        ]
+    except Exception as cause:  # no mark, or what somebody made of it
+        return f"it is not empty, and no {MARK} says that Tersor wrote it ({foreign.said(cause)})."
+    return f"it was changed since Tersor wrote it ({', '.join(changed[:3])})." if changed else None
+
+
 def other_cpu(manifest: Manifest) -> str | None:
     """A warning where this machine is not the one that the figures were measured on, else None."""
     here, there = machine(), manifest.machine
@@ -187,24 +221,24 @@ def _opened(path: Path) -> Any:
     return os.fdopen(descriptor, "rb")
 
 
-def _parse(data: bytes, folder: Path) -> dict[str, Any]:
+def _parse(data: bytes, folder: Path, name: str = NAME) -> dict[str, Any]:
     try:
         content = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
         spelled = _spelled(content)
     except (ValueError, RecursionError) as cause:
-        raise _damaged(folder, f"{NAME} cannot be read ({cause})") from cause
+        raise _damaged(folder, f"{name} cannot be read ({cause})") from cause
     if not isinstance(content, dict):
-        raise _damaged(folder, f"{NAME} is not an object")
+        raise _damaged(folder, f"{name} is not an object")
     schema = content.get("schema")
     if not isinstance(schema, dict) or schema.get("name") != _MARK:
-        raise _damaged(folder, f"{NAME} is not a manifest of Tersor")
+        raise _damaged(folder, f"{name} is not a manifest of Tersor")
     if schema.get("version") != SCHEMA:
         raise ArtifactError(
             f"{folder} has a manifest of version {schema.get('version')!r} and this Tersor reads version {SCHEMA}; "
             "use the Tersor that wrote it."
         )
     if spelled != data:
-        raise _damaged(folder, f"{NAME} is not spelled as it was written")
+        raise _damaged(folder, f"{name} is not spelled as it was written")
     return content
 
 
@@ -215,6 +249,9 @@ def _manifest(content: dict[str, Any], folder: Path) -> Manifest:
         manifest = Manifest(files, content["machine"], content["versions"], content["created"], kept)
     except (KeyError, TypeError, AttributeError) as cause:
         raise _damaged(folder, f"{NAME} lacks a field ({cause})") from cause
+    flags = manifest.machine.get("flags", []) if isinstance(manifest.machine, dict) else None
+    if not isinstance(flags, list) or not isinstance(manifest.versions, dict) or not isinstance(manifest.created, str):
+        raise _damaged(folder, f"{NAME} says nothing of the machine or the versions it was made with")
     for name, file in files.items():
         parts = name.split("/")
         if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from tersor import forms
+from tersor import foreign, forms
 from tersor.errors import ArtifactError
 from tersor.store.files import atomic_write
 from tersor.weight import Weight
@@ -63,8 +62,12 @@ def from_bytes(data: bytes, name: str = "the file") -> dict[str, Weight]:
         if content["version"] != _VERSION:
             raise ArtifactError(f"{name} has weights of version {content['version']!r}; use the Tersor that wrote it.")
         return {key: _weight(tree, tensors, name) for key, tree in content["weights"].items()}
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
-        raise ArtifactError(f"{name} does not hold weights as Tersor writes them ({cause}); it was damaged.") from cause
+    except ArtifactError:
+        raise
+    except Exception as cause:  # safetensors, json, and forms whose parts do not fit
+        raise ArtifactError(
+            f"{name} does not hold weights as Tersor writes them ({foreign.said(cause)}); it was damaged."
+        ) from cause
 
 
 def metadata(data: bytes, name: str) -> dict[str, str]:
@@ -75,8 +78,8 @@ def metadata(data: bytes, name: str) -> dict[str, str]:
     try:
         found = json.loads(data[8 : 8 + length]).get("__metadata__", {})
         return {str(key): str(value) for key, value in found.items()}
-    except (ValueError, AttributeError, RecursionError) as cause:
-        raise ArtifactError(f"{name} is no safetensors file: its header is no JSON ({cause}).") from cause
+    except Exception as cause:  # json, and what stands there instead of a table
+        raise ArtifactError(f"{name} is no safetensors file: its header is no JSON ({foreign.said(cause)}).") from cause
 
 
 def _tree(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
