@@ -17,7 +17,7 @@ from tersor.fitting import Decisions, fit
 from tersor.graph.model import Model
 from tersor.inputs.job import Job
 from tersor.measuring.machine import versions
-from tersor.profile import Profile, measure
+from tersor.profile import Profile, measure, shelved
 from tersor.recipe import plain
 from tersor.rewrites.equalise import equalise_where_it_gains
 from tersor.rewrites.smooth import scales, smooth
@@ -63,8 +63,12 @@ class Calibrated:
         return equalised(self._folded, self.measured, self.needs)
 
     def _with_movement(self, seen: Profile) -> Profile:
-        moved = {n: replace(seen.facts[n], movement=each) for n, each in self._movement.items()}
-        return replace(seen, facts={**seen.facts, **moved})
+        if not self._movement:
+            return seen
+        facts = shelved(seen.facts)
+        for name, each in self._movement.items():
+            facts[name] = replace(facts[name], movement=each)
+        return replace(seen, facts=facts)
 
     def fit(self, decisions: Decisions, items: int | None = None) -> Compressed:
         """Carry out decisions on `model`. items: of the calibration part; else as many as the decisions are worth."""

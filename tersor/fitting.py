@@ -113,10 +113,12 @@ def fit(
         pieces = _pieces(whole, max(2, memory // (2 * max(1, peak_bytes(model)))), together(model))
         matching = (False, True) if decisions.cuts else (False,)
         aiming = (False, True) if decisions.bits <= COARSE and decisions.ranges == "best" else (False,)
-        walks = [_Walk(model, pieces, profile, decisions, seed, *how) for how in product(matching, aiming)]
-        each = len(matrices(model))
-        fitted = [walk.run(_counting(progress, i, each, each * len(walks))) for i, walk in enumerate(walks)]
-        best = min(fitted, key=lambda f: f.divergence)
+        ways, each = list(product(matching, aiming)), len(matrices(model))
+        for i, how in enumerate(ways):  # one after the other: each has a model of its own
+            walk = _Walk(model, pieces, profile, decisions, seed, *how)
+            fitted = walk.run(_counting(progress, i, each, each * len(ways)))
+            best = fitted if i == 0 or fitted.divergence < best.divergence else best
+            del walk, fitted
     small = decisions.cut(best.model) if decisions.cuts else best.model
     for name, weight in best.weights.items():
         small.assign(name, weight.dense())

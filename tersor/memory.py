@@ -6,7 +6,9 @@ limit above this process is asked, on each level of the hierarchy, in both versi
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +67,25 @@ def free(root: Path = Path("/")) -> int:
 def held(process: int | str = "self", root: Path = Path("/")) -> int:
     """Bytes of memory that a process holds (0 where the system does not say, or it has ended)."""
     return _named(root / f"proc/{process}/status").get("VmRSS", 0)
+
+
+def trim() -> None:
+    """Give back to the system what was freed and is kept for later; the C library keeps a lot of it between large arrays."""
+    if sys.platform == "linux":
+        give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if give_back is not None:
+            give_back(0)
+
+
+def is_memory(folder: Path, root: Path = Path("/")) -> bool:
+    """Whether files in `folder` are themselves kept in memory."""
+    real, kind, longest = Path(os.path.realpath(folder)), "", -1
+    for line in _lines(root / "proc/self/mountinfo"):
+        before, _, after = line.partition(" - ")
+        places, kinds = before.split(), after.split()
+        if len(places) > 4 and kinds and real.is_relative_to(places[4]) and len(places[4]) >= longest:
+            kind, longest = kinds[0], len(places[4])
+    return kind in ("tmpfs", "ramfs")
 
 
 def _of_the_system(root: Path) -> int:

@@ -7,7 +7,7 @@ damage of replacing `W` by `V` is `1/2 tr(diag(g) (V - W) H (V - W)^T)`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from tersor.graph.watched import OUTPUTS, watched
 from tersor.maths.gram import Scatter, products, scatter, shrunk, with_constant
 from tersor.maths.histogram import Histogram
 from tersor.maths.unfold import positions, to_matrix, unfold
+from tersor.shelf import Shelf
 from tersor.site import Matrix, matrices
 
 POSITIONS = 64  # output positions an item that enter the Gram matrix
@@ -61,6 +62,11 @@ class Facts:
         )
 
 
+def shelved(facts: Mapping[str, Facts]) -> Shelf[Facts]:
+    """A copy of `facts` that may be changed."""
+    return facts.copy() if isinstance(facts, Shelf) else Shelf(facts)
+
+
 @dataclass(frozen=True)
 class Range:
     """Values an activation took: extremes, a histogram of `counts` over `edges` (one more than counts), and the moving average
@@ -87,7 +93,7 @@ class Range:
 class Profile:
     """Everything measured in one pass: facts by matrix name, ranges by node name."""
 
-    facts: dict[str, Facts] = field(default_factory=dict)
+    facts: Mapping[str, Facts] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
     items: int = 0
 
@@ -111,7 +117,7 @@ def measure(
     """
     parts = _parts(matrices(model), memory) if "gram" in needs else [matrices(model)]
     kept = tuple(batches) if len(parts) > 1 else batches
-    facts: dict[str, Facts] = {}
+    facts: Shelf[Facts] = Shelf()
     ranges: dict[str, Range] = {}
     items, size = 0, together(model)
     for index, part in enumerate(parts):
@@ -122,7 +128,7 @@ def measure(
             if progress is not None:
                 progress(one.items + index * items)
         items = one.items
-        facts |= one.facts()
+        one.add_facts(facts)
         ranges |= one.ranges()
     return Profile(facts, ranges, items)
 
@@ -166,7 +172,7 @@ class _Pass:
         self._by_node = {matrix.node: matrix for matrix in part}
         self._places = torch.Generator().manual_seed(seed)
         self._labels = torch.Generator().manual_seed(seed + 1)
-        self._gram: dict[str, Tensor] = {}
+        self._gram: Shelf[Tensor] = Shelf()
         self._activity: dict[str, Tensor] = {}
         self._positions: dict[str, int] = {}
         self._scatters: dict[str, Scatter] = {}
@@ -207,8 +213,13 @@ class _Pass:
         active = torch.stack([seen.abs().sum(1, dtype=torch.float64), (seen != 0).sum(1)], 1)
         differing, before = scatter(seen, len(x)), self._scatters.get(matrix.name)
         self._scatters[matrix.name] = differing if before is None else before + differing
-        for sums, total in ((self._gram, products(rows, rows)), (self._activity, active)):
-            sums[matrix.name] = sums[matrix.name] + total if matrix.name in sums else total
+        sums: tuple[tuple[MutableMapping[str, Tensor], Tensor], ...]
+        sums = ((self._gram, products(rows, rows)), (self._activity, active))
+        for kept, total in sums:
+            if matrix.name in kept:
+                kept[matrix.name].add_(total)
+            else:
+                kept[matrix.name] = total
         self._positions[matrix.name] = self._positions.get(matrix.name, 0) + rows.shape[1]
 
     def _add_fisher(self, node: str, gradient: Tensor) -> None:
@@ -226,10 +237,9 @@ class _Pass:
             total = to_matrix(found[matrix.weight], matrix.groups, matrix.transposed)
             self._gradient[matrix.name] = self._gradient.get(matrix.name, torch.zeros_like(total)) + total
 
-    def facts(self) -> dict[str, Facts]:
-        found = {}
+    def add_facts(self, found: Shelf[Facts]) -> None:
         for matrix in self._by_node.values():
-            gram, active = self._gram.get(matrix.name), self._activity.get(matrix.name)
+            gram, active = self._gram.pop(matrix.name, None), self._activity.get(matrix.name)
             gradient = self._gradient.get(matrix.name)
             rows = matrix.shape[1] * matrix.groups if _transposed(matrix) else matrix.shape[0]
             found[matrix.name] = Facts(
@@ -240,7 +250,6 @@ class _Pass:
                 active / self._positions[matrix.name] if active is not None else torch.zeros(matrix.groups, 2, 0),
                 gradient=gradient / self.items if gradient is not None else None,
             )
-        return found
 
     def _mean_fisher(self, name: str, rows: int) -> Tensor:
         """Zero where the loss does not depend on the matrix, one where nothing was asked."""

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,7 +37,7 @@ Visitor = Callable[[fx.Node, Any], Any]
 
 @dataclass(frozen=True)
 class Model:
-    """A captured model. Treat it as a value: `copy()` before editing `module`.
+    """A captured model. Treat it as a value: `copy()` before editing `module`, `clone()` before changing values in place.
 
     `module` called with the user's arguments gives the user's structure. `run` takes the flat input tensors, in the
     order of `inputs`, and gives the flat outputs, in the order of `outputs`.
@@ -54,8 +54,13 @@ class Model:
         return self.module.graph
 
     def copy(self) -> Model:
-        """A model that shares nothing with this one."""
-        return replace(self, module=_deepcopy(self.module))
+        """A model with a graph of its own; values are shared with this one until `assign` replaces them, so that ten
+        versions of a model do not hold ten times its weights."""
+        return replace(self, module=_sharing(self.module, dict(self.tensors()).values()))
+
+    def clone(self) -> Model:
+        """A model that shares nothing with this one: its values may be changed in place."""
+        return replace(self, module=_deepcopy(self.module, {}))
 
     def arguments(self, flat: Sequence[Tensor]) -> tuple[tuple, dict]:
         """The flat inputs as the user's (args, kwargs)."""
@@ -99,7 +104,7 @@ class Model:
         found = hashlib.sha256(self.module.code.encode())
         for name, tensor in sorted(self.module.state_dict().items()):
             found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(raw(tensor.cpu()).numpy().tobytes())
+            found.update(raw(tensor.cpu()).numpy().data)
         return found.hexdigest()
 
     def program(self) -> ExportedProgram:
@@ -118,17 +123,20 @@ class _Visiting(fx.Interpreter):
         return self._visit(n, super().run_node(n))
 
 
-def capture(module: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Model:
+def capture(
+    module: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, ours: bool = False
+) -> Model:
     """Capture a module, given one example batch (at least two items, first axis of every input).
 
-    The model shares nothing with `module`, which is left as it was. Raises `ModelError` when `torch.export` cannot
-    follow the module, or where the module remembers what earlier calls did; the message names the user's line.
+    The model shares nothing with `module`, which is left as it was; where it is `ours`, nobody else's, it shares the
+    parameters. Raises `ModelError` when `torch.export` cannot follow the module, or where the module remembers what
+    earlier calls did; the message names the user's line.
     """
-    return capture_whole(module, args, kwargs)[0]
+    return capture_whole(module, args, kwargs, ours)[0]
 
 
 def capture_whole(
-    module: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    module: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, ours: bool = False
 ) -> tuple[Model, Original]:
     """The model, and the module itself as something that takes the same flat inputs."""
     call = (tuple(args), dict(kwargs or {}))
@@ -142,7 +150,7 @@ def capture_whole(
             _called(original, flat)
             args, kwargs = pytree.tree_unflatten([_copied(leaf) for leaf in leaves], structure)
             exported = calling.export(module, args, kwargs)
-            graph_module = _unlifted(exported)
+            graph_module = _unlifted(exported, ours)
         except ModelError:
             raise
         except Exception as cause:
@@ -170,7 +178,7 @@ def restore_whole(program: ExportedProgram) -> tuple[Model, Original]:
     if program.example_inputs is None:
         raise ModelError("The exported archive holds no example inputs; export it again with example arguments.")
     args, kwargs = program.example_inputs
-    return capture_whole(program.module(check_guards=False), args, kwargs)
+    return capture_whole(program.module(check_guards=False), args, kwargs, ours=True)
 
 
 def _called(original: Original, flat: Sequence[Tensor]) -> None:
@@ -215,18 +223,29 @@ def _copied(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
-def _unlifted(program: ExportedProgram) -> fx.GraphModule:
+def _unlifted(program: ExportedProgram, ours: bool) -> fx.GraphModule:
     with warnings.catch_warnings():  # torch warns about its own tree specifications
         warnings.simplefilter("ignore")
         module = program.run_decompositions(dict(SPELLED)).module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
-    return _deepcopy(module)
+    return _sharing(
+        module, module.parameters() if ours else ()
+    )  # never the buffers: a module that is run may change them
 
 
-def _deepcopy(module: fx.GraphModule) -> fx.GraphModule:
+def _deepcopy(module: fx.GraphModule, known: dict[int, Any]) -> fx.GraphModule:
     with warnings.catch_warnings():  # torch warns about its own tree specifications
         warnings.simplefilter("ignore")
-        return copy.deepcopy(module)
+        return copy.deepcopy(module, known)
+
+
+def _sharing(module: fx.GraphModule, shared: Iterable[Tensor]) -> fx.GraphModule:
+    """A copy in which the tensors of `module` that are `shared` are others that lie in the same place."""
+    known: dict[int, Any] = {}
+    for each in shared:
+        value = each.detach()
+        known[id(each)] = nn.Parameter(value, requires_grad=False) if isinstance(each, nn.Parameter) else value
+    return _deepcopy(module, known)
 
 
 def _fixes_the_batch(cause: Exception) -> bool:

@@ -51,14 +51,15 @@ def resize_tensors(cut: Cut) -> None:
 
 
 def zero_tensors(cut: Cut) -> None:
-    """Zero every removed part of every parameter and buffer, in place; shapes stay."""
-    with torch.no_grad():
-        for name, axes in cut.dependency.tensors.items():
-            tensor = cut.model.tensor(name)
-            for at, axis in enumerate(axes):
-                gone = sorted(set(range(len(axis))) - set(cut.live(axis)))
-                if gone:
-                    tensor.index_fill_(at, torch.tensor(gone, device=tensor.device), 0)
+    """Zero every removed part of every parameter and buffer; shapes stay."""
+    for name, axes in cut.dependency.tensors.items():
+        gone = {at: sorted(set(range(len(axis))) - set(cut.live(axis))) for at, axis in enumerate(axes)}
+        if not any(gone.values()):
+            continue
+        value = cut.model.tensor(name).detach()
+        for at, places in gone.items():
+            value = value.index_fill(at, torch.tensor(places, dtype=torch.long, device=value.device), 0)
+        cut.model.assign(name, value)
 
 
 def _storage(tensor: Tensor) -> Storage:

@@ -36,12 +36,13 @@ _RANDOM = ("bernoulli", "rand", "randn", "rand_like", "randn_like", "normal", "m
 @dataclass(frozen=True)
 class Brought:
     """A model as the user brought it; `example` is one batch as (args, kwargs), None where none was given; `tokenise` makes
-    inputs of sentences, where it came with a tokenizer."""
+    inputs of sentences, where it came with a tokenizer. ours: it was read or copied for this run, and nobody else has it."""
 
     name: str
     module: nn.Module | ExportedProgram
     example: tuple[tuple[Any, ...], dict[str, Any]] | None
     tokenise: Tokenise | None = None
+    ours: bool = False
 
     @property
     def wants(self) -> int:
@@ -67,7 +68,7 @@ def bring(model: Bringable) -> Brought:
     if Path(name).is_dir():
         module, tokenise = sentence_encoder(name)
         example = _call_form(tokenise(["A sentence.", "Another one."]))
-        return _checked(Brought(Path(name).resolve().name, module, example, tokenise))
+        return _checked(Brought(Path(name).resolve().name, module, example, tokenise, ours=True))
     if name.endswith(".pt2"):
         return _checked(_unpack(archive.read(Path(name)), name, f"MODEL '{name}'"))
     if name.endswith((".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".keras", ".h5")):
@@ -77,7 +78,7 @@ def bring(model: Bringable) -> Brought:
         )
     function = functions.named(name, "MODEL", ModelError)
     made = functions.called(function, f"MODEL '{name}'", ModelError)
-    return _checked(_unpack(made, name, f"MODEL '{name}' returned"))
+    return replace(_checked(_unpack(made, name, f"MODEL '{name}' returned")), ours=True)
 
 
 def nbytes(brought: Brought) -> int:
@@ -108,7 +109,7 @@ def captured_whole(
             raise ModelError(
                 f"Model {brought.name} came without an example input; return (module, example) or give data as well."
             )
-        model, original = capture_whole(brought.module, *_example(found))
+        model, original = capture_whole(brought.module, *_example(found), ours=brought.ours)
     _check_graph(model)
     _check_outputs(model)
     faithful.check(model, original, model.example)
@@ -178,7 +179,7 @@ def _checked(brought: Brought) -> Brought:
     for name, tensor in tensors:
         _check_tensor(name, tensor, brought.name, name in parameters)
     if isinstance(module, nn.Module) and any(_is_foreign(t) for _, t in tensors):
-        return replace(brought, module=copy.deepcopy(module).float().cpu())
+        return replace(brought, module=copy.deepcopy(module).float().cpu(), ours=True)
     return brought
 
 

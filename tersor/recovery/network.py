@@ -59,7 +59,7 @@ class Network:
         device: where it computes; inputs are brought there, and what comes out of `compressed` is on the CPU again.
         divide: parameters of at least so many values are divided among the processes; None: every process has all of them.
         """
-        self.model, self.device = compressed.model.copy(), torch.device(device)
+        self.model, self.device = compressed.model.clone(), torch.device(device)
         found = matrices(self.model)
         multiplying = [m.weight for m in (*found, *cells(self.model))]
         self._readers = frozenset(m.node for m in found)
@@ -129,7 +129,7 @@ class Network:
     @torch.no_grad()
     def compressed(self) -> Compressed:
         """What it has become: norms folded, weights the nearest of their sets, nothing free."""
-        model = self.model.copy()
+        model = self.model.clone()
         self.shards.restore(model.module)
         model.module.to("cpu")
         for parameter in model.module.parameters():
@@ -221,7 +221,7 @@ class Teacher:
         device: where it computes, and where its answers are. divide: as a `Network` has it."""
         self.model, self.device = model, torch.device(device)
         if self.device.type != "cpu" or divide is not None:
-            self.model = model.copy()
+            self.model = model.clone()
         self.shards = Shards(self.model.module, self.device, divide)
         if self.model is not model:
             _settle(self.model, self.device)
@@ -348,7 +348,7 @@ class _Run(fx.Interpreter):
 def _whole(model: Model, shards: Shards) -> Model:
     if not shards.shapes:
         return model
-    model = model.copy()
+    model = model.clone()
     shards.restore(model.module)
     return model
 

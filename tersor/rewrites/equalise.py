@@ -28,7 +28,8 @@ from tersor.graph.arguments import bound
 from tersor.graph.model import Model
 from tersor.graph.operators import aten
 from tersor.maths.unfold import to_matrix
-from tersor.profile import Facts, Profile
+from tersor.profile import Facts, Profile, shelved
+from tersor.shelf import Shelf
 from tersor.site import Group, Matrix, groups, matrices
 
 _HOMOGENEOUS = frozenset(
@@ -77,13 +78,13 @@ def equalise(model: Model) -> Model:
     return _moved(model, _moves(model))
 
 
-def equalise_where_it_gains(model: Model, profile: Profile) -> tuple[Model, dict[str, Facts]]:
+def equalise_where_it_gains(model: Model, profile: Profile) -> tuple[Model, Mapping[str, Facts]]:
     """The same, only where that gains in 8 bits by a profile of `model`, and the facts of the new model's matrices.
 
     `model` itself and its own facts where it gains nowhere.
     """
     moves = [(pair, scale) for pair, scale in _moves(model) if _gains(model, pair, scale, profile)]
-    facts = dict(profile.facts)
+    facts = shelved(profile.facts)
     for pair, scale in moves:
         _follow(facts, model, pair, scale)
     return _moved(model, moves) if moves else model, facts
@@ -121,12 +122,15 @@ def _scales(model: Model, pairs: Sequence[_Pair]) -> list[Tensor]:
     return total
 
 
-def _values(model: Model, pairs: Sequence[_Pair]) -> dict[str, Tensor]:
+def _values(model: Model, pairs: Sequence[_Pair]) -> Shelf[Tensor]:
     """Float64 weights and biases of all pairs."""
     named = {
         name for pair in pairs for name in (pair.first.weight, pair.first.bias, pair.second.weight) if name is not None
     }
-    return {name: model.tensor(name).detach().double() for name in sorted(named)}
+    values: Shelf[Tensor] = Shelf()
+    for name in sorted(named):
+        values[name] = model.tensor(name).detach().double()
+    return values
 
 
 def _gains(model: Model, pair: _Pair, scale: Tensor, profile: Profile) -> bool:
@@ -140,7 +144,7 @@ def _gains(model: Model, pair: _Pair, scale: Tensor, profile: Profile) -> bool:
     return after < CLEARLY * _damage(w, facts.gram, facts.fisher, step)
 
 
-def _follow(facts: dict[str, Facts], model: Model, pair: _Pair, scale: Tensor) -> None:
+def _follow(facts: Shelf[Facts], model: Model, pair: _Pair, scale: Tensor) -> None:
     """Outputs of the first and inputs of the second are divided by `scale`; gradients go the other way."""
     out = _output_axis(pair.first)
     assert out is not None

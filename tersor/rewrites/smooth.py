@@ -25,7 +25,7 @@ from tersor.maths.grid import Integers, PerChannel
 from tersor.maths.histogram import Histogram
 from tersor.maths.ranges import mse
 from tersor.maths.smoothing import best_scale
-from tersor.profile import Facts
+from tersor.profile import Facts, shelved
 from tersor.site import Site, sites
 from tersor.target import Grid
 
@@ -68,11 +68,11 @@ def scales(model: Model, batches: Iterable[Sequence[Tensor]], weights: int = 8, 
 
 def smooth(
     model: Model, scales: Mapping[str, Tensor], facts: Mapping[str, Facts] = {}
-) -> tuple[Model, dict[str, Facts]]:
+) -> tuple[Model, Mapping[str, Facts]]:
     """The same function with the activations of `scales` divided, and the facts of its matrices; `model` itself without any."""
     if not scales:
-        return model, dict(facts)
-    model, after = model.copy(), dict(facts)
+        return model, facts
+    model, after = model.copy(), shelved(facts)
     nodes = {node.name: node for node in model.graph.nodes}
     for site in sites(model):
         scale = scales.get(site.activation)

@@ -6,22 +6,37 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from safetensors.torch import load, save
+import torch
 from torch import Tensor
 
 from tersor.errors import StorageError
+from tersor.shelf import Shelf
 from tersor.store.files import atomic_write, forget
-from tersor.store.weights import metadata
 
 _SUFFIX = ".safetensors"
 _TRAINING = ".training"  # the state of one on its way
 _MARK = "tersor-cache"
+_LARGEST_HEADER = 100 << 20
+_WORDS = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_TYPES = {word: kind for kind, word in _WORDS.items()}
 
 
 COMPUTING = ("criteria", "forms", "graph", "losses", "maths", "planners", "recovery", "rewrites", "techniques")
@@ -40,6 +55,7 @@ ELSEWHERE = (
     "report.py",
     "scratch.py",
     "search.py",
+    "shelf.py",
     "summary.py",
     "target.py",
     "trials.py",
@@ -63,8 +79,10 @@ def key(*parts: Any) -> str:
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """The sha256 of tensors by name."""
-    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return hashlib.sha256(save(whole)).hexdigest()
+    found = hashlib.sha256(json.dumps(_header(tensors)).encode())
+    for name in tensors:
+        found.update(_raw(tensors[name]))
+    return found.hexdigest()
 
 
 @cache
@@ -99,12 +117,11 @@ class Cache:
         """The entry, or None where there is none; an entry that does not match its own checksum is removed."""
         path = self._path(key)
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                entry = _read(file, os.fstat(file.fileno()).st_size, key)
         except OSError:
             return None
-        try:
-            entry = _unpacked(data, key)
-        except Exception:  # whatever safetensors and json make of a damaged entry
+        except Exception:  # whatever json and a damaged entry lead to
             _drop(path)
             return None
         _touch(path)
@@ -153,23 +170,62 @@ class Cache:
             total -= seen.st_size
 
 
-def _packed(key: str, tensors: Mapping[str, Tensor], values: Any) -> bytes:
-    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps(values, sort_keys=True)
-    content = save(whole)
-    return save(whole, {_MARK: key, "values": text, "sha256": _hash(content, text)})
+def _packed(key: str, tensors: Mapping[str, Tensor], values: Any) -> Iterator[bytes | memoryview]:
+    """The file, in pieces: a safetensors file that is never in memory as a whole."""
+    text, parts = json.dumps(values, sort_keys=True), _header(tensors)
+    found = hashlib.sha256(f"{key} {text} {json.dumps(parts, sort_keys=True)}".encode())
+    for name in tensors:
+        found.update(_raw(tensors[name]))
+    metadata = {_MARK: key, "values": text, "sha256": found.hexdigest()}
+    header = json.dumps({"__metadata__": metadata, **parts}).encode()
+    header += b" " * (-len(header) % 8)
+    yield len(header).to_bytes(8, "little")
+    yield header
+    for name in tensors:
+        yield _raw(tensors[name])
 
 
-def _unpacked(data: bytes, key: str) -> Entry:
-    header = metadata(data, "the entry")
-    tensors = load(data)
-    if header[_MARK] != key or header["sha256"] != _hash(save(tensors), header["values"]):
+def _header(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """What safetensors says of each tensor: its type, its shape and where it lies."""
+    found: dict[str, dict[str, Any]] = {}
+    at = 0
+    for name in tensors:
+        tensor = tensors[name]
+        end = at + tensor.numel() * tensor.element_size()
+        found[name] = {"dtype": _WORDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    return found
+
+
+def _read(file: IO[bytes], size: int, key: str) -> Entry:
+    """Raises `ValueError`, or what a header of another form leads to, where the entry is another one or was damaged."""
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+        raise ValueError("the header is longer than the file")
+    parts = json.loads(file.read(length))
+    metadata = parts.pop("__metadata__")
+    found = hashlib.sha256(f"{key} {metadata['values']} {json.dumps(parts, sort_keys=True)}".encode())
+    tensors: Shelf[Tensor] = Shelf()
+    at, left = 0, size - 8 - length
+    for name, part in parts.items():
+        kind, shape = _TYPES[part["dtype"]], [int(count) for count in part["shape"]]
+        nbytes = prod(shape) * kind.itemsize
+        if min(shape, default=0) < 0 or part["data_offsets"] != [at, at + nbytes] or at + nbytes > left:
+            raise ValueError("a tensor does not lie where it should")
+        tensor = torch.empty(shape, dtype=kind)
+        raw = _raw(tensor)
+        if file.readinto(raw) != nbytes:  # type: ignore[attr-defined]
+            raise ValueError("the file is too short")
+        found.update(raw)
+        tensors[name] = tensor
+        at += nbytes
+    if at != left or metadata[_MARK] != key or metadata["sha256"] != found.hexdigest():
         raise ValueError("the entry is another one, or was damaged")
-    return Entry(tensors, json.loads(header["values"]))
+    return Entry(tensors, json.loads(metadata["values"]))
 
 
-def _hash(content: bytes, text: str) -> str:
-    return hashlib.sha256(hashlib.sha256(content).digest() + text.encode()).hexdigest()
+def _raw(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _short(cause: Exception) -> str:

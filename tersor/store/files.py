@@ -18,7 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -98,9 +98,9 @@ def refuse_file(out: Path, endings: Collection[str]) -> None:
         writable(out)
 
 
-def atomic_write(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that holds either its old content or `data`, whenever the process is killed. Raises
-    `StorageError`.
+def atomic_write(path: Path, data: bytes | memoryview | Iterable[bytes | memoryview]) -> None:
+    """Write a file that holds either its old content or `data`, which may come in pieces, whenever the process is
+    killed. Raises `StorageError`.
     """
     path = Path(os.path.realpath(path))
     with _disk_errors(path):
@@ -111,7 +111,8 @@ def atomic_write(path: Path, data: bytes | memoryview) -> None:
         aside, file = _fresh_file(path)
         try:
             with file:
-                file.write(data)
+                for piece in [data] if isinstance(data, bytes | memoryview) else data:
+                    file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(aside, path)

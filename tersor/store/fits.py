@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from tersor.errors import ArtifactError
 from tersor.graph.model import Model
 from tersor.store.cache import Cache, Entry
-from tersor.store.weights import from_bytes, to_bytes
+from tersor.store.weights import apart, together
 from tersor.target import Compressed, Dynamic, Grid
 
 
@@ -26,8 +25,9 @@ def remembered(cache: Cache, key: str, bare: Callable[[], Model], fit: Callable[
 
 def _packed(compressed: Compressed) -> tuple[dict[str, Tensor], dict]:
     tensors = {f"value/{name}": tensor for name, tensor in compressed.model.tensors()}
-    tensors["weights"] = torch.frombuffer(bytearray(to_bytes(compressed.weights)), dtype=torch.uint8)
-    return tensors, {"feeds": {name: _numbers(feed) for name, feed in compressed.feeds.items()}}
+    content, parts = apart(compressed.weights)
+    tensors |= {f"weight/{name}": tensor for name, tensor in parts.items()}
+    return tensors, {"feeds": {name: _numbers(feed) for name, feed in compressed.feeds.items()}, "weights": content}
 
 
 def _numbers(feed: Grid | Dynamic) -> list[float]:
@@ -37,7 +37,8 @@ def _numbers(feed: Grid | Dynamic) -> list[float]:
 
 def _unpacked(entry: Entry, bare: Callable[[], Model]) -> Compressed | None:
     try:
-        weights = from_bytes(entry.tensors["weights"].numpy().tobytes())
+        parts = {n.removeprefix("weight/"): entry.tensors[n] for n in entry.tensors if n.startswith("weight/")}
+        weights = together(entry.values["weights"], parts)
         feeds = {name: Grid(*numbers) if numbers else Dynamic() for name, numbers in entry.values["feeds"].items()}
         model = bare()
         for name, old in list(model.tensors()):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
 from tersor.profile import Facts, Profile, Range
+from tersor.shelf import Shelf
 from tersor.store.cache import Cache, Entry
 
 _FACTS = ("gram", "fisher", "activity")
 _MORE = "gradient"  # where it was asked for
+_SEEN = ("counts", "edges")
 
 
 def remembered(cache: Cache, key: str, measure: Callable[[], Profile]) -> Profile:
@@ -23,22 +25,38 @@ def remembered(cache: Cache, key: str, measure: Callable[[], Profile]) -> Profil
     return found
 
 
-def _packed(profile: Profile) -> tuple[dict[str, Tensor], dict]:
-    tensors: dict[str, Tensor] = {}
-    for name, facts in profile.facts.items():
-        tensors |= {f"{part}/{name}": getattr(facts, part) for part in _FACTS}
-        tensors |= {} if facts.gradient is None else {f"{_MORE}/{name}": facts.gradient}
-    for name, seen in profile.ranges.items():
-        tensors[f"counts/{name}"], tensors[f"edges/{name}"] = seen.counts, seen.edges
+class _Packed(Mapping[str, Tensor]):
+    """The tensors of a profile by name, each brought into memory when it is asked for."""
+
+    def __init__(self, profile: Profile):
+        self._profile = profile
+        self._names = [f"{part}/{name}" for name in profile.facts for part in _FACTS]
+        self._names += [f"{_MORE}/{name}" for name in profile.facts if profile.facts[name].gradient is not None]
+        self._names += [f"{part}/{name}" for name in profile.ranges for part in _SEEN]
+
+    def __getitem__(self, name: str) -> Tensor:
+        part, _, of = name.partition("/")
+        holder = self._profile.ranges[of] if part in _SEEN else self._profile.facts[of]
+        return getattr(holder, part)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _packed(profile: Profile) -> tuple[Mapping[str, Tensor], dict]:
     ranges = {name: [seen.low, seen.high, *seen.usual] for name, seen in profile.ranges.items()}
-    values = {"items": profile.items, "facts": list(profile.facts), "ranges": ranges}
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}, values
+    return _Packed(profile), {"items": profile.items, "facts": list(profile.facts), "ranges": ranges}
 
 
 def _unpacked(entry: Entry) -> Profile | None:
     t, v = entry.tensors, entry.values
     try:
-        facts = {name: Facts(**_parts(t, name)) for name in v["facts"]}
+        facts: Shelf[Facts] = Shelf()
+        for name in v["facts"]:
+            facts[name] = Facts(**_parts(t, name))
         ranges = {
             name: Range(low, high, t[f"counts/{name}"], t[f"edges/{name}"], (usual[0], usual[1]))
             for name, (low, high, *usual) in v["ranges"].items()

@@ -47,27 +47,45 @@ def read(path: Path, largest: int = 1 << 34) -> dict[str, Weight]:
 
 def to_bytes(weights: Mapping[str, Weight]) -> bytes:
     """The file that `write` writes."""
+    content, tensors = apart(weights)
+    header = json.dumps(content, sort_keys=True, allow_nan=False)
+    alone = {
+        name: tensor.contiguous().clone() for name, tensor in tensors.items()
+    }  # safetensors takes none that share memory
+    return save(alone, {"tersor": header})
+
+
+def apart(weights: Mapping[str, Weight]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `together` makes weights of: JSON values, and tensors by name, which are not copied."""
     tensors: dict[str, Tensor] = {}
     trees = {name: _tree(weight, name, tensors) for name, weight in sorted(weights.items())}
-    header = json.dumps({"version": _VERSION, "weights": trees}, sort_keys=True, allow_nan=False)
-    return save(tensors, {"tersor": header})
+    return {"version": _VERSION, "weights": trees}, tensors
+
+
+def together(content: Any, tensors: Mapping[str, Tensor], name: str = "the file") -> dict[str, Weight]:
+    """The weights that were taken apart. Raises `ArtifactError` where they do not fit."""
+    try:
+        if content["version"] != _VERSION:
+            raise ArtifactError(f"{name} has weights of version {content['version']!r}; use the Tersor that wrote it.")
+        return {key: _weight(tree, tensors, name) for key, tree in content["weights"].items()}
+    except ArtifactError:
+        raise
+    except Exception as cause:  # forms whose parts do not fit
+        raise ArtifactError(
+            f"{name} does not hold weights as Tersor writes them ({foreign.said(cause)}); it was damaged."
+        ) from cause
 
 
 def from_bytes(data: bytes, name: str = "the file") -> dict[str, Weight]:
     """The weights in what `to_bytes` gave."""
     header = metadata(data, name).get("tersor", "")
     try:
-        tensors = load(data)
-        content = json.loads(header)
-        if content["version"] != _VERSION:
-            raise ArtifactError(f"{name} has weights of version {content['version']!r}; use the Tersor that wrote it.")
-        return {key: _weight(tree, tensors, name) for key, tree in content["weights"].items()}
-    except ArtifactError:
-        raise
-    except Exception as cause:  # safetensors, json, and forms whose parts do not fit
+        tensors, content = load(data), json.loads(header)
+    except Exception as cause:  # safetensors and json
         raise ArtifactError(
             f"{name} does not hold weights as Tersor writes them ({foreign.said(cause)}); it was damaged."
         ) from cause
+    return together(content, tensors, name)
 
 
 def metadata(data: bytes, name: str) -> dict[str, str]:
@@ -84,7 +102,7 @@ def metadata(data: bytes, name: str) -> dict[str, str]:
 
 def _tree(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().contiguous().clone()  # safetensors refuses tensors that share memory
+        tensors[path] = value.detach().cpu()
         return {"tensor": path}
     if isinstance(value, Weight):
         kind = type(value)
