@@ -7,11 +7,12 @@ was read before is let go.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -36,9 +37,19 @@ class Shelf(MutableMapping[str, T], Generic[T]):
     def __init__(self, values: Mapping[str, T] | None = None, resident: int = RESIDENT):
         self._resident = resident
         self._values: dict[str, T] = {}
-        self._maps: dict[str, list[mmap.mmap]] = {}
+        self._maps: dict[str, list[Tensor]] = {}
         self._held, self._read = 0, 0
         self.update(values or {})
+
+    @property
+    def held(self) -> int:
+        """Bytes that are in memory for good."""
+        return self._held
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether some values are."""
+        return bool(self._maps)
 
     def copy(self) -> Shelf[T]:
         """The same values, on the same disk; what is put into one is not seen in the other."""
@@ -53,9 +64,10 @@ class Shelf(MutableMapping[str, T], Generic[T]):
             self._held += size
             self._values[name] = value
             return
-        maps: list[mmap.mmap] = []
+        maps: list[Tensor] = []
         self._values[name] = _filed(value, maps)
         self._maps[name] = maps
+        self._held += size - _size_of(maps)
         self._let_go(size)
 
     def __getitem__(self, name: str) -> T:
@@ -66,9 +78,7 @@ class Shelf(MutableMapping[str, T], Generic[T]):
 
     def __delitem__(self, name: str) -> None:
         value = self._values.pop(name)
-        if name not in self._maps:
-            self._held -= _size(value)
-        self._maps.pop(name, None)
+        self._held -= _size(value) - _size_of(self._maps.pop(name, []))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -81,12 +91,12 @@ class Shelf(MutableMapping[str, T], Generic[T]):
         self._read += coming
         if self._read > self._resident:
             for each in (each for maps in self._maps.values() for each in maps):
-                each.madvise(mmap.MADV_DONTNEED)
+                _release(each)
             trim()
             self._read = coming
 
 
-def _filed(value: Any, maps: list[mmap.mmap]) -> Any:
+def _filed(value: Any, maps: list[Tensor]) -> Any:
     """The value with its large tensors on disk; their maps are added to `maps`."""
     if isinstance(value, Tensor):
         return _on_disk(value, maps)
@@ -96,21 +106,37 @@ def _filed(value: Any, maps: list[mmap.mmap]) -> Any:
     return value
 
 
-def _on_disk(tensor: Tensor, maps: list[mmap.mmap]) -> Tensor:
+def _on_disk(tensor: Tensor, maps: list[Tensor]) -> Tensor:
     size, folder = tensor.numel() * tensor.element_size(), _folder()
     if size < _LEAST or folder is None or sys.platform != "linux":
         return tensor
     try:
-        with tempfile.TemporaryFile(prefix="tersor-", dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # else a full disk is a signal at the first write
-            mapped = mmap.mmap(file.fileno(), size)
-    except OSError:  # the disk is full, or too many files are open
+        storage = _storage(folder, size)
+    except (OSError, RuntimeError):  # the disk is full, or there are too many maps already
         return tensor
-    maps.append(mapped)
-    filed = torch.frombuffer(mapped, dtype=tensor.dtype).reshape(tensor.shape)
+    filed = torch.empty(0, dtype=tensor.dtype).set_(storage).reshape(tensor.shape)
     filed.copy_(tensor.detach())
-    mapped.madvise(mmap.MADV_DONTNEED)
+    maps.append(filed)
+    _release(filed)
     return filed
+
+
+def _storage(folder: Path, size: int) -> torch.UntypedStorage:
+    """Memory that lies in a file, which has no name any more: it goes when nobody holds the memory."""
+    descriptor, name = tempfile.mkstemp(prefix="tersor-", dir=folder)
+    try:
+        os.posix_fallocate(descriptor, 0, size)  # else a full disk is a signal at the first write
+        return torch.UntypedStorage.from_file(name, True, size)  # type: ignore[return-value]
+    finally:
+        os.close(descriptor)
+        os.unlink(name)
+
+
+def _release(filed: Tensor) -> None:
+    """Its pages leave this process' memory; what was written stays in the file."""
+    ctypes.CDLL(None).madvise(
+        ctypes.c_void_p(filed.data_ptr()), ctypes.c_size_t(filed.numel() * filed.element_size()), mmap.MADV_DONTNEED
+    )
 
 
 def _folder() -> Path | None:
@@ -118,8 +144,12 @@ def _folder() -> Path | None:
     return next((path for path in (Path(tempfile.gettempdir()), Path("/var/tmp")) if not is_memory(path)), None)
 
 
+def _size_of(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
 def _size(value: Any) -> int:
     tensors = [value] if isinstance(value, Tensor) else []
     if is_dataclass(value) and not isinstance(value, type):
         tensors = [t for f in fields(value) if isinstance(t := getattr(value, f.name), Tensor)]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return _size_of(tensors)

@@ -89,7 +89,7 @@ def test_without_room_on_the_disk_values_stay_in_memory(monkeypatch: pytest.Monk
 
 def test_files_that_are_memory_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shelf, "is_memory", lambda folder: True)
-    monkeypatch.setattr(shelf.tempfile, "TemporaryFile", lambda **_: pytest.fail("a file was made"))
+    monkeypatch.setattr(shelf.tempfile, "mkstemp", lambda **_: pytest.fail("a file was made"))
     assert torch.equal(Shelf({"a": torch.ones(300, 300)}, resident=0)["a"], torch.ones(300, 300))
 
 

@@ -9,6 +9,7 @@ import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from tersor.graph.model import Model
 from tersor.inputs import arrays, functions
 from tersor.inputs.models import Brought
 from tersor.inputs.reading import INPUT_KEYS, Taken, all_at_once, may_be_one, part, parted, tensor
-from tersor.measuring.batches import Batch, Batches
+from tersor.measuring.batches import Batch, Batches, Later
 from tersor.memory import CONTAINER, Room
+from tersor.shelf import RESIDENT, Shelf
 
 _HUGE = 1e18
 _APART, _FEW = 30, 0.1  # times the usual size, and the share of items, that look like mistakes
@@ -34,16 +36,21 @@ _EVALUATION = 200  # items: fewer cannot tell a drop of 0.5 % from chance
 
 @dataclass(frozen=True)
 class Source:
-    """Data read into memory, not yet fitted to a model.
+    """Data as it was read, not yet fitted to a model.
 
     whole: `raw[0]` holds all items at once. either: a list or tuple that is all items at once or several batches, which
     the model tells; `raw` are its entries.
     """
 
     name: str
-    raw: tuple[Any, ...]
+    raw: Sequence[Any]
     whole: bool = False
     either: list | tuple | None = None
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether a part of it is not in memory."""
+        return isinstance(self.raw, _Collected) and self.raw.shelf.on_disk
 
 
 def bring(data: Any, what: str = "DATA", room: Room = CONTAINER) -> Source:
@@ -105,7 +112,12 @@ def told(source: Source, model: Model | Taken) -> Source:
 
 def unchecked(source: Source, model: Model | Taken) -> tuple[Batch, ...]:
     """The batches as the model takes them, whatever their values are."""
-    return tuple(part(raw, model, f"batch {i} of {source.name}") for i, raw in enumerate(source.raw))
+    makers = [partial(_batch, source, model, i) for i in range(len(source.raw))]
+    return tuple(Later(make, make()) if source.on_disk else make() for make in makers)
+
+
+def _batch(source: Source, model: Model | Taken, number: int) -> Batch:
+    return part(source.raw[number], model, f"batch {number} of {source.name}")
 
 
 def checked(parts: Sequence[Batch], source: Source, model: Model | Taken, labels: bool = False) -> Batches:
@@ -139,30 +151,67 @@ def _read(found: Any, name: str, where: str, room: Room) -> Source:
         raise DataError(
             f"{where} gave a {type(found).__name__}; wanted an iterable of batches (inputs, or (inputs, labels))."
         )
-    raw = functions.called(lambda: _collect(found, where, room), where, DataError)
+    raw: Sequence[Any] = (
+        found
+        if isinstance(found, list | tuple)
+        else functions.called(lambda: _collect(found, where, room), where, DataError)
+    )
     if not raw:
         raise DataError(f"{where} gave no batches; give at least one batch of items.")
     return Source(name, raw)
 
 
-def _collect(found: Iterable[Any], where: str, room: Room) -> tuple[Any, ...]:
-    kept: list[Any] = []
-    left = room.free // 2
+class _Collected(Sequence[Any]):
+    """Batches as they came, in memory as far as they may be there, else on disk."""
+
+    def __init__(self, resident: int):
+        self.shelf: Shelf[Tensor] = Shelf(resident=resident)
+        self._batches: list[tuple[list[Any], Any]] = []
+
+    def add(self, raw: Any) -> None:
+        """Keep a copy, because loaders reuse their buffers."""
+        leaves, structure = pytree.tree_flatten(raw)
+        kept = [self._kept(f"{len(self._batches)}/{i}", leaf) for i, leaf in enumerate(leaves)]
+        self._batches.append((kept, structure))
+
+    def _kept(self, name: str, leaf: Any) -> Any:
+        """What to find the leaf by: itself, or its name on the shelf and whether it was an array."""
+        numbers = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiub" and leaf.dtype.isnative
+        if isinstance(leaf, Tensor) or numbers:
+            copy = leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else torch.from_numpy(leaf.copy())
+            self.shelf[name] = copy
+            return _OnShelf(name, numbers)
+        return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+    def __getitem__(self, index: Any) -> Any:
+        kept, structure = self._batches[index]
+        return pytree.tree_unflatten([self._found(leaf) for leaf in kept], structure)
+
+    def _found(self, leaf: Any) -> Any:
+        if not isinstance(leaf, _OnShelf):
+            return leaf
+        found = self.shelf[leaf.name]
+        return found.numpy() if leaf.array else found
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+@dataclass(frozen=True)
+class _OnShelf:
+    name: str
+    array: bool
+
+
+def _collect(found: Iterable[Any], where: str, room: Room) -> _Collected:
+    most = room.free // 2
+    kept = _Collected(min(RESIDENT, most // 4))
     for raw in found:
         deadline.check()
-        # copied, because loaders reuse their buffers
-        copied = pytree.tree_map(_copied, raw)
-        left -= sum(leaf.nbytes for leaf in pytree.tree_leaves(copied) if isinstance(leaf, Tensor | np.ndarray))
-        if left < 0:
+        kept.add(raw)
+        if kept.shelf.held > most:
             raise DataError(f"{where}: {len(kept)} batches fill half of the free memory; give fewer batches.")
-        kept.append(copied)
-    return tuple(kept)
-
-
-def _copied(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return leaf.detach().to("cpu", copy=True)
-    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+    return kept
 
 
 def _first_two(value: Any, where: str) -> Tensor:
@@ -198,21 +247,21 @@ def _check_labels(found: Batches, name: str, wanted: bool) -> None:
 def without_outliers(found: Batches) -> Batches:
     """The items, but for few that are far larger than the others: one grid cannot hold both, and most are the usual ones."""
     odd = torch.zeros(len(found), dtype=torch.bool)
-    for place in range(len(found.parts[0].inputs)):
+    for place in range(found.parts[0].width):
         odd |= _outliers(found, place)
     if not bool(odd.any()):
         return found
     masks = odd.split([len(batch) for batch in found.parts])
-    return Batches(tuple(batch.pick(~mask) for batch, mask in zip(found.parts, masks, strict=True)))
+    return Batches(tuple(batch.view(~mask) for batch, mask in zip(found.parts, masks, strict=True)))
 
 
 def _outliers(found: Batches, place: int) -> Tensor:
     """bool (items,): whose values of this input reach _APART times as far as a usual item's; none where they are many."""
-    parts = [batch.inputs[place] for batch in found]
+    first = found.parts[0].inputs[place]
     nobody = torch.zeros(len(found), dtype=torch.bool)
-    if not parts[0].is_floating_point() or not parts[0][0].numel():
+    if not first.is_floating_point() or not first[0].numel():
         return nobody
-    sizes = torch.cat([x.reshape(len(x), -1).abs().amax(1) for x in parts])
+    sizes = torch.cat([x.reshape(len(x), -1).abs().amax(1) for x in (batch.inputs[place] for batch in found)])
     odd = sizes > _APART * sizes.median()
     return odd if sizes.median() > 0 and int(odd.sum()) <= _FEW * len(sizes) else nobody
 
@@ -232,11 +281,11 @@ def _warn_of_outliers(found: Batches, model: Model | Taken, name: str) -> None:
 
 def _check_constant(found: Batches, name: str) -> None:
     """Refuse data in which nothing varies; one of several inputs may well be constant."""
-    columns = list(zip(*(b.inputs for b in found), strict=True))
-    if len(found) * sum(column[0][0].numel() for column in columns) < 2:
+    first = found.parts[0].inputs
+    if len(found) * sum(t[0].numel() for t in first) < 2:
         return
-    values = [column[0].flatten()[0] for column in columns if column[0].numel()]
-    filled = [column for column in columns if column[0].numel()]
-    if all(bool((t == value).all()) for column, value in zip(filled, values, strict=True) for t in column):
+    filled = {place: t.flatten()[0].clone() for place, t in enumerate(first) if t.numel()}
+    values = filled.values()
+    if all(bool((b.inputs[place] == value).all()) for b in found for place, value in filled.items()):
         shown = ", ".join(f"{float(value):g}" for value in values)
         raise DataError(f"All {len(found)} items of {name} hold nothing but {shown}; give real data.")

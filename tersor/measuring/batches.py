@@ -38,9 +38,175 @@ class Batch:
         """The inputs as arrays, as a `Runner` takes them."""
         return tuple(t.detach().cpu().numpy() for t in self.inputs)
 
+    @property
+    def width(self) -> int:
+        """How many inputs there are."""
+        return len(self.inputs)
+
+    @property
+    def kinds(self) -> tuple:
+        """Type and shape of an item of each input and of each tensor of labels, None for labels that are none."""
+        return (*(_kind(t) for t in self.inputs), *_kinds(self.labels))
+
+    def whole(self) -> bool:
+        """Whether there are items. Raises `DataError` where inputs and labels do not have the same number of them."""
+        return _whole(self)
+
     def pick(self, index: slice | Tensor) -> Batch:
         """The items at `index`; a slice copies nothing."""
         return Batch(tuple(t[index] for t in self.inputs), _pick(self.labels, index))
+
+    def view(self, index: slice | Tensor) -> Batch:
+        """The same, and nothing is copied before it is read."""
+        return _View(((self, index),)) if isinstance(index, Tensor) else self.pick(index)
+
+    def pieces(self) -> tuple[tuple[Batch, slice | Tensor], ...] | None:
+        """What it is a view of; None where it is none."""
+        return None
+
+    @property
+    def relabelled(self) -> bool:
+        """Whether its labels are others than those of its `pieces`."""
+        return False
+
+    def labelled(self, labels: Labels) -> Batch:
+        """The same inputs with other labels."""
+        return Batch(self.inputs, labels)
+
+    def settled(self) -> Batch:
+        """The same, in memory."""
+        return self
+
+
+class _View(Batch):
+    """Items of other batches, which are brought together each time that they are read, and kept nowhere."""
+
+    _pieces: tuple[tuple[Batch, slice | Tensor], ...]
+    _own: tuple[Labels] | None
+
+    def __init__(self, pieces: Sequence[tuple[Batch, slice | Tensor]], own: tuple[Labels] | None = None):
+        """own: other labels than those of the items, in a tuple of one."""
+        object.__setattr__(self, "_pieces", tuple(pieces))
+        object.__setattr__(self, "_own", own)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        read = {id(of): of.inputs for of, _ in self._pieces}
+        if len(read) == len(self._pieces):
+            columns = zip(*([t[index] for t in read[id(of)]] for of, index in self._pieces), strict=True)
+            return tuple(column[0] if len(column) == 1 else torch.cat(column) for column in columns)
+        found = tuple(t.new_empty((len(self), *t.shape[1:])) for t in read[id(self._pieces[0][0])])
+        for one, tensors in read.items():  # each batch is read once, however many pieces of it there are
+            to, places, at = [], [], 0
+            for of, index in self._pieces:
+                count = _count(of, index)
+                if id(of) == one:
+                    to.append(torch.arange(at, at + count))
+                    places.append(_within(of, index))
+                at += count
+            for whole, t in zip(found, tensors, strict=True):
+                whole[torch.cat(to)] = t[torch.cat(places)]
+        return found
+
+    @property
+    def labels(self) -> Labels:
+        return self._own[0] if self._own else _cat([_pick(of.labels, index) for of, index in self._pieces])
+
+    def __len__(self) -> int:
+        return sum(_count(of, index) for of, index in self._pieces)
+
+    @property
+    def width(self) -> int:
+        return self._pieces[0][0].width
+
+    @property
+    def kinds(self) -> tuple:
+        known = self._pieces[0][0].kinds
+        return known if self._own is None else known[: self.width] + _kinds(self._own[0])
+
+    def whole(self) -> bool:
+        if self._own is not None:
+            _check_labels(self._own[0], len(self))
+        return len(self) > 0
+
+    def pick(self, index: slice | Tensor) -> Batch:
+        places = torch.arange(len(self))[index]
+        ends = torch.tensor(list(accumulate(_count(of, each) for of, each in self._pieces)))
+        which, counts = torch.unique_consecutive(torch.searchsorted(ends, places, right=True), return_counts=True)
+        pieces: list[tuple[Batch, slice | Tensor]] = []
+        for number, inside in zip(which.tolist(), places.split(counts.tolist()), strict=True):
+            of, each = self._pieces[number]
+            pieces.append((of, _within(of, each)[inside - (int(ends[number]) - _count(of, each))]))
+        return _View(pieces, None if self._own is None else (_pick(self._own[0], index),))
+
+    def view(self, index: slice | Tensor) -> Batch:
+        return self.pick(index)
+
+    def pieces(self) -> tuple[tuple[Batch, slice | Tensor], ...] | None:
+        return self._pieces
+
+    @property
+    def relabelled(self) -> bool:
+        return self._own is not None
+
+    def labelled(self, labels: Labels) -> Batch:
+        return _View(self._pieces, (labels,))
+
+    def settled(self) -> Batch:
+        return Batch(self.inputs, self.labels)
+
+
+class Later(Batch):
+    """A batch that is made each time that it is read, the same every time."""
+
+    _make: Callable[[], Batch]
+    _count: int
+    _width: int
+    _kinds: tuple
+
+    def __init__(self, make: Callable[[], Batch], like: Batch):
+        """like: what `make` gives."""
+        object.__setattr__(self, "_make", make)
+        object.__setattr__(self, "_count", len(like))
+        object.__setattr__(self, "_width", like.width)
+        object.__setattr__(self, "_kinds", like.kinds)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self._make().inputs
+
+    @property
+    def labels(self) -> Labels:
+        return self._make().labels
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def width(self) -> int:
+        return self._width
+
+    @property
+    def kinds(self) -> tuple:
+        return self._kinds
+
+    def whole(self) -> bool:
+        return self._make().whole()
+
+    def pick(self, index: slice | Tensor) -> Batch:
+        return _View(((self, index),))
+
+    def view(self, index: slice | Tensor) -> Batch:
+        return self.pick(index)
+
+    def pieces(self) -> tuple[tuple[Batch, slice | Tensor], ...] | None:
+        return ((self, slice(None)),)
+
+    def labelled(self, labels: Labels) -> Batch:
+        return _View(((self, slice(None)),), (labels,))
+
+    def settled(self) -> Batch:
+        return self._make()
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +219,10 @@ class Batches:
     parts: tuple[Batch, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(p for p in self.parts if _whole(p)))
+        object.__setattr__(self, "parts", tuple(p for p in self.parts if p.whole()))
         if not self.parts:
             raise DataError("The data is empty: no batch holds an item. Give at least one item.")
-        counts = sorted({len(p.inputs) for p in self.parts})
+        counts = sorted({p.width for p in self.parts})
         if len(counts) > 1:
             raise DataError(f"Batches have {counts} inputs; every batch must have the same number of inputs.")
 
@@ -82,7 +248,7 @@ class Batches:
         """The same items in the same order, `size` at a time; a batch also ends where the items' shape changes."""
         if size < 1:
             raise DataError(f"A batch of {size} items was asked for; it must hold at least 1.")
-        alike = groupby(self.parts, key=_item_shapes)
+        alike = groupby(self.parts, key=lambda part: part.kinds)
         return Batches(tuple(batch for _, run in alike for batch in _regroup(list(run), size)))
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Batches, Batches]:
@@ -104,10 +270,10 @@ class Batches:
         found = []
         alike: dict[tuple, list[Batch]] = {}
         for part in self.parts:
-            alike.setdefault(_item_shapes(part), []).append(part)
+            alike.setdefault(part.kinds, []).append(part)
         for parts in alike.values():
             order = torch.randperm(sum(map(len, parts)), generator=drawn)
-            found += [whole.pick(order) for whole in _regroup(parts, len(order))]
+            found += [whole.pick(order).settled() for whole in _regroup(parts, len(order))]
         return Batches(tuple(found)).rebatch(size)
 
     def copied(self) -> Batches:
@@ -117,7 +283,7 @@ class Batches:
 
     def relabel(self, label: Callable[[Batch], Labels]) -> Batches:
         """The same inputs, each batch with the labels that `label` gives it."""
-        return Batches(tuple(Batch(p.inputs, label(p)) for p in self.parts))
+        return Batches(tuple(p.labelled(label(p)) for p in self.parts))
 
     def digest(self) -> str:
         """sha256 of the items, in order, whatever the batches they come in."""
@@ -144,16 +310,17 @@ class Batches:
 
     def check(self, name: str = "data") -> None:
         """Raise `DataError` that says where, if an input holds NaN or Inf, or if all items are zero."""
-        for i in range(len(self.parts[0].inputs)):
-            tensors = [p.inputs[i] for p in self.parts]
-            for number, tensor in enumerate(tensors):
+        for i in range(self.parts[0].width):
+            alive = False
+            for number, tensor in enumerate(p.inputs[i] for p in self.parts):
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise DataError(_not_finite(name, i, number, tensor))
-            if tensors[0].is_floating_point() and not any(bool(t.any()) for t in tensors):
+                alive = alive or not tensor.is_floating_point() or bool(tensor.any())
+            if not alive:
                 raise DataError(f"All {len(self)} items of the {name} are zero in input {i}; give real data.")
 
     def _where(self, masks: Sequence[Tensor]) -> Batches:
-        chosen = (p.pick(m.nonzero().flatten()) for p, m in zip(self.parts, masks, strict=True))
+        chosen = (p.view(m.nonzero().flatten()) for p, m in zip(self.parts, masks, strict=True))
         return Batches(tuple(chosen))
 
 
@@ -189,17 +356,24 @@ def _whole(part: Batch) -> bool:
                 f"Input {i} of a batch has the shape {tuple(tensor.shape)} where input 0 has {first}; "
                 "the first axis of every input must be the items of the batch."
             )
-    for name, leaf in _leaves("labels", part.labels):
-        single = isinstance(leaf, Tensor) and leaf.ndim == 0
-        if single or len(leaf) != len(part):
-            seen = "a single value" if single else f"{len(leaf)} entries"
-            raise DataError(f"A batch of {len(part)} items has {name} with {seen}; give one label per item.")
+    _check_labels(part.labels, len(part))
     return len(part) > 0
 
 
-def _item_shapes(part: Batch) -> tuple:
-    leaves = [leaf for _, leaf in _leaves("", part.labels)]
-    return tuple((t.dtype, tuple(t.shape[1:])) if isinstance(t, Tensor) else None for t in [*part.inputs, *leaves])
+def _check_labels(labels: Labels, items: int) -> None:
+    for name, leaf in _leaves("labels", labels):
+        single = isinstance(leaf, Tensor) and leaf.ndim == 0
+        if single or len(leaf) != items:
+            seen = "a single value" if single else f"{len(leaf)} entries"
+            raise DataError(f"A batch of {items} items has {name} with {seen}; give one label per item.")
+
+
+def _kind(value: Any) -> tuple | None:
+    return (value.dtype, tuple(value.shape[1:])) if isinstance(value, Tensor) else None
+
+
+def _kinds(labels: Labels) -> tuple:
+    return tuple(_kind(leaf) for _, leaf in _leaves("", labels))
 
 
 def _regroup(parts: list[Batch], size: int) -> Iterator[Batch]:
@@ -220,11 +394,28 @@ def _regroup(parts: list[Batch], size: int) -> Iterator[Batch]:
 def _join(pieces: list[Batch]) -> Batch:
     if len(pieces) == 1:
         return pieces[0]
+    views = [p.pieces() for p in pieces]
+    if any(views):
+        flat = [each for p, view in zip(pieces, views, strict=True) for each in view or ((p, slice(None)),)]
+        return _View(flat, (_cat([p.labels for p in pieces]),) if any(p.relabelled for p in pieces) else None)
     inputs = tuple(torch.cat(column) for column in zip(*(p.inputs for p in pieces), strict=True))
     return Batch(inputs, _cat([p.labels for p in pieces]))
 
 
+def _within(batch: Batch, index: slice | Tensor) -> Tensor:
+    """The places of the items of `batch` at `index`."""
+    return torch.arange(len(batch))[index]
+
+
+def _count(batch: Batch, index: slice | Tensor) -> int:
+    if isinstance(index, slice):
+        return len(range(*index.indices(len(batch))))
+    return int(index.sum()) if index.dtype == torch.bool else len(index)
+
+
 def _cat(labels: list[Labels]) -> Labels:
+    if len(labels) == 1:
+        return labels[0]
     first = labels[0]
     if isinstance(first, Tensor):
         return torch.cat(labels)

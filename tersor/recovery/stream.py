@@ -54,16 +54,16 @@ class Stream:
         epoch, at = divmod(step, self.steps)
         part, index = self._order(epoch)[at]
         whole = self._parts[part]
-        batch = whole.pick(sent(index, whole.inputs[0].device))
+        batch = whole.pick(index if self._apart else sent(index, whole.inputs[0].device))
         if self.augment is not None:
             drawn = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
             batch = Batch(tuple(self.augment(batch.inputs, drawn)), batch.labels)
         first = sum(len(each) for each in self._parts[:part])
-        return batch, index + first
+        return batch.settled(), index + first
 
     def run(self, first: int, last: int) -> Iterator[tuple[int, Batch, Tensor]]:
         """Steps `first` to `last` (without it), made ahead by the workers, in order."""
-        if self._parts[0].inputs[0].device.type != "cpu":
+        if not self._apart:
             yield from ((step, *self.batch(step)) for step in range(first, last))
             return
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
@@ -78,6 +78,11 @@ class Stream:
     @property
     def _parts(self) -> Sequence[Batch]:
         return getattr(self, "_whole")  # noqa: B009 - set once, in __post_init__
+
+    @property
+    def _apart(self) -> bool:
+        """Whether the data is where it was read, and not on another device."""
+        return self._parts[0].pieces() is not None or self._parts[0].inputs[0].device.type == "cpu"
 
     @property
     def _full(self) -> bool:

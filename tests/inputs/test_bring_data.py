@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tersor.errors import DataError, DataWarning
-from tersor.graph.model import Model
+from tersor.graph.model import Model, capture
 from tersor.inputs import data
 from tersor.inputs.models import bring, captured
-from tersor.measuring.batches import Batches
+from tersor.measuring.batches import Batches, Later
 
 
 class Two(nn.Module):
@@ -348,3 +348,25 @@ def test_few_items_far_larger_than_the_others_are_named(one: Model) -> None:
         warnings.simplefilter("error", DataWarning)
         found = opened(list(images.split(20)), one)
     assert data.without_outliers(found) is found
+
+
+def test_what_is_too_large_for_memory_lies_on_disk_and_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loader that reuses its buffer, read with almost nothing in memory, gives what it gives with all of it there."""
+    net = nn.Linear(300, 4)
+    model = capture(net, (torch.randn(2, 300),))
+
+    def loader() -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+        buffer, drawn = torch.empty(90, 300), torch.Generator().manual_seed(0)
+        for i in range(6):
+            buffer.normal_(generator=drawn)
+            yield buffer, np.arange(90) + i
+
+    usual = data.batches(data.bring(loader), model)
+    monkeypatch.setattr(data, "RESIDENT", 0)
+    source = data.bring(loader)
+    assert source.on_disk
+    streamed = data.batches(source, model)
+    assert all(isinstance(batch, Later) for batch in streamed)
+    for one, other in zip((usual, *usual.split(0.3)), (streamed, *streamed.split(0.3)), strict=True):
+        assert one.digest() == other.digest()
+        assert len(one) == len(other)
