@@ -95,14 +95,16 @@ class CellFit:
         return wrong
 
     def _matrix(self, name: str, bias: str | None, read: Sequence[Tensor], wanted: Sequence[Tensor]) -> Weight:
-        parts: tuple[list[Moments], list[Moments]] = ([], [])
+        sums: list[Moments | None] = [None, None]
         differing: list[Scatter] = []
         for x, t, held in zip(read, wanted, self._held, strict=True):
             x, t = self._sampled(x, t)
-            parts[held].append(moments(x, t))
+            more, before = moments(x, t), sums[held]
+            sums[held] = more if before is None else before.add_(more)
             differing += [] if held else [scatter(x, len(x))]
-        fit = reduce(add, parts[0])
-        check = reduce(add, parts[1]) if parts[1] else fit
+        fit, check = sums
+        assert fit is not None  # the first piece is always fitted to
+        check = fit if check is None else check
         value = self._now.tensor(name)
         offset = torch.zeros(len(value)) if bias is None else self._now.tensor(bias)
         w, biased = torch.cat([value, offset[:, None]], 1).double()[None], bias is not None

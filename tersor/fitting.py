@@ -290,15 +290,17 @@ class _Walk:
 
     def _moments(self, matrix: Matrix, here: Here) -> tuple[Moments, Moments, Scatter]:
         """Of the items that are fitted to, of those held out, and how the former differ."""
-        parts: list[list[Moments]] = [[], []]
+        sums: list[Moments | None] = [None, None]  # of what is fitted to, and of what is held out
         differing: list[Scatter] = []
         for i, (x, y) in enumerate(zip(here.current, here.wanted, strict=True)):
             at = sampled(matrix, x.shape, self._places)
             rows, held = rows_of(matrix, x, at), _held_out(i, len(here.current))
-            parts[held].append(moments(rows, outputs_of(matrix, y, at)))
+            more, before = moments(rows, outputs_of(matrix, y, at)), sums[held]
+            sums[held] = more if before is None else before.add_(more)
             differing += [] if held else [scatter(rows, len(x))]
-        fit = reduce(add, parts[0])  # the first piece is always fitted to
-        return fit, reduce(add, parts[1]) if parts[1] else fit, reduce(add, differing)
+        fit, check = sums
+        assert fit is not None  # the first piece is always fitted to
+        return fit, fit if check is None else check, reduce(add, differing)
 
     def _judge(self, original: Sequence[Any], now: Sequence[Any]) -> float:
         judged = [i for i in range(len(self._pieces)) if _held_out(i, len(self._pieces))] or range(len(self._pieces))

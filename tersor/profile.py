@@ -243,7 +243,7 @@ class _Pass:
             gradient = self._gradient.get(matrix.name)
             rows = matrix.shape[1] * matrix.groups if _transposed(matrix) else matrix.shape[0]
             found[matrix.name] = Facts(
-                shrunk(gram / self._positions[matrix.name], self._scatters[matrix.name])
+                shrunk(gram.div_(self._positions[matrix.name]), self._scatters[matrix.name])
                 if gram is not None
                 else torch.zeros(matrix.groups, 0, 0),
                 self._mean_fisher(matrix.name, rows),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tersor.memory import is_memory, trim
 
-RESIDENT = 256 << 20
+RESIDENT = 128 << 20
 """Bytes of a shelf that stay in memory."""
 _LEAST = 1 << 16  # bytes, below which a tensor is worth no file
 T = TypeVar("T")

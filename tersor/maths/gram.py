@@ -76,6 +76,6 @@ def shrunk(gram: Tensor, seen: Scatter) -> Tensor:
     if not bool(share.any()):
         return gram
     out = gram.clone()
-    pull = torch.diag_embed((trace / c)[:, None].expand(-1, c)) - covariance
-    out[:, :-1, :-1] += share[:, None, None] * pull
+    pull = torch.diag_embed((trace / c)[:, None].expand(-1, c)).sub_(covariance)
+    out[:, :-1, :-1] += pull.mul_(share[:, None, None])
     return out

@@ -35,6 +35,13 @@ class Moments:
         )
         return Moments(gram, cross, power, total)
 
+    def add_(self, other: Moments) -> Moments:
+        """The same sum, in the place of these."""
+        total = self.count + other.count
+        for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
+            mine.lerp_(theirs, other.count / total)
+        return Moments(*self._tensors(), total)
+
     def to(self, dtype: torch.dtype) -> Moments:
         """The same in other floats."""
         return Moments(self.gram.to(dtype), self.cross.to(dtype), self.power.to(dtype), self.count)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import StorageError
+from tersor.maths.bits import raw
 from tersor.shelf import Shelf
 from tersor.store.files import atomic_write, forget
 
@@ -213,10 +214,10 @@ def _read(file: IO[bytes], size: int, key: str) -> Entry:
         if min(shape, default=0) < 0 or part["data_offsets"] != [at, at + nbytes] or at + nbytes > left:
             raise ValueError("a tensor does not lie where it should")
         tensor = torch.empty(shape, dtype=kind)
-        raw = _raw(tensor)
-        if file.readinto(raw) != nbytes:  # type: ignore[attr-defined]
+        place = _raw(tensor)
+        if file.readinto(place) != nbytes:  # type: ignore[attr-defined]
             raise ValueError("the file is too short")
-        found.update(raw)
+        found.update(place)
         tensors[name] = tensor
         at += nbytes
     if at != left or metadata[_MARK] != key or metadata["sha256"] != found.hexdigest():
@@ -225,7 +226,7 @@ def _read(file: IO[bytes], size: int, key: str) -> Entry:
 
 
 def _raw(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return raw(tensor.cpu()).numpy().data
 
 
 def _short(cause: Exception) -> str:
