@@ -46,9 +46,9 @@ class Room:
         if needed > left:
             whose = "the memory limit" if self.limit is not None else "the memory of this machine or container"
             raise InputError(
-                f"The model has {_size(model)} of weights, and the work on it takes about {_size(needed)} more than the "
-                f"{_size(held())} that are in use; {whose} leaves {_size(left)}. Allow at least "
-                f"{_size(held() + needed)}, or bring a smaller model."
+                f"The model has {written(model)} of weights, and the work on it takes about {written(needed)} more than the "
+                f"{written(held())} that are in use; {whose} leaves {written(left)}. Allow at least "
+                f"{written(held() + needed)}, or bring a smaller model."
             )
 
 
@@ -177,5 +177,6 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def _size(count: int) -> str:
+def written(count: int) -> str:
+    """Bytes in MB or GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

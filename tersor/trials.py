@@ -19,6 +19,7 @@ from tersor.inputs.job import Job
 from tersor.measuring.batches import Batches
 from tersor.measuring.clock import Contender, Race, race
 from tersor.measuring.metrics import Drop, Metric, Predict, Score, drop, predictor
+from tersor.memory import CONTAINER, Room
 from tersor.plan import Plan
 from tersor.scratch import full_disk, room
 from tersor.target import Audit, Compressed, Dynamic, Runner, Target
@@ -107,6 +108,7 @@ class Workbench:
                 behind=behind,
                 starts=starts,
                 failures=failures,
+                room=self.job.room,
             )
             self._races.append((monotonic() - self._started) / starts)
         finally:
@@ -129,7 +131,9 @@ class Workbench:
         pair = [self.trials[name], probe]
         threads, scratch = self.job.threads, self.scratch
         try:
-            race = time_side_by_side(pair, self._batch, threads=threads, rounds=rounds, scratch=scratch)
+            race = time_side_by_side(
+                pair, self._batch, threads=threads, rounds=rounds, scratch=scratch, room=self.job.room
+            )
         except TargetError:
             return None
         return race.median(probe.name) / race.median(name)
@@ -296,10 +300,11 @@ def time_side_by_side(
     behind: float | None = None,
     starts: int = 1,
     failures: dict[str, str] | None = None,
+    room: Room = CONTAINER,
 ) -> Race:
     """Race the trials on one batch, each in a process of its own; the first is raced against itself as a control.
 
-    failures: as for `race`.
+    failures, room: as for `race`.
     """
     example = scratch / f"batch{len(inputs[0])}.npz"
     save_arrays(example, {f"{i:03d}": array for i, array in enumerate(inputs)})
@@ -318,7 +323,14 @@ def time_side_by_side(
     ]
     control = contenders[0].name
     return race(
-        contenders, rounds=rounds, control=control, threads=threads, behind=behind, starts=starts, failures=failures
+        contenders,
+        rounds=rounds,
+        control=control,
+        threads=threads,
+        behind=behind,
+        starts=starts,
+        failures=failures,
+        room=room,
     )
 
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from tersor import deadline
 from tersor.errors import InputError, TargetError
-from tersor.measuring.process import Process
+from tersor.measuring.process import Process, Watch
+from tersor.memory import CONTAINER, Room
 from tersor.report import Interval
 
 ENOUGH = 5  # rounds that tell the hopeless
@@ -119,6 +120,7 @@ def race(
     behind: float | None = None,
     starts: int = 1,
     failures: dict[str, str] | None = None,
+    room: Room = CONTAINER,
 ) -> Race:
     """Time the contenders against each other.
 
@@ -130,6 +132,7 @@ def race(
     timeout: seconds for one contender to load and warm up, or for one turn. turn: seconds that one turn lasts at least.
     Under a deadline (`tersor.deadline`) it ends early, with at least 5 rounds, or raises `TimeUp`.
     failures: takes up who failed and why, while the others go on, another in the place of a control that is out.
+    room: the memory that there is; where all together hold more, the one that holds most fails.
     Raises `TargetError` with the end of its stderr where a contender fails and there is no `failures`, or nobody is left.
     """
     _check(contenders, control)
@@ -141,7 +144,7 @@ def race(
     made, begin = 0, time.monotonic()
     while made < starts and (not made or deadline.left() > 1.2 * (time.monotonic() - begin) / made):
         near = list(contenders) if not samples or behind is None else _near(contenders, samples, behind)
-        field = _Field(near, control, threads, timeout, tuple(cores), turn, failures)
+        field = _Field(near, control, threads, timeout, tuple(cores), turn, failures, Watch(room))
         made += 1
         try:
             with field.started() as processes:
@@ -212,12 +215,13 @@ class _Field:
         cores: tuple[int, ...],
         turn: float,
         failures: dict[str, str] | None,
+        watch: Watch,
     ):
         names = [c.name for c in contenders]
         self.control = control if control is None or control in names or not names else names[0]
         self._contenders = contenders
         self._threads, self._timeout, self._cores, self._turn = threads, timeout, cores, turn
-        self._failures = failures
+        self._failures, self._watch = failures, watch
         self._processes: dict[str, Process] = {}
 
     @contextmanager
@@ -256,7 +260,8 @@ class _Field:
                 raise
 
     def _load(self, stack: ExitStack, name: str, contender: Contender) -> None:
-        process = self._processes[name] = Process(name, self._threads, self._timeout)
+        process = self._processes[name] = Process(name, self._threads, self._timeout, self._watch)
+        self._watch.add(process)
         stack.callback(process.end)
         with self.watched(name):
             order = {"make": contender.make, "arguments": dict(contender.arguments), "cores": self._cores}

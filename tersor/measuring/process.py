@@ -14,6 +14,7 @@ from typing import Any
 
 from tersor import deadline
 from tersor.errors import TargetError
+from tersor.memory import Room, free, held, written
 
 _THREADS = (
     "OMP_NUM_THREADS",
@@ -24,18 +25,44 @@ _THREADS = (
     "TBB_NUM_THREADS",
 )
 
+_LOOK = 0.2
+"""Seconds between two looks at how much memory the processes hold."""
+_RESERVE = 64 << 20
+"""Bytes that must stay free, so that it is not the system that ends a process, and perhaps this one."""
 _NOT_STARTED = "could not be started"
 _SETTLE = 0.02
 """Seconds left to a finished turn's spinning threads where a process cannot be stopped."""
 
 
+class Watch:
+    """Ends the process that holds most where all of them, with this one, hold more than `room` has."""
+
+    def __init__(self, room: Room):
+        self._room = room
+        self._processes: list[Process] = []
+
+    def add(self, process: Process) -> None:
+        self._processes.append(process)
+
+    def look(self) -> None:
+        """Called while one of them is waited for."""
+        together = {process: process.held for process in self._processes}
+        left = free() - _RESERVE
+        if self._room.limit is not None:
+            left = min(left, self._room.limit - held() - sum(together.values()))
+        largest = max(together, key=lambda process: together[process], default=None)
+        if left < 0 and largest is not None and together[largest]:
+            largest.end_for_memory(max(0, together[largest] + left))
+
+
 class Process:
     """One contender's process. `load`, `loaded`, `warm_up`, then `turn` as often as wanted, then `end`, whatever happened."""
 
-    def __init__(self, name: str, threads: int, timeout: float):
+    def __init__(self, name: str, threads: int, timeout: float, watch: Watch | None = None):
         self.name = name
         self.memory = 0
-        self._timeout = timeout
+        self._timeout, self._watch = timeout, watch
+        self._over = ""
         self._calls = 1
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._rest = b""
@@ -49,6 +76,16 @@ class Process:
             env=_environment(threads),
             start_new_session=True,  # its own group: workers that it starts are stopped and ended with it
         )
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that it holds now; 0 where it has ended."""
+        return 0 if self._ended or self._over else held(self._process.pid)
+
+    def end_for_memory(self, limit: int) -> None:
+        """End it because it holds more memory than there is for it; whoever waits for it hears so."""
+        self._over = f"it took {written(self.held)} of memory, where {written(limit)} were left for it, and was ended."
+        self._signal(signal.SIGKILL)
 
     def load(self, order: dict[str, Any]) -> None:
         """Begin to load and to make a first call; `loaded` waits for it. Raises `TargetError`."""
@@ -112,8 +149,13 @@ class Process:
         source = self._process.stdout.fileno()
         end = time.monotonic() + min(self._timeout, deadline.left())
         while b"\n" not in self._rest:
-            ready, _, _ = select.select([source], [], [], max(0.0, end - time.monotonic()))
+            patience = max(0.0, end - time.monotonic())
+            ready, _, _ = select.select([source], [], [], min(_LOOK, patience))
             if not ready:
+                if self._watch is not None:
+                    self._watch.look()
+                if patience > _LOOK:
+                    continue
                 deadline.check()
                 raise TimeoutError
             read = os.read(source, 65536)
@@ -140,6 +182,8 @@ class Process:
             return
 
     def _how_it_ended(self) -> str:
+        if self._over:
+            return self._over
         try:
             code = self._process.wait(5)
         except subprocess.TimeoutExpired:

@@ -80,3 +80,12 @@ def threads_of_openmp(wanted: str) -> Callable[[], object]:
     if seen != wanted:
         raise ValueError(f"OMP_NUM_THREADS is {seen}")
     return lambda: None
+
+
+def hungry(nbytes: int) -> Callable[[], object]:
+    """Takes memory, a little more every time, and keeps it."""
+    taken = []
+    while sum(map(len, taken)) < nbytes:
+        taken.append(b"x" * (1 << 24))
+        time.sleep(0.02)
+    return lambda: len(taken)

@@ -14,6 +14,7 @@ import pytest
 
 from tersor.errors import InputError, TargetError
 from tersor.measuring.clock import AGAIN, Contender, Race, race
+from tersor.memory import Room, held
 
 HERE = str(Path(__file__).parent)
 
@@ -229,3 +230,22 @@ def test_faster_is_said_only_beyond_the_clocks_own_error() -> None:
     noisy = Race(samples, "a", (0.0, 0.0), 2)
     assert noisy.verdict("fast", "a") == "no difference"
     assert noisy.verdict("fastest", "a") == "faster"
+
+
+def test_who_takes_more_memory_than_there_is_is_out_with_the_reason() -> None:
+    failures: dict[str, str] = {}
+    room = Room(held() + (150 << 20))
+    result = race(
+        [contender("adder", n=2000), contender("hungry", nbytes=2 << 30)], rounds=5, failures=failures, room=room
+    )
+    assert list(failures) == ["hungry"]
+    assert "MB of memory, where" in failures["hungry"]
+    assert "were left for it, and was ended" in failures["hungry"]
+    assert list(result.samples) == ["adder"]
+
+
+def test_memory_that_is_there_is_no_reason() -> None:
+    failures: dict[str, str] = {}
+    room = Room(held() + (1 << 30))
+    race([contender("adder", n=2000), contender("hungry", nbytes=1 << 26)], rounds=5, failures=failures, room=room)
+    assert not failures
