@@ -69,13 +69,13 @@ def int8(key: str, seed: int) -> Compressed:
     from tersor.fitting import Decisions, fit
     from tersor.inputs import models
     from tersor.rewrites.fold_norms import fold_norms
-    from tersor.search import TECHNIQUE
+    from tersor.search import technique
     from tersor.site import matrices
 
     inputs = [(x,) for x, _ in batches(key, "search")[: PROFILE_ITEMS // _BATCH]]
     folded = fold_norms(models.captured(models.bring(zoo.module(key)), (inputs[0], {})))
     model, profile = prepared(folded, inputs, seed)
-    decisions = Decisions(keep={}, techniques={m.name: TECHNIQUE for m in matrices(model)}, feeds="static")
+    decisions = Decisions(keep={}, techniques={m.name: technique() for m in matrices(model)}, feeds="static")
     return fit(model, inputs[: QUANTISING_ITEMS // _BATCH], profile, decisions, seed=seed)
 
 

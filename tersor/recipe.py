@@ -48,6 +48,7 @@ class Recipe:
     threads: int
     recover: Mapping[str, Any] | None = None  # how it was trained afterwards: the words of a `Recovery`
     data: Mapping[str, str] | None = None  # hashes of the items in any order, and of those calibrated on in theirs
+    unchanged: bool = False  # not even the lossless rewrites were made
 
     def to_yaml(self) -> str:
         """The file's text; the same recipe gives the same text."""
@@ -63,6 +64,7 @@ class Recipe:
             "threads": self.threads,
         }
         found |= {} if self.data is None else {"data": dict(self.data)}
+        found |= {"unchanged": True} if self.unchanged else {}
         found |= {} if self.decisions is None else plain(self.decisions)
         return found if self.recover is None else found | {"recover": dict(self.recover)}
 
@@ -132,6 +134,7 @@ def read_recipe(text: str, allow_code: bool = False) -> Recipe:
             _whole(written, "threads", 0, 2**16),
             _recover(written.get("recover"), allow_code),
             _hashes(written.get("data")),
+            written.get("unchanged", False) is True,
         )
     except RecipeError:
         raise

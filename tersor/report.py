@@ -7,13 +7,13 @@ and `to_text` are the table that a terminal shows. Seconds, bytes and shares are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from tersor.records import plain, record
-from tersor.units import count, ms, number, points, quantity, size, spread
+from tersor.units import count, ms, number, points, quantity, signed, size, spread
 
 _UNLIKE = 0.95  # of a cosine: less is worth a word
 
@@ -153,7 +153,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Share:
-    """Seconds of one call that a layer or a kind of operator takes, before and after."""
+    """What part of the multiply-adds of the original a layer takes, before and after."""
 
     name: str
     before: float | None
@@ -206,7 +206,9 @@ class Report:
 
     metric: its name; lower: less is better. drop: the sentence that says by how much it fell. budget: what may be
     lost, as a sentence; limit: the same as a number, in absolute points or relative as `drop` says.
-    ratio: time after / time before; noise: the same of one file against itself. target: what was chosen, its `repr`.
+    ratio: time after / time before; noise: the same of one file against itself. unchanged: the model as it was brought, in the
+    runtime of `after`, where that is another file; runtime: its time / time before, what the runtime gave; compression: time
+    after / its time, what compression gave; each with its verdict. target: what was chosen, its `repr`.
     cost: what it took to compress, "seconds" and "bytes" (peak memory). load: the machine's load average.
     """
 
@@ -227,7 +229,13 @@ class Report:
     target: str = ""
     tried: tuple[Tried, ...] = ()
     layers: tuple[Layer, ...] = ()
-    time: tuple[Share, ...] = ()
+    unchanged: Figures | None = None
+    runtime: Interval | None = None
+    runtime_verdict: str = ""
+    compression: Interval | None = None
+    compression_verdict: str = ""
+    time: tuple[Share, ...] = ()  # of reports made before 0.2: seconds, shared out by multiply-adds
+    work: tuple[Share, ...] = ()
     regression: Regression | None = None
     outputs: tuple[Watched, ...] = ()
     training: tuple[Course, ...] = ()
@@ -251,32 +259,43 @@ class Report:
         """The report `to_json` gave. Raises `ArtifactError` where a field is missing, unknown or of a wrong type."""
         return cast(Report, record(Report, content, "report"))
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """(what, before, after, change) of the before/after table."""
-        b, a = self.before, self.after
-        return [
-            *self._score_rows(),
-            (self._time_name(), _spread(b.seconds), _spread(a.seconds), self.speed()),
-            ("bytes", *_both(b.nbytes, a.nbytes, size), _times(b.nbytes, a.nbytes, "smaller", "larger")),
-            ("multiply-adds", *_both(b.macs, a.macs, count), _times(b.macs, a.macs, "fewer", "more")),
-            (
-                "parameters",
-                *_both(b.parameters, a.parameters, count),
-                _times(b.parameters, a.parameters, "fewer", "more"),
-            ),
-            ("peak memory", *_both(b.memory, a.memory, size), _times(b.memory, a.memory, "less", "more")),
+    def heads(self) -> tuple[str, ...]:
+        """What stands above the columns of `rows`."""
+        middle = () if self.unchanged is None else (f"unchanged in {self.unchanged.name.partition(' (')[0]}",)
+        return "", self.before.name, *middle, self.after.name, "" if self.unchanged is None else "by compression"
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """(what, before, unchanged, after, change) of the table, without the third where there is no `unchanged`; the change is
+        from the one before `after`. Rows of which nothing is known are left out.
+        """
+        seen = [self.before, *([] if self.unchanged is None else [self.unchanged]), self.after]
+        b, a = seen[-2:]
+        found: list[tuple[str, ...]] = [
+            *self._score_rows(len(seen)),
+            (self._time_name(), *(_spread(f.seconds) for f in seen), self._gained()),
+            ("bytes", *(size(f.nbytes) for f in seen), _times(b.nbytes, a.nbytes, "smaller", "larger")),
+            ("multiply-adds", *(count(f.macs) for f in seen), _times(b.macs, a.macs, "fewer", "more")),
+            ("parameters", *(count(f.parameters) for f in seen), _times(b.parameters, a.parameters, "fewer", "more")),
+            ("peak memory", *(size(f.memory) for f in seen), _times(b.memory, a.memory, "less", "more")),
         ]
+        return [row for row in found if any(row[1:-1])]
 
     def speed(self) -> str:
         """The ratio of times in words, such as "1.78x faster [1.70, 1.85]"; "" where none was measured."""
-        if self.ratio is None:
+        return faster(self.ratio, self.verdict)
+
+    def shares(self) -> str:
+        """What of the speed the runtime gave and what compression did, as a sentence; "" where they are not known apart."""
+        if self.unchanged is None or self.runtime is None or self.compression is None:
             return ""
-        r = self.ratio
-        if not r.excludes(1.0) or self.verdict == "no difference":
-            return f"no measurable difference [{1 / r.high:.2f}x, {1 / r.low:.2f}x]"
-        if r.value < 1:
-            return f"{1 / r.value:.2f}x faster [{1 / r.high:.2f}, {1 / r.low:.2f}]"
-        return f"{r.value:.2f}x slower [{r.low:.2f}, {r.high:.2f}]"
+        return (
+            f"Over {self.before.name}: {self.speed()}. The runtime alone, with the unchanged model, gave: "
+            f"{faster(self.runtime, self.runtime_verdict)}; compression gave: "
+            f"{faster(self.compression, self.compression_verdict)}."
+        )
+
+    def _gained(self) -> str:
+        return self.speed() if self.unchanged is None else faster(self.compression, self.compression_verdict)
 
     def executed(self) -> str:
         """Such as "18 of 21 heavy operators ran in int8; 3 in f32 (...)"; "" without an audit."""
@@ -290,11 +309,11 @@ class Report:
 
     def to_text(self) -> str:
         """The before/after table and what else fits a terminal, as plain text."""
-        table = [("", self.before.name, self.after.name, ""), *(row for row in self.rows() if row[1] or row[2])]
-        widths = [max(len(row[i]) for row in table) for i in range(4)]
+        table = [self.heads(), *self.rows()]
+        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
         lines.insert(1, "-" * max(len(line) for line in lines))
-        said = [self.drop, self.executed(), *(f"Warning: {w}" for w in self.warnings), *self.notes]
+        said = [self.drop, self.shares(), self.executed(), *(f"Warning: {w}" for w in self.warnings), *self.notes]
         return "\n".join([*lines, "", *(s for s in said if s)]).rstrip() + "\n"
 
     def to_html(self) -> str:
@@ -302,18 +321,26 @@ class Report:
         from jinja2 import Environment, StrictUndefined
 
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        environment.filters.update(ms=ms, size=size, count=count, points=points, number=number, quantity=quantity)
+        environment.filters.update(
+            ms=ms, size=size, count=count, points=points, number=number, quantity=quantity, signed=signed
+        )
         template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
         curves = [(course, _line(course.losses), _line(course.judged)) for course in self.training]
-        return template.render(r=self, scatter=_scatter(self), classes=_class_bars(self), curves=curves)
+        return template.render(r=self, faster=faster, scatter=_scatter(self), classes=_class_bars(self), curves=curves)
 
-    def _score_rows(self) -> list[tuple[str, str, str, str]]:
+    def _score_rows(self, columns: int) -> list[tuple[str, ...]]:
         found = []
         for entry, after in self.after.score.items():
             before = self.before.score.get(entry)
             name = f"{self.metric}[{entry}]" if entry else self.metric
-            change = "" if before is None else f"{after - before:+.4g}"
-            found.append((name, "" if before is None else number(before), number(after), change))
+            change = (
+                ""
+                if before is None
+                else "the same"
+                if abs(after - before) <= 1e-9 * abs(before)
+                else f"{after - before:+.4g}"
+            )
+            found.append((name, *([number(before)] * (columns - 1)), number(after), change))
         return found
 
     def _time_name(self) -> str:
@@ -324,16 +351,24 @@ def _spread(seconds: Interval | None) -> str:
     return "" if seconds is None else spread(seconds.low, seconds.value, seconds.high)
 
 
-def _both(before: float | None, after: float | None, shown: Callable[[float | None], str]) -> tuple[str, str]:
-    return shown(before), shown(after)
+def faster(ratio: Interval | None, verdict: str) -> str:
+    """A ratio of times (below 1: faster) in words, factor and interval in the same unit: "1.78x faster [1.70, 1.85]"."""
+    if ratio is None:
+        return ""
+    if not ratio.excludes(1.0) or verdict == "no difference":
+        return f"no measurable difference [{1 / ratio.high:.2f}x, {1 / ratio.low:.2f}x]"
+    if ratio.value < 1:
+        return f"{1 / ratio.value:.2f}x faster [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}]"
+    return f"{ratio.value:.2f}x slower [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
 def _times(before: float | None, after: float | None, less: str, more: str) -> str:
     if not before or not after:
         return ""
-    if before == after:
+    times, word = (before / after, less) if after < before else (after / before, more)
+    if times == 1:
         return "the same"
-    return f"{before / after:.2f}x {less}" if after < before else f"{after / before:.2f}x {more}"
+    return f"{times:.2f}x {word}" if times >= 1.005 else f"{100 * (times - 1):.1g} % {word}"
 
 
 def _reasons(operators: list[Executed]) -> list[str]:

@@ -5,7 +5,8 @@
    linear layers do most of the work, int8 is also tried with grids made at run time (dynamic feeds).
 2. *Ladder*: a planner decides per layer and per group under a budget of seconds. Where all-int8 keeps the promise the rungs
    go down (narrower layers), else up (some layers back in float), until the promise breaks or holds.
-3. *Choice*: the fastest trial that keeps the promise is raced once more, longer, against the original.
+3. *Choice*: the fastest trial that keeps the promise is raced once more, longer, against the unchanged model in its own
+   runtime, in ONNX Runtime and in torch.
 
 What fails (an export, a fit, a race, a file that cannot be judged) is noted with its reason, and the search goes on without it.
 """
@@ -13,12 +14,13 @@ What fails (an export, a fit, a race, a file that cannot be judged) is noted wit
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf, prod
 
+from tersor import choice
 from tersor.calibrated import Calibrated
 from tersor.deadline import TimeUp, until
 from tersor.errors import BudgetError, DataWarning, RecipeError, TargetError, TersorError, reason
@@ -46,22 +48,22 @@ from tersor.techniques.gptq import GPTQ
 from tersor.techniques.rounding import Rounding
 from tersor.trials import Candidate, Trial, Workbench
 
-TECHNIQUE = GPTQ(bits=weight_bits())
 LOOKED_UP = Rounding(8)  # embeddings: no kernel multiplies by them
 LARGE = 1 << 16  # values, from which on an embedding is worth it
 BOLDER = (0.85, 0.7, 0.55, 0.4)  # of the seconds with everything in int8
 LIMITS = (0.25, 0.375, 0.5, 0.625, 0.75)  # of its width that a group keeps at least
 GENTLER = (0.1, 0.25, 0.5, 0.75)  # of the way back from int8 to float
 ORIGINAL = "original (torch eager)"
+BASELINE = ("onnxruntime", FLOAT)
 STEPS = ("int8 and compiled files", "plans that mix precisions and widths")
 ROUNDS = 20
 FINAL_ROUNDS = 60
 STARTS = 3  # of the last race, each with new processes: one that was unlucky may be a tenth slower all its life
 NEAR = 1.2  # times the fastest: what may turn out to be the fastest in the last race
-EVEN = 1.05  # times the fastest, and no race can tell: as fast
+REPEATS = 2  # of the last race, where a file was not as fast as itself
 _NARROW = (
-    f"int8 weights lie on {weight_bits()}-bit grids: this processor has no VNNI, its integer kernels add products in 16 bits, "
-    "and wider weights overflow there."
+    "int8 weights lie on {bits}-bit grids: this processor has no VNNI, its integer kernels add products in 16 bits, and wider "
+    "weights overflow there."
 )
 BEHIND = 2.0  # times the fastest: no bolder plan of a slower runtime would catch up
 
@@ -120,9 +122,9 @@ class Search:
         self._try_whole([t for t in self.targets if t.precision != "int8" and t not in tried])
         if any(t.precision == "int8" for t in self.targets):
             if weight_bits() < 8:
-                self.notes.append(_NARROW)
+                self.notes.append(_NARROW.format(bits=weight_bits()))
             with self._step("Making everything int8"):
-                self._try_decisions(self._everything_int8("static"), "")
+                self._try_decisions(self._everything_int8("static"))
             with self._step("Making everything int8 with dynamic feeds"):
                 dynamic = self._everything_int8("dynamic")
                 if mostly_linear(self.model) and any(_runs(t, dynamic) for t in self.targets):
@@ -205,50 +207,113 @@ class Search:
                 "or the target."
             )
         if recipe.decisions is None:
-            self._try_whole(self.targets)
+            whole = self._plain if recipe.unchanged else self._folded
+            self._try([Candidate(_label(target), target, whole)], None)
         else:
             refuse_strangers(recipe.decisions, self.model)
             self.recover = None if recipe.recover is None else Recovery.of(**recipe.recover)
             train = self.recover is not None
-            self._try_decisions(recipe.decisions, " trained" if train else "", train=train)
+            self._try_decisions(recipe.decisions, train=train)
         self._time_all()
         if not self.bench.alive():
             raise self._nothing()
 
     def choose(self) -> tuple[Trial, Race]:
-        """The fastest trial that keeps the promise, raced against the original. Raises `BudgetError` if there is none.
+        """The trial to deliver, and its race against the original. Raises `BudgetError` or `TargetError` if there is none.
 
-        What is not measurably faster is not worth losing more for: of those that are as fast as the fastest, for all that
-        the race can tell, the one that loses least on held-out data, and of equals the smallest, is taken.
+        The fastest that keeps the promise, those near it and the lossless ones are raced. What is not measurably faster is not
+        worth losing anything for: see `choice`.
         """
         limit = self.job.deadline
         while True:
             best, near = self._verified()
             if best is None:
                 raise self._nothing()
+            known = {t.name: t for t in (best, *near, *self._lossless())}
             with until(limit.sooner(self.bench.copying)):
-                if ORIGINAL not in self.bench.trials:
-                    self.bench.export([Candidate(ORIGINAL, target_called("eager", "fp32"), Compressed(self.job.model))])
                 try:
-                    race = self.bench.time([best.name, *(t.name for t in near), ORIGINAL], FINAL_ROUNDS, starts=STARTS)
+                    race = self._last_race([*dict.fromkeys((*known, *self._references(known.values())))])
                 except TargetError:
                     continue  # each has its reason by now
-            raced = [t for t in (best, *near) if t.name in race.samples]
-            if best not in raced:
+            raced = [n for n in known if n in race.samples and self.bench.trials[n].refused is None]
+            if best.name not in raced:
                 continue
-            first = min(raced, key=lambda t: race.median(t.name))
-            tied = [t for t in raced if t is first or _even(race, t.name, first.name)]
-            tied.sort(key=lambda t: (max(0.0, self.bench.lost(t.name)), t.nbytes))
             try:
                 with until(limit.sooner(self.bench.copying)):
-                    chosen = next(t for t in [*tied, best] if self.bench.inside(t.name))
+                    chosen = next((n for n in self._preferred(race, raced) if self.bench.inside(n)), best.name)
             except TimeUp:
-                chosen = first = best
-            if chosen is not first:
-                self.notes.append(
-                    f"{first.name} was not measurably faster than {chosen.name}, which loses less or is smaller."
-                )
-            return self.bench.trials[chosen.name], race
+                chosen = best.name
+            self._explain(race, raced, chosen)
+            return self.bench.trials[chosen], race
+
+    def _last_race(self, names: Sequence[str]) -> Race:
+        """Repeated where a file was not as fast as itself; the quietest race counts, and where that is noisy, it is said."""
+        race = self.bench.time(names, FINAL_ROUNDS, starts=STARTS)
+        try:
+            for _ in range(REPEATS):
+                if choice.noise(race) > choice.NOISE:
+                    with until(self.job.deadline.sooner(self.bench.closing)):
+                        race = min(race, self.bench.time(names, FINAL_ROUNDS, starts=STARTS), key=choice.noise)
+        except TimeUp:
+            pass
+        noise = choice.noise(race)
+        if noise > choice.NOISE:
+            self.notes.append(
+                f"The clock cannot tell differences below {100 * noise:.0f} % now: that much one file differed from itself in "
+                f"the last race (load {race.load[1]:.1f}). Where it could not tell, the simplest file was taken; on a quiet "
+                "machine another may be measurably faster."
+            )
+        return race
+
+    def _preferred(self, race: Race, names: Sequence[str]) -> list[str]:
+        def cost(name: str) -> tuple[float, ...]:
+            return max(0.0, self.bench.lost(name)), self.bench.trials[name].nbytes
+
+        return choice.preferred(race, names, self._simplicity, cost)
+
+    def _explain(self, race: Race, raced: Sequence[str], chosen: str) -> None:
+        first = min(raced, key=race.median)
+        if chosen != first and self._simplicity(chosen) < self._simplicity(first):
+            self.notes.append(f"{first} was not measurably faster than {chosen}, which is simpler.")
+        elif chosen != first and self.bench.inside(first):
+            self.notes.append(f"{first} was not measurably faster than {chosen}, which loses less or is smaller.")
+        if self._simplicity(chosen) == 0 and any(decisions is not None for decisions in self.decided.values()):
+            self.notes.append("Nothing that was compressed was measurably faster: the file holds the unchanged model.")
+
+    def _simplicity(self, name: str) -> int:
+        """From 0, a plain export, up: rewritten without loss, in another float precision, in int8, narrower or trained."""
+        candidate, decisions = self.bench.trials[name].candidate, self.decided.get(name)
+        if decisions is None:
+            whole = candidate.target.precision == FLOAT
+            return (0 if candidate.compressed.model is self.job.model else 1) if whole else 2
+        return 4 if decisions.cuts or name in self.trained else 3
+
+    def _lossless(self) -> list[Trial]:
+        """What a lossy file must be measurably faster than: the fastest timed lossless one, and ONNX Runtime's plain export."""
+        timed = [t for t in self.bench.alive().values() if t.seconds is not None]
+        floats = [t for t in timed if self._simplicity(t.name) <= choice.LOSSLESS]
+        floats.sort(key=lambda t: t.seconds or inf)
+        plain = [t for t in floats if target_name(t.candidate.target) == BASELINE and self._simplicity(t.name) == 0]
+        return [*floats[:1], *plain]
+
+    def _references(self, trials: Iterable[Trial]) -> list[str]:
+        """What is raced to compare with: the unchanged model in every runtime at hand, in ONNX Runtime, and in torch."""
+        files = {target_name(t.candidate.target)[0] for t in trials}
+        files |= {target_name(t)[0] for t in self.targets} & {BASELINE[0]}
+        found = [self.unchanged(file) for file in sorted(files)]
+        return list(dict.fromkeys(name for name in (*found, self.unchanged("eager")) if name is not None))
+
+    def unchanged(self, file: str) -> str | None:
+        """The trial of the unchanged model in a runtime, made for comparison where it is none of the candidates; None where
+        there is none, and it cannot be made."""
+        target = target_called(file, FLOAT)
+        name = ORIGINAL if file == "eager" else f"{_label(target)} (unchanged model)"
+        for trial in self.bench.trials.values():
+            same = trial.candidate.target == target and trial.candidate.compressed.model is self.job.model
+            if trial.name == name or (same and name != ORIGINAL):
+                return trial.name if trial.refused is None else None
+        made = self.bench.export([Candidate(name, target, self._plain, reference=True)])
+        return made[0].name if made else None
 
     def _verified(self) -> tuple[Trial | None, list[Trial]]:
         """The fastest trial that keeps the promise on evaluation data, and those near it. Where time is short: the fastest of
@@ -277,9 +342,9 @@ class Search:
         target = target_name(trial.candidate.target)
         items = len(self.job.calibration)
         trained = self.recover.written if self.recover is not None and trial.name in self.trained else None
-        return Recipe(
-            target, self.decided[trial.name], self.job.seed, items, self.job.threads, trained, self.fingerprint
-        )
+        unchanged = self._simplicity(trial.name) == 0
+        decisions, job = self.decided[trial.name], self.job
+        return Recipe(target, decisions, job.seed, items, job.threads, trained, self.fingerprint, unchanged)
 
     def predicted(self, trial: Trial) -> float | None:
         """The damage that the quadratic predicts for a trial, nats an item at the profile's temperature; None: unpriced."""
@@ -296,7 +361,7 @@ class Search:
             self.bench.time([*self.bench.alive()], ROUNDS, BEHIND)
 
     def _everything_int8(self, feeds: Feeds) -> Decisions:
-        chosen = {m.name: TECHNIQUE for m in matrices(self.model) if m.name not in self.job.exclude}
+        chosen = {m.name: technique() for m in matrices(self.model) if m.name not in self.job.exclude}
         return Decisions(keep={}, techniques=chosen | self._looked_up({}), feeds=feeds)
 
     def _looked_up(self, keep: Keep) -> dict[str, Technique]:
@@ -306,27 +371,63 @@ class Search:
         return {t.name: LOOKED_UP for t in large if t.name not in self.job.exclude}
 
     def _try_whole(self, targets: Sequence[Target]) -> None:
-        self._try([Candidate(_label(t), t, Compressed(self.model)) for t in targets], None)
+        """With norms folded; where the runtime does that itself, also the model as it was brought."""
+        for target in targets:
+            plain = target.folds_norms and target.precision == FLOAT
+            if plain:
+                self._try([Candidate(_label(target), target, self._plain)], None)
+            if not plain or self._folded is not self._plain:
+                self._try([Candidate(_label(target) + (", norms folded" if plain else ""), target, self._folded)], None)
+
+    @cached_property
+    def _plain(self) -> Compressed:
+        """The model as it was brought."""
+        return Compressed(self.job.model)
+
+    @cached_property
+    def _folded(self) -> Compressed:
+        """The rewritten model, which may be the same."""
+        return self._plain if self.model.digest() == self.job.model.digest() else Compressed(self.model)
 
     def _try_decisions(
-        self, decisions: Decisions, suffix: str, plan: Plan | None = None, train: bool = False
+        self, decisions: Decisions, suffix: str = "", plan: Plan | None = None, train: bool = False
     ) -> list[Trial]:
         compressed = self.ground.fit(decisions)
+        suffix += self._said(decisions, compressed) + (", trained" if train else "")
         if train and self.recover is not None:
             recovering = Recovering(self.job, self.ground, self.recover)
             compressed = recovering(compressed)
-            self.courses[suffix.strip()] = recovering.history
+            self.courses[suffix.strip(", ")] = recovering.history
         fitting = [t for t in self.targets if _runs(t, decisions)]
         if plan is not None:  # planned with the seconds of the runtimes that know int8
             planned = {type(t) for t in self.targets if t.precision == "int8"}
             fitting = [t for t in fitting if type(t) in planned]
-        candidates = [Candidate(_label(t) + suffix, t, compressed, plan) for t in fitting]
-        self.trained |= {c.name for c in candidates if train}
-        return self._try(candidates, decisions)
+        return self._try([Candidate(_label(t) + suffix, t, compressed, plan) for t in fitting], decisions, train)
 
-    def _try(self, candidates: Sequence[Candidate], decisions: Decisions | None) -> list[Trial]:
-        self.decided |= {candidate.name: decisions for candidate in candidates}
-        return self.bench.export(candidates)
+    def _said(self, decisions: Decisions, compressed: Compressed) -> str:
+        """What was done, for a name: nothing where it is what the target's name says."""
+        done = []
+        if decisions.cuts:
+            left = sum(macs(compressed.model).values()) / max(1, sum(macs(self.model).values()))
+            done.append(f"pruned to {100 * left:.0f} % of the multiply-adds")
+        layers = [m.name for m in matrices(compressed.model)]
+        integer = [name for name in layers if name in decisions.techniques]
+        if decisions.techniques and len(integer) < len(layers):
+            done.append(f"{len(integer)} of {len(layers)} layers in int8")
+        return "".join(f", {each}" for each in done)
+
+    def _try(self, candidates: Sequence[Candidate], decisions: Decisions | None, trained: bool = False) -> list[Trial]:
+        """Export candidates; two that would be called the same get numbers."""
+        named = [replace(c, name=self._free(c.name)) for c in candidates]
+        self.decided |= {candidate.name: decisions for candidate in named}
+        self.trained |= {candidate.name for candidate in named if trained}
+        return self.bench.export(named)
+
+    def _free(self, name: str) -> str:
+        free, count = name, 2
+        while free in self.bench.trials:
+            free, count = f"{name} ({count})", count + 1
+        return free
 
     def _fastest_int8(self) -> Trial | None:
         """Of those with static feeds, as the rungs have them."""
@@ -340,7 +441,7 @@ class Search:
         ground, exclude = self.ground, self.job.exclude
         self.cuts = widths(ground.model, ground.profile, exclude) if bold else ()
         speeds = Speeds(self._seconds_in_float(int8), int8.seconds or 0.0, self._arithmetic(int8))
-        table = price(ground.model, ground.profile, [TECHNIQUE], speeds, self.cuts, exclude)
+        table = price(ground.model, ground.profile, [technique()], speeds, self.cuts, exclude)
         self.damage = {(row, option.name): option.damage for row, options in table.rows.items() for option in options}
         return table
 
@@ -375,7 +476,7 @@ class Search:
         """All-int8 after a training, where that keeps the promise."""
         decisions = self.decided[int8.name]
         assert decisions is not None  # what is in int8 was decided
-        trials = self._try_decisions(decisions, " trained", train=True)
+        trials = self._try_decisions(decisions, train=True)
         self.bench.time([int8.name, *(t.name for t in trials)], ROUNDS)
         good = [self.bench.trials[t.name] for t in trials if self.bench.promising(t.name)]
         return min(good, key=lambda t: t.seconds or 0.0, default=None)
@@ -391,19 +492,19 @@ class Search:
         return False
 
     def _rung_within(self, table: Table, seconds: float) -> bool:
-        shown = f"within {1e3 * seconds:.3g} ms"
         try:
             plan = self._plan(table, Budget(seconds=seconds))
         except BudgetError as short:
             self.notes.append(str(short))
             return False
-        trials = self._try_decisions(self._decisions(plan), f" {shown}", plan)
+        trials = self._try_decisions(self._decisions(plan), plan=plan)
         good = [t for t in trials if self.bench.promising(t.name)]
         if not good and self.recover is not None:
-            trials = self._try_decisions(self._decisions(plan), f" {shown}, trained", plan, train=True)
+            trials = self._try_decisions(self._decisions(plan), plan=plan, train=True)
             good = [t for t in trials if self.bench.promising(t.name)]
         if not good:
-            self.notes.append(f"The plan {shown} lost too much on data held out of calibration.")
+            tried = " and ".join(t.name for t in trials) or f"A plan within {1e3 * seconds:.3g} ms"
+            self.notes.append(f"{tried} lost too much on data held out of calibration.")
             return False
         best = self.bench.fastest_promising()
         self.bench.time([t.name for t in good] + [best.name for _ in (1,) if best is not None], ROUNDS)
@@ -452,7 +553,7 @@ class Search:
         """Why there is nothing to deliver: nothing runs, or nothing keeps the promise."""
         if self.bench.alive():
             return BudgetError(self._best_reached())
-        refusals = [f"{t.name}: {t.refused}" for t in self.bench.trials.values() if t.name != ORIGINAL]
+        refusals = [f"{t.name}: {t.refused}" for t in self.bench.trials.values() if not t.candidate.reference]
         if not refusals and self.failed and isinstance(self.failed[0], TersorError):
             return self.failed[0]
         return TargetError(" ".join(["No target can run this model here.", *refusals, *map(reason, self.failed)]))
@@ -477,9 +578,9 @@ class Search:
         return f"Nothing could be judged. {refusals}"
 
 
-def _even(race: Race, a: str, b: str) -> bool:
-    """Whether two trials are as good as equally fast."""
-    return race.ratio(a, b).value <= EVEN and race.verdict(a, b) == "no difference"
+def technique() -> Technique:
+    """How a matrix becomes int8 on this machine."""
+    return GPTQ(bits=weight_bits())
 
 
 def mostly_linear(model: Model) -> bool:

@@ -24,10 +24,24 @@ from tersor.measuring.metrics import Score, drop
 from tersor.measuring.regression import compare
 from tersor.profile import TEMPERATURE
 from tersor.recovery.course import History
-from tersor.report import Compared, Course, Executed, Figures, Layer, Regression, Report, Share, Spot, Tried, Watched
-from tersor.search import ORIGINAL, Search
+from tersor.report import (
+    Compared,
+    Course,
+    Executed,
+    Figures,
+    Layer,
+    Regression,
+    Report,
+    Share,
+    Spot,
+    Tried,
+    Watched,
+    faster,
+)
+from tersor.search import BASELINE, ORIGINAL, Search
 from tersor.site import Matrix, matrices, sites, tables
 from tersor.target import Compressed, Dynamic, Runner
+from tersor.targets import target_name
 from tersor.trials import Trial, answers
 
 SIMULATED = 32  # items on which the runtime is compared with its simulation
@@ -45,8 +59,9 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
     runner = chosen.candidate.target.load(chosen.folder, job.threads)
     after = answers(chosen, runner, job.batch)
     lost = drop(job.before, chosen.score, job.metric)
-    unchanged, small = search.bench.trials[ORIGINAL], chosen.candidate.compressed.model
+    eager, small = search.bench.trials[ORIGINAL], chosen.candidate.compressed.model
     original, timed = job.original, ORIGINAL in race.samples
+    same = _unchanged(search, chosen, race)
     faithful: tuple[str, ...] = _in_time(
         search, "a comparison with our simulation of the file", lambda: _faithful(job, chosen), ()
     )
@@ -60,7 +75,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         model=job.name,
         metric=job.metric.name,
         lower=job.metric.lower,
-        before=_figures(ORIGINAL, job.before, job.model, unchanged, race),
+        before=_figures(ORIGINAL, job.before, job.model, eager, race),
         after=_figures(chosen.name, chosen.score, small, chosen, race),
         drop=lost.text,
         budget=f"at most {100 * job.max_drop:.4g} {'%' if lost.relative else 'points'} of {job.metric.name}",
@@ -70,11 +85,16 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         ratio=race.ratio(chosen.name, ORIGINAL) if timed else None,
         noise=race.noise(),
         verdict=race.verdict(chosen.name, ORIGINAL) if timed else "",
+        unchanged=None if same is None else _figures(same, job.before, job.model, search.bench.trials[same], race),
+        runtime=race.ratio(same, ORIGINAL) if same is not None and timed else None,
+        runtime_verdict=race.verdict(same, ORIGINAL) if same is not None and timed else "",
+        compression=None if same is None else race.ratio(chosen.name, same),
+        compression_verdict="" if same is None else race.verdict(chosen.name, same),
         rounds=race.rounds,
         target=repr(chosen.candidate.target),
-        tried=tuple(_tried(search, trial) for trial in search.bench.trials.values() if trial.name != ORIGINAL),
+        tried=tuple(_tried(search, trial, race) for trial in search.bench.trials.values() if trial.name != ORIGINAL),
         layers=_layers(search, chosen),
-        time=_time(job.model, small, race.median(ORIGINAL), race.median(chosen.name)) if timed else (),
+        work=_work(job.model, small),
         regression=regression,
         outputs=outputs,
         training=tuple(_course(plan, history) for plan, history in search.courses.items()),
@@ -84,7 +104,10 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         ),
         machine=machine(),
         versions=versions(),
-        warnings=tuple(cautions(job.metric, job.before, job.evaluation, job.max_drop)),
+        warnings=(
+            *_slower(search, chosen, race),
+            *tuple(cautions(job.metric, job.before, job.evaluation, job.max_drop)),
+        ),
         seeds={"seed": job.seed},
         data={
             "calibration": job.calibration.digest(),
@@ -98,7 +121,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
             *flips(regression),
             *faithful,
             *search.notes,
-            *([] if timed else [f"The original could not be timed. {unchanged.refused}"]),
+            *([] if timed else [f"The original could not be timed. {eager.refused}"]),
             *(() if job.apart else (OWN_DATA,)),
         ),
     )
@@ -131,19 +154,50 @@ def _figures(name: str, score: Score, model: Model, trial: Trial, race: Race) ->
     )
 
 
-def _tried(search: Search, trial: Trial) -> Tried:
+def _unchanged(search: Search, chosen: Trial, race: Race) -> str | None:
+    """The unchanged model in the runtime of the chosen file; None where that is the chosen one, the original, or not timed."""
+    name = search.unchanged(target_name(chosen.candidate.target)[0])
+    return name if name not in (None, chosen.name, ORIGINAL) and name in race.samples else None
+
+
+def _slower(search: Search, chosen: Trial, race: Race) -> tuple[str, ...]:
+    """Where ONNX Runtime runs the unchanged model faster than the chosen file runs."""
+    if BASELINE[0] not in {target_name(t)[0] for t in search.targets}:
+        return ()
+    name = search.unchanged(BASELINE[0])
+    if name is None or name == chosen.name or name not in race.samples or race.verdict(chosen.name, name) != "slower":
+        return ()
+    how = faster(race.ratio(chosen.name, name), "slower")
+    return (
+        f"This file is slower than the unchanged model in ONNX Runtime fp32: {how}. It is what the wanted targets and "
+        "the budget allow; where speed is what counts, add onnxruntime:fp32 to --target.",
+    )
+
+
+def _tried(search: Search, trial: Trial, race: Race) -> Tried:
+    """A candidate, its time as in the last race; of one that was not in that, put right by those that were."""
     bench = search.bench
     if trial.refused is not None:
         return Tried(trial.name, note=trial.refused)
     score: Mapping[str, float] = {}
     amount, note = None, "slower than the chosen one: not judged"
-    if trial.score is not None:
+    if trial.candidate.reference:
+        note = "the unchanged model, for comparison only"
+    elif trial.score is not None:
         score = trial.score if isinstance(trial.score, dict) else {"": trial.score}
         lost = bench.judge(trial.name)
         amount, note = None if lost is None else lost.amount, ""
     elif not bench.looked_good(trial.name):
         note = "lost too much on data held out of calibration: not judged"
-    return Tried(trial.name, trial.seconds, score, amount, trial.nbytes, note)
+    both = [race.median(n) / s for n in race.samples if (s := _seconds(bench.trials, n)) is not None]
+    drift = float(np.median(both)) if both else 1.0
+    seconds = trial.seconds if trial.seconds is None else trial.seconds * drift
+    seconds = race.median(trial.name) if trial.name in race.samples else seconds
+    return Tried(trial.name, seconds, score, amount, trial.nbytes, note)
+
+
+def _seconds(trials: Mapping[str, Trial], name: str) -> float | None:
+    return trials[name].seconds if name in trials else None
 
 
 def _layers(search: Search, chosen: Trial) -> tuple[Layer, ...]:
@@ -182,11 +236,11 @@ def _read_by(model: Model, matrix: Matrix) -> str:
     return next(found, matrix.node)
 
 
-def _time(before: Model, after: Model, seconds_before: float, seconds_after: float) -> tuple[Share, ...]:
-    """The measured seconds of the whole, shared out by multiply-accumulates (runtimes are not timed by operator)."""
+def _work(before: Model, after: Model) -> tuple[Share, ...]:
+    """Multiply-accumulates, as shares of those of the original."""
     was, now = macs(before), macs(after)
-    of_was, of_now = seconds_before / max(1, sum(was.values())), seconds_after / max(1, sum(now.values()))
-    return tuple(Share(name, cost * of_was, now.get(name, 0) * of_now) for name, cost in was.items())
+    whole = max(1, sum(was.values()))
+    return tuple(Share(name, cost / whole, now.get(name, 0) / whole) for name, cost in was.items())
 
 
 def _compared(search: Search, chosen: Trial, runner: Runner) -> tuple[Compared, ...]:

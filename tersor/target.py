@@ -156,6 +156,8 @@ class Target(ABC):
     """The values of `precision` that this target knows on some machine."""
     dynamic_feeds: ClassVar[bool] = False
     """Whether its int8 runs `Dynamic` feeds; where not, `export` refuses them and the search does not offer them."""
+    folds_norms: ClassVar[bool] = False
+    """Whether the runtime folds norms into weights by itself, so that the unchanged model is worth a try there."""
     compiles: ClassVar[bool] = False
     """Whether loading takes so long that, where time is short, others come first."""
     placement: str = "standard"

@@ -31,12 +31,16 @@ COPIED = 50e6  # bytes a second, flushed
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fitted model, where it should run, and the plan that led to it (None: nothing lossy was done)."""
+    """A fitted model, where it should run, and the plan that led to it (None: nothing lossy was done).
+
+    A reference is timed beside the others and never chosen.
+    """
 
     name: str
     target: Target
     compressed: Compressed
     plan: Plan | None = None
+    reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,8 +160,9 @@ class Workbench:
         self.trials[name] = replace(self.trials[name], refused=why)
 
     def alive(self) -> dict[str, Trial]:
-        """The trials that their target accepted, by name."""
-        return {name: trial for name, trial in self.trials.items() if trial.refused is None}
+        """The trials that their target accepted and that may be chosen, by name."""
+        found = self.trials.items()
+        return {name: trial for name, trial in found if trial.refused is None and not trial.candidate.reference}
 
     def promising(self, name: str) -> bool:
         """Whether the exported file keeps the promise on data held out of calibration: what the search may know."""

@@ -40,6 +40,11 @@ def points(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f} %"
 
 
+def signed(value: float) -> str:
+    """A change with two digits and its sign; nothing is never negative."""
+    return f"{round(value, 2) + 0.0:+.2f}"
+
+
 def number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}" if 0 < abs(value) <= 1 else f"{value:.5g}"
 

@@ -33,6 +33,7 @@ def _short_races() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tersor.search.STARTS", 1)
         patch.setattr("tersor.search.FINAL_ROUNDS", 30)
+        patch.setattr("tersor.search.REPEATS", 0)
         yield
 
 

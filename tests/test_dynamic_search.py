@@ -20,7 +20,7 @@ from tersor.pipeline import compress
 from tersor.profile import measure
 from tersor.recipe import Recipe, read_recipe
 from tersor.report import Report
-from tersor.search import TECHNIQUE, mostly_linear
+from tersor.search import mostly_linear, technique
 from tersor.targets.onnxruntime import OnnxRuntime
 from tersor.trials import Candidate, answers, try_out
 
@@ -87,7 +87,7 @@ def test_a_dynamic_recipe_gives_the_same_files(tmp_path: Path) -> None:
     assert "feeds: dynamic" in (first / "plan.yaml").read_text(encoding="utf-8")
     assert (first / "plan.yaml").read_bytes() == (second / "plan.yaml").read_bytes()
     assert hashes(first / "model") == hashes(second / "model")
-    assert {layer.technique for layer in report.layers} == {f"{TECHNIQUE!r}, dynamic feed"}
+    assert {layer.technique for layer in report.layers} == {f"{technique()!r}, dynamic feed"}
     assert {o.precision for o in report.audit} == {"i8"}
 
 
@@ -100,7 +100,7 @@ def test_a_target_that_runs_static_feeds_only_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("feeds", ["none", "static", "dynamic"])
 def test_a_recipe_reads_what_it_wrote(feeds: Feeds) -> None:
-    recipe = Recipe(("onnxruntime", "int8"), Decisions(techniques={"a": TECHNIQUE}, feeds=feeds), 3, 100, 1)
+    recipe = Recipe(("onnxruntime", "int8"), Decisions(techniques={"a": technique()}, feeds=feeds), 3, 100, 1)
     assert read_recipe(recipe.to_yaml()) == recipe
 
 
@@ -116,7 +116,7 @@ def test_a_dynamic_file_is_judged_as_it_will_be_run(tmp_path: Path) -> None:
     module = made(Mlp)
     model = capture(module, (torch.randn(2, 32),))
     x = torch.randn(4, 32) * torch.tensor([[1.0], [1.0], [1.0], [100.0]])
-    decisions = Decisions(techniques=dict.fromkeys("abc", TECHNIQUE), feeds="dynamic")
+    decisions = Decisions(techniques=dict.fromkeys("abc", technique()), feeds="dynamic")
     compressed = fit(model, [(x,)], measure(model, [(x,)]), decisions)
     trial = try_out(Candidate("dynamic", OnnxRuntime("int8"), compressed), tmp_path / "trial")
     runner = trial.candidate.target.load(trial.folder, threads=1)
@@ -127,7 +127,7 @@ def test_a_dynamic_file_is_judged_as_it_will_be_run(tmp_path: Path) -> None:
 
 
 def dynamic_recipe(file: str) -> Recipe:
-    decisions = Decisions(techniques=dict.fromkeys("abc", TECHNIQUE), feeds="dynamic")
+    decisions = Decisions(techniques=dict.fromkeys("abc", technique()), feeds="dynamic")
     return Recipe((file, "int8"), decisions, seed=0, items=480, threads=1)
 
 

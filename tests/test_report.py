@@ -25,7 +25,7 @@ from tersor.report import (
     Share,
     Tried,
 )
-from tersor.units import count, ms, number, points, quantity, size, spread
+from tersor.units import count, ms, number, points, quantity, signed, size, spread
 
 EVIL = '<script>alert("1")</script> & "quoted" {{ 7 * 7 }}'
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
@@ -63,7 +63,7 @@ def full() -> Report:
             Layer("conv1", (16, 3, 3, 3), "GPTQ(bits=8)", 8, 16, 12, 1e-4, 1728, 432),
             Layer(EVIL, (10, 64)),
         ),
-        time=(Share("Conv", 1e-3, 1e-4), Share("Add", 1e-4, None)),
+        work=(Share("conv1", 0.9, 0.4), Share("head", 0.1, None)),
         regression=regression,
         audit=(Executed("conv1", "Convolution", "i8"), Executed("head", "MatMul", "f32", "no kernel")),
         compared=(Compared("time", 1.5e-4, 1.6e-4, "seconds"), Compared("damage", 0.001, None, "nats")),
@@ -196,6 +196,48 @@ def test_the_text_table() -> None:
     assert least().to_text()
 
 
+def test_what_the_runtime_gave_and_what_compression_gave_stand_apart() -> None:
+    same = Figures("onnxruntime fp32", {"": 0.9154}, Interval(1.7e-4, 1.8e-4, 1.9e-4), 1_070_000, 40_800_000, 269_722)
+    report = replace(
+        full(),
+        unchanged=same,
+        runtime=Interval(0.1, 0.1125, 0.12),
+        runtime_verdict="faster",
+        compression=Interval(0.8, 0.9, 1.05),
+        compression_verdict="no difference",
+    )
+    said = (
+        "Over eager fp32: 10.00x faster [9.52, 10.53]. The runtime alone, with the unchanged model, gave: 8.89x faster "
+        "[8.33, 10.00]; compression gave: no measurable difference [0.95x, 1.25x]."
+    )
+    assert report.shares() == said
+    assert said in report.to_text()
+    assert said in report.to_html()
+    assert report.heads() == ("", "eager fp32", "unchanged in onnxruntime fp32", "onnxruntime int8", "by compression")
+    rows = {row[0]: row[1:] for row in report.rows()}
+    assert rows["bytes"] == ("1.08 MB", "1.07 MB", "290 kB", "3.69x smaller")
+    assert rows["time of a batch of 1, median"][-1] == "no measurable difference [0.95x, 1.25x]"
+    assert all(len(row) == 5 for row in report.rows())
+    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [(0.9, 0.9, "the same"), (0.0, -0.0, "the same"), (0.9, 0.91, "+0.01"), (0.9, 0.8, "-0.1")],
+)
+def test_no_change_has_no_sign(before: float, after: float, said: str) -> None:
+    report = replace(least(), before=Figures("a", {"": before}), after=Figures("b", {"": after}))
+    assert report.rows()[0][-1] == said
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"), [(1000, 999, "0.1 % fewer"), (1000, 1000, "the same"), (1000, 500, "2.00x fewer")]
+)
+def test_a_ratio_that_is_about_one_is_said_in_percent(before: int, after: int, said: str) -> None:
+    report = replace(least(), before=Figures("a", macs=before), after=Figures("b", macs=after))
+    assert report.rows()[0][-1] == said
+
+
 def test_a_dict_metric_has_a_row_for_each_entry() -> None:
     report = replace(least(), before=Figures("a", {"map": 0.5, "ar": 0.6}), after=Figures("b", {"map": 0.4, "ar": 0.7}))
     rows = report.rows()
@@ -236,6 +278,7 @@ def test_faster_is_said_only_where_it_was_measured(ratio: Interval | None, verdi
         (number(0.91544), "0.9154"),
         (number(0), "0"),
         (number(12.3456), "12.346"),
+        (signed(-0.001) + signed(0.004), "+0.00+0.00"),
         (quantity(0.001, "seconds"), "1 ms"),
         (quantity(0.002, "nats"), "0.0020 nats"),
         (ms(None) + size(None) + count(None) + points(None) + number(None) + quantity(None, "nats"), ""),

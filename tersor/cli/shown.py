@@ -9,15 +9,15 @@ from typing import Any
 from tersor.benchmarking import names
 from tersor.cli.console import table
 from tersor.measuring.clock import Race
-from tersor.report import Interval, Report
+from tersor.report import Interval, Report, faster
 from tersor.units import ms
 
 
 def show_report(report: Report, folder: Path | None) -> None:
     """The before/after table, what was lost, what ran in which precision, and where the report lies."""
-    rows = [row for row in report.rows() if row[1] or row[2]]
-    table("", ("", report.before.name, report.after.name, ""), rows, numbers=(1, 2))
-    said = (report.drop, report.executed(), *(f"Warning: {w}" for w in report.warnings), *report.notes)
+    heads = report.heads()
+    table("", heads, report.rows(), numbers=tuple(range(1, len(heads) - 1)))
+    said = (report.drop, report.shares(), report.executed(), *(f"Warning: {w}" for w in report.warnings), *report.notes)
     for sentence in filter(None, said):
         print(sentence)
     if folder is not None:
@@ -67,12 +67,7 @@ def race_record(race: Race, folders: Sequence[Path], batch: int) -> dict[str, An
 def _against(race: Race, name: str, first: str) -> str:
     if name == first:
         return ""
-    ratio = race.ratio(name, first)
-    verdict = race.verdict(name, first)
-    if verdict == "no difference":
-        return f"no measurable difference [{ratio.low:.3f}, {ratio.high:.3f}]"
-    factor = 1 / ratio.value if ratio.value < 1 else ratio.value
-    return f"{factor:.2f}x {verdict} [{ratio.low:.3f}, {ratio.high:.3f}]"
+    return faster(race.ratio(name, first), race.verdict(name, first))
 
 
 def _spread(seconds: Interval) -> str:

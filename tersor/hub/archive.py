@@ -18,7 +18,7 @@ _DROPPED_META = ("from_node", "stack_trace", "nn_module_stack", "torch_fn", "sou
 
 
 def save_program(program: ExportedProgram, path: Path, extra: Mapping[str, str] | None = None) -> None:
-    """Write `program` without the traces of where it was made; its example inputs become zeros."""
+    """Write `program` without the traces of where it was made; its example inputs become zeros, one of which is stored."""
     path.write_bytes(program_bytes(program, extra))
 
 
@@ -28,7 +28,7 @@ def program_bytes(program: ExportedProgram, extra: Mapping[str, str] | None = No
         for key in _DROPPED_META:
             node.meta.pop(key, None)
     program.example_inputs = torch.utils._pytree.tree_map_only(
-        torch.Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), program.example_inputs
+        torch.Tensor, lambda t: torch.zeros((), dtype=t.dtype).expand(t.shape), program.example_inputs
     )
     made = io.BytesIO()
     torch.export.save(program, made, extra_files=dict(extra or {}))

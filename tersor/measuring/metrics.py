@@ -205,6 +205,8 @@ def _drop(before: float, after: float, metric: Metric, entry: str) -> Drop:
         bounded = 0 <= before <= 1 and 0 <= after <= 1
     verb = "worse" if worse > 0 else "better"
     change = f"{name} {before:.6g} -> {after:.6g}"
+    if worse == 0 or (bounded and abs(worse) <= 1e-9):
+        return Drop(worse, not bounded, f"{change} (the same, {'absolute' if bounded else 'relative'})", entry)
     if bounded:
         return Drop(worse, False, f"{change} ({abs(100 * worse):.2f} points {verb}, absolute)", entry)
     amount = worse / abs(before) if before else math.copysign(math.inf, worse) if worse else 0.0

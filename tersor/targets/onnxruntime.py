@@ -54,6 +54,7 @@ class OnnxRuntime(Target):
     precision: str = "fp32"
     placement: str = "standard"
     placements: ClassVar[tuple[str, ...]] = tuple(PLACEMENTS)
+    folds_norms: ClassVar[bool] = True
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "int8")
     dynamic_feeds: ClassVar[bool] = True
 

@@ -47,6 +47,7 @@ class OpenVINO(Target):
     precision: str = "fp32"
     placement: str = "standard"
     placements: ClassVar[tuple[str, ...]] = tuple(PLACEMENTS)
+    folds_norms: ClassVar[bool] = True
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "int8")
 
     def export(self, compressed: Compressed, folder: Path) -> None:

@@ -15,7 +15,7 @@ from tersor.fitting import Decisions, fit
 from tersor.graph.model import capture
 from tersor.profile import measure
 from tersor.rewrites.fold_norms import fold_norms
-from tersor.search import TECHNIQUE, mostly_linear
+from tersor.search import mostly_linear, technique
 from tersor.site import matrices
 from tersor.targets.onnxruntime import OnnxRuntime
 
@@ -44,7 +44,7 @@ def test_a_decoder_runs_all_linears_in_integers(
     batches = [(calibration[:, :-1].contiguous(),)]
     model = fold_norms(capture(loaders.stories260k()[0], (batches[0][0][:2],)))
     assert mostly_linear(model)
-    decisions = Decisions(techniques={m.name: TECHNIQUE for m in matrices(model)}, feeds="dynamic")
+    decisions = Decisions(techniques={m.name: technique() for m in matrices(model)}, feeds="dynamic")
     target = OnnxRuntime("int8")
     target.export(fit(model, batches, measure(model, batches), decisions), tmp_path)
     runner = target.load(tmp_path, threads=1)
