@@ -31,7 +31,9 @@ def show(found: Pruned, out: Path | None) -> None:
     print(found.drop.text)
     say(output.words(found.metric) for output in found.outputs)
     if out is not None:
-        print(f"\narchive   {out}\nfaster?   tersor compress {out} --data ...   measures it in every runtime")
+        print(f"\nwritten   {out}")
+        if out.suffix == ".pt2":
+            print(f"faster?   tersor compress {out} --data ...   measures it in every runtime")
 
 
 def _size(size: Size, original: Size) -> tuple[str, str, str, str]:

@@ -25,6 +25,7 @@ from tersor.errors import ModelError
 from tersor.graph import calling, lines
 from tersor.graph.bags import unpack_bags
 from tersor.graph.computed import settle
+from tersor.graph.naming import make_plain, refuse_unwritable
 from tersor.graph.original import Original
 from tersor.graph.products import straighten
 from tersor.graph.spelled import SPELLED
@@ -139,6 +140,7 @@ def capture_whole(
     module: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, ours: bool = False
 ) -> tuple[Model, Original]:
     """The model, and the module itself as something that takes the same flat inputs."""
+    refuse_unwritable(module)
     call = (tuple(args), dict(kwargs or {}))
     calling.register_dataclasses(call)
     leaves, structure = pytree.tree_flatten(call)
@@ -157,6 +159,7 @@ def capture_whole(
             raise ModelError(_why_not(cause, _line_of_fixed_batch(original, flat, cause))) from cause
         original = replace(original, limits=calling.limits(exported))
         drop_writes(graph_module, lambda name: _line_that_moves(original, flat, name))
+    make_plain(graph_module)
     unpack_bags(graph_module)
     straighten(graph_module)
     settle(graph_module)

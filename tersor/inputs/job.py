@@ -20,6 +20,7 @@ from tersor.errors import DataWarning, InputError
 from tersor.graph import faithful
 from tersor.graph.branches import branches
 from tersor.graph.model import Model
+from tersor.graph.naming import plain_name
 from tersor.graph.original import Original
 from tersor.inputs import amounts, data, metrics, models
 from tersor.inputs.encoder import as_arrays
@@ -118,6 +119,7 @@ def bring(
         eval_data = None if eval_data is None else as_arrays(eval_data, brought.tokenise, "EVAL-DATA", scored=True)
     source = data.bring(training, room=room)
     captured, module = models.captured_whole(brought, data.example(source, brought))
+    exclude = tuple(plain_name(name) for name in exclude)
     _refuse_strangers(exclude, captured)
     everything = data.batches(source, captured)
     faithful.check(captured, module, _few(everything), (batch, len(everything.parts[0])))
