@@ -15,6 +15,12 @@ from torch import Tensor, nn
 
 from tersor.errors import InputError
 
+IGNORED = -100
+"""The label that torch's losses skip."""
+
+VOID = 255
+"""The same in the masks of many data sets, where it is no class of the model."""
+
 Pairs = tuple[tuple[str, str], ...]
 """(student's, teacher's) node names of activations that are compared."""
 
@@ -136,18 +142,37 @@ def _terms(loss: Loss) -> tuple[tuple[float, Loss], ...]:
 
 
 def scores(outputs: Tensor) -> Tensor:
-    """Class scores as (items, classes): the last axis of (items, ..., classes) holds the classes."""
-    return outputs.reshape(-1, outputs.shape[-1])
+    """Class scores as (items, classes): the classes are on axis 1 of maps (items, classes, height, width), as in torch's
+    `cross_entropy`, and on the last axis of (items, classes) and (items, tokens, classes)."""
+    last = outputs.movedim(1, -1) if outputs.ndim > 3 else outputs
+    return last.reshape(-1, last.shape[-1])
 
 
 def classes(labels: Any, like: Tensor, output: str = "") -> Tensor:
-    """Labels (one of several by name) as (items,) for scores of (items, classes). Raises `InputError`."""
+    """Labels (one of several by name) as (items,) for scores of (items, classes); 255 in a mask of which that is no class is
+    left out, as -100 is. Raises `InputError` where they are no class numbers."""
     found = labels.get(output) if isinstance(labels, Mapping) else labels
     if found is None:
         raise InputError(
             "A loss needs labels, and the data has none; give labels, or a loss such as kl that needs none."
         )
-    flat = found.reshape(-1)
+    if not isinstance(found, Tensor):
+        raise InputError(
+            f"A loss needs class numbers and the labels are a {type(found).__name__}; number the classes from 0."
+        )
+    flat, count = found.reshape(-1), like.shape[-1]
     if len(flat) != len(like):
         raise InputError(f"There are {len(flat)} labels for {len(like)} rows of class scores; they must be as many.")
-    return flat.long()
+    numbers = flat.long()
+    if found.ndim > 1 and found[0].numel() > 1 and 2 < count <= VOID:
+        numbers = numbers.masked_fill(numbers == VOID, IGNORED)
+    if numbers.device.type == "cpu":  # a look at values on a device would wait for it
+        odd = flat[
+            (numbers != flat) & (numbers != IGNORED) | (numbers != IGNORED) & ((numbers < 0) | (numbers >= count))
+        ]
+        if odd.numel():
+            raise InputError(
+                f"A loss found the label {float(odd[0]):.6g} and the model has the classes 0 to {count - 1}; "
+                f"give class numbers, and {IGNORED} where there is none."
+            )
+    return numbers

@@ -14,14 +14,9 @@ from itertools import chain
 import numpy as np
 
 from tersor.errors import MetricError
+from tersor.loss import IGNORED, VOID
 from tersor.measuring.batches import Batches
 from tersor.measuring.metrics import Predict, first, labels_of
-
-IGNORED = -100
-"""The label that torch's losses skip."""
-
-VOID = 255
-"""The same in the masks of many data sets, where it is no class of the model."""
 
 _WHOLE = 1e-2  # how far a distribution's sum may be from 1: of float16
 _OVER = 0.02  # how far a grid may push a probability out of [0, 1]

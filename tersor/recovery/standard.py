@@ -34,7 +34,7 @@ def standard(teacher: Model, inputs: Sequence[Tensor]) -> str:
 def _outputs(teacher: Model, inputs: Sequence[Tensor]) -> Iterator[str]:
     for name, out in zip(teacher.outputs, teacher.run(*inputs), strict=True):
         which = f"output={name!r}" if len(teacher.outputs) > 1 else ""
-        if categorical(out, inputs):
+        if categorical(out, inputs) and out.ndim < 4:  # of more axes a loss reads the classes on axis 1, as of an image
             kind = "probabilities=True" if normalised(scores(out)) else ""
             yield f"kl({', '.join(filter(None, ('temperature=4', kind, which)))})"
         elif out.is_floating_point():

@@ -128,6 +128,13 @@ def test_a_pair_of_equal_shapes_is_not_guessed(kind: type, as_arrays: bool) -> N
     assert (len(uneven), [b.labels for b in uneven]) == (11, [None, None])
 
 
+def test_an_iterator_over_a_pair_is_read_as_the_pair(one: Model) -> None:
+    (batch,) = opened(lambda: map(torch.as_tensor, (IMAGES.numpy(), LABELS.numpy())), one, labels=True)
+    assert torch.equal(batch.labels, LABELS)
+    model = captured(bring((autoencoder(), VALUES[:2])))
+    assert "return [(inputs, labels)]" in refusal(lambda: (x.float() for x in (VALUES, 2 * VALUES)), model)
+
+
 def test_a_pair_of_equal_shapes_is_told_by_what_the_model_takes_and_gives() -> None:
     torch.manual_seed(0)
     classes = captured(bring((nn.Linear(12, 4), VALUES[:2])))

@@ -158,6 +158,38 @@ def test_cross_entropy_and_hard_distillation_by_hand():
     assert float(HardDistillation()(given, given, None)) == pytest.approx(math.log(4.0 / 3.0))
 
 
+def test_an_image_has_its_classes_on_axis_one_as_in_torch():
+    """As many classes as columns, so that the last axis would do, too."""
+    draw = torch.Generator().manual_seed(0)
+    z, t = (Seen({"output": torch.randn(2, 8, 8, 8, generator=draw)}) for _ in range(2))
+    labels = torch.randint(0, 8, (2, 8, 8), generator=draw)
+    labels[0, 0] = -100
+    wanted = F.cross_entropy(z.output(""), labels)
+    assert float(CrossEntropy()(z, t, labels)) == pytest.approx(float(wanted))
+    assert float(CrossEntropy()(z, t, labels.masked_fill(labels == -100, 255))) == pytest.approx(float(wanted))
+    p, q = (seen.output("").log_softmax(1) for seen in (t, z))
+    by_hand = (p.exp() * (p - q)).sum(1).mean()
+    assert float(KL(temperature=1)(z, t, None)) == pytest.approx(float(by_hand), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (torch.tensor([0.0, 1.5]), "found the label 1.5 and the model has the classes 0 to 2"),
+        (torch.tensor([0, 3]), "found the label 3"),
+        (torch.tensor([255, 1]), "found the label 255"),
+        (torch.tensor([0, -1]), "found the label -1 .* -100 where there is none"),
+        (torch.tensor([0.0, float("nan")]), "found the label nan"),
+        (["a", "b"], "the labels are a list; number the classes from 0"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels: object, said: str):
+    seen = Seen({"output": torch.randn(2, 3)})
+    with pytest.raises(InputError, match=said):
+        CrossEntropy()(seen, seen, labels)
+    assert math.isfinite(float(CrossEntropy()(seen, seen, torch.tensor([2.0, 1.0]))))
+
+
 def test_kl_by_hand_and_at_high_temperature_the_squared_difference():
     z, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, math.log(3.0)]])
     wanted = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tersor.errors import DataError, MetricError
+from tersor.loss import IGNORED
 from tersor.measuring.batches import Batches
-from tersor.measuring.classes import IGNORED
 from tersor.measuring.metrics import Metric, drop, from_function, predictor, prepared, structured
 from tersor.measuring.scores import BUILT_IN, built_in
 
