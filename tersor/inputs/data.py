@@ -24,7 +24,17 @@ from tersor.errors import DataError, DataWarning
 from tersor.graph.model import Model
 from tersor.inputs import arrays, functions
 from tersor.inputs.models import Brought
-from tersor.inputs.reading import INPUT_KEYS, Taken, all_at_once, may_be_one, part, parted, tensor
+from tersor.inputs.reading import (
+    INPUT_KEYS,
+    Taken,
+    all_at_once,
+    by_columns,
+    in_columns,
+    may_be_one,
+    part,
+    parted,
+    tensor,
+)
 from tersor.measuring.batches import Batch, Batches, Later
 from tersor.memory import CONTAINER, Room
 from tersor.shelf import RESIDENT, Shelf
@@ -79,6 +89,8 @@ def example(source: Source, brought: Brought) -> tuple[tuple[Any, ...], dict[str
         return tuple(t[:2] for t in raw.inputs), {}
     if wants > 1 and isinstance(raw, Tensor | np.ndarray) and len(source.either or ()) in (wants, wants + 1):
         raw = source.raw
+    if in_columns(source.either):
+        raw = tuple(column[0] for column in source.either or ())
     module = brought.module
     names = tuple(inspect.signature(module.forward).parameters) if isinstance(module, torch.nn.Module) else ()
     inputs, _ = parted(raw, wants, names)
@@ -105,6 +117,10 @@ def batches(source: Source, model: Model | Taken, labels: bool = False) -> Batch
 
 def told(source: Source, model: Model | Taken) -> Source:
     """The source, where the model has told whether it is all items at once. Raises `DataError` where it may be both."""
+    if in_columns(source.either):
+        assert isinstance(source.either, tuple)
+        columns = by_columns(source.either, model, source.name)
+        return Source(source.name, tuple(zip(*source.either, strict=True)) if columns else source.raw)
     if source.either is not None and all_at_once(source.either, model, source.name):
         return Source(source.name, (source.either,), whole=True)
     return source
@@ -141,7 +157,7 @@ def _read(found: Any, name: str, where: str, room: Room) -> Source:
         return Source(name, tuple(found))
     if isinstance(found, Mapping | Tensor | np.ndarray):
         return Source(name, (found,), whole=True)
-    if may_be_one(found):
+    if may_be_one(found) or in_columns(found):
         return Source(name, tuple(found), either=found)
     if isinstance(found, Dataset) and not isinstance(found, Iterable):
         raise DataError(

@@ -45,6 +45,26 @@ def may_be_one(found: Any) -> bool:
     return len(found) == 2 and isinstance(found[0], list | tuple | Mapping) and not isinstance(found[1], list | tuple)
 
 
+def in_columns(found: Any) -> bool:
+    """Whether this is a list of inputs and a list of labels, one of each for a batch, or else two batches."""
+    lists = isinstance(found, tuple) and len(found) == 2 and all(isinstance(each, list) for each in found)
+    return lists and len(found[0]) == len(found[1]) > 0 and all(_flat(each) for each in found)
+
+
+def by_columns(found: tuple, model: Model | Taken, name: str) -> bool:
+    """Whether what is `in_columns` is a list of inputs and one of labels. Raises `DataError` where it can be both."""
+    answers = model.run(*model.example) if isinstance(model, Model) else model.answers
+    columns, batches = (_read(raws, model) for raws in (list(zip(*found, strict=True)), found))
+    if columns is None or batches is None:
+        return columns is not None
+    if all(plausible(b.labels, answers) for b in (*columns, *batches)):
+        raise DataError(
+            f"{name} gave a tuple of 2 lists, which may be inputs and labels of {len(columns)} batches, or 2 batches of inputs "
+            "and labels, and the model can take both; return a list of (inputs, labels)."
+        )
+    return all(plausible(b.labels, answers) for b in columns)
+
+
 def all_at_once(found: list | tuple, model: Model | Taken, name: str) -> bool:
     """Whether `found` is all items at once; else it is batches. Raises `DataError` where it can be both.
 

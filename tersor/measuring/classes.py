@@ -46,7 +46,7 @@ def scored(predict: Predict, batches: Batches, name: str) -> Iterator[Scored]:
     alike = len({tuple(x.shape[1:] for x in batch.inputs) for batch in batches}) == 1
     axis, waiting = None, []
     for scores, labels, inputs in pairs:
-        fits = _axes(scores, labels, name)
+        fits = _axes(scores, labels, inputs, name)
         told = fits[0] if len(fits) == 1 else class_axis(scores.shape, inputs) if alike else None
         axis = told if axis is None else axis
         if axis is not None and axis not in fits:
@@ -135,12 +135,13 @@ def _single(scores: np.ndarray, labels: np.ndarray) -> bool:
     return 1 in (scores.shape[1], scores.shape[-1]) and _bare(scores.shape) == _bare(labels.shape)
 
 
-def _axes(scores: np.ndarray, labels: np.ndarray, name: str) -> list[int]:
+def _axes(scores: np.ndarray, labels: np.ndarray, inputs: Sequence[np.ndarray], name: str) -> list[int]:
     """The axes on which classes can lie, by the shapes; an axis of one is no matter where nothing fits exactly."""
     shape = scores.shape
     able = [axis for axis in dict.fromkeys((1, len(shape) - 1)) if shape[axis] > 1]
     if labels.shape == shape and able:
-        return [axis for axis in able if distribution(labels, axis)] or able
+        told = class_axis(shape, inputs)
+        return [told] if told in able else [axis for axis in able if distribution(labels, axis)] or able
     rest = {axis: shape[:axis] + shape[axis + 1 :] for axis in able}
     fits = [axis for axis in able if rest[axis] == labels.shape]
     fits = fits or [axis for axis in able if _bare(rest[axis]) == _bare(labels.shape)]
@@ -161,6 +162,12 @@ def _scored(scores: np.ndarray, labels: np.ndarray, axis: int, name: str) -> Sco
     flat = _rows(scores, axis)
     if labels.shape == scores.shape:
         if not distribution(labels, axis):
+            other = next((a for a in (1, labels.ndim - 1) if a != axis and distribution(labels, a)), None)
+            if other is not None:
+                raise MetricError(
+                    f"{name} found the classes of the labels {labels.shape} on axis {other}, where those of the output are on "
+                    f"axis {axis}; permute the labels."
+                )
             raise MetricError(_no_classes(labels, name))
         shares = _rows(labels, axis).astype(np.float64)
         return Scored(flat, shares.argmax(-1), shares)

@@ -128,6 +128,23 @@ def test_a_pair_of_equal_shapes_is_not_guessed(kind: type, as_arrays: bool) -> N
     assert (len(uneven), [b.labels for b in uneven]) == (11, [None, None])
 
 
+def test_a_list_of_inputs_beside_a_list_of_labels(one: Model) -> None:
+    for parts in (3, 2):
+        xs, ys = list(IMAGES.tensor_split(parts)), list(LABELS.tensor_split(parts))
+        found = opened((xs, ys), one, labels=True)
+        assert torch.equal(torch.cat([b.labels for b in found]), LABELS)
+    batches = opened(([IMAGES, LABELS], [IMAGES, LABELS]), one, labels=True)  # as `tuple(loader)` gives them
+    assert (len(batches), torch.equal(batches.parts[1].labels, LABELS)) == (20, True)
+    model = captured(bring((autoencoder(), VALUES[:2])))
+    message = refusal(([VALUES[:4], VALUES[4:]], [VALUES[:4], VALUES[4:]]), model)
+    assert "inputs and labels of 2 batches, or 2 batches of inputs and labels" in message
+    source, brought = (
+        data.bring(([IMAGES[:4], IMAGES[4:7], IMAGES[7:]], list(LABELS.split(4)))),
+        bring(nn.Conv2d(3, 2, 3)),
+    )
+    assert captured(brought, data.example(source, brought)).example[0].shape == (2, 3, 4, 4)
+
+
 def test_an_iterator_over_a_pair_is_read_as_the_pair(one: Model) -> None:
     (batch,) = opened(lambda: map(torch.as_tensor, (IMAGES.numpy(), LABELS.numpy())), one, labels=True)
     assert torch.equal(batch.labels, LABELS)

@@ -166,6 +166,15 @@ def test_cross_entropy_of_distributions_is_torchs() -> None:
     assert built_in("cross_entropy")(identity, Batches.of(LOGITS, SOFT)) == pytest.approx(float(wanted), rel=1e-5)
 
 
+def test_one_hot_maps_with_their_classes_elsewhere_are_refused() -> None:
+    predict = net(nn.Conv2d(3, 8, 3, padding=1))
+    x = normal(10, 3, 8, 8)
+    hot = np.eye(8)[predict(x).argmax(1)]
+    assert ACCURACY(predict, Batches.of(x, np.moveaxis(hot, -1, 1))) == 1
+    with pytest.raises(MetricError, match=r"labels .* on axis 3, where those of the output are on axis 1; permute"):
+        ACCURACY(predict, Batches.of(x, hot))
+
+
 MAPS = normal(12, 6, 10, 10)
 MASK = MAPS.argmax(1)
 
