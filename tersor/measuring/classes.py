@@ -21,6 +21,7 @@ from tersor.measuring.metrics import Predict, first, labels_of
 _WHOLE = 1e-2  # how far a distribution's sum may be from 1: of float16
 _OVER = 0.02  # how far a grid may push a probability out of [0, 1]
 _COLORS = (1, 3, 4)
+_MANY = 4096  # classes of which no table of decisions is made
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ def scored(predict: Predict, batches: Batches, name: str) -> Iterator[Scored]:
     found = _pairs(predict, batches, name)
     head = next(found)
     pairs = chain([head], found)
+    if head[0].dtype.kind != "f" and head[0].shape == head[1].shape:
+        yield from _decisions(pairs, name)
+        return
     if _single(head[0], head[1]):
         yield from _two_classes(pairs, name)
         return
@@ -201,6 +205,28 @@ def _check_classes(labels: np.ndarray, classes: int, name: str) -> None:
 
 def _rows(values: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
+
+
+def _decisions(pairs: Iterator[tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]], name: str) -> Iterator[Scored]:
+    """The decisions of a model that puts out no scores, as scores of 1 for what it said and 0 for the rest."""
+    if name not in ("accuracy", "f1", "iou"):
+        raise MetricError(f"{name} needs scores and the model puts out whole numbers; let it put out its scores.")
+    kept = [(said, labels) for said, labels, _ in pairs]
+    largest = max(int(x.max()) for x in (*(said for said, _ in kept), *(y[y != VOID] for _, y in kept)) if x.size)
+    classes = max(2, largest + 1)
+    if classes > _MANY:
+        raise MetricError(
+            f"{name} needs scores of {classes} classes, and the model puts out whole numbers; bring your own metric."
+        )
+    for said, labels in kept:
+        numbers = class_numbers(labels, classes, name)
+        counts = numbers != IGNORED
+        decided = said.astype(np.int64).ravel()[counts]
+        if decided.size and decided.min() < 0:
+            raise MetricError(
+                f"{name} needs classes and the model puts out whole numbers such as {decided.min()}; use cosine."
+            )
+        yield Scored(np.eye(classes, dtype=np.float32)[decided], numbers[counts])
 
 
 def _two_classes(pairs: Iterator[tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]], name: str) -> Iterator[Scored]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +99,9 @@ def _collect(before: Predict, after: Predict, batches: Batches) -> _Items:
         old, new, found = _per_item_means(old), _per_item_means(new), []
     labels = [x for x in found if x is not None]
     known = np.concatenate(labels) if len(labels) == len(old) else None
-    unlabelled = all(b.labels is None for b in batches)
+    unlabelled = all(
+        b.labels is None or isinstance(b.labels, Mapping) for b in batches
+    )  # by name: the original's outputs
     flat = [np.concatenate(x).reshape(len(batches), -1).astype(np.float64) for x in (old, new)]
     classes = old[0].ndim == 2 and flat[0].shape[1] > 1 and (unlabelled or known is not None)
     if known is not None and classes and (known.min() < 0 or known.max() >= flat[0].shape[1]):

@@ -219,6 +219,23 @@ def test_one_score_is_two_classes(shape: tuple[int, ...], probable: bool, kind: 
             assert built_in(metric)(identity, data) == pytest.approx(built_in(metric)(identity, plain), rel=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(60,), (20, 5), (10, 4, 4)])
+def test_decisions_without_scores_are_compared_as_they_are(shape: tuple[int, ...]) -> None:
+    labels = G.integers(0, 5, shape)
+    said = np.where(G.random(shape) < 0.7, labels, (labels + 1) % 5)
+    data = Batches.of(said, labels, 8)
+    assert ACCURACY(identity, data) == pytest.approx((said == labels).mean())
+    as_scores = Batches.of(np.eye(5, dtype=np.float32)[said.ravel()], labels.ravel())
+    for metric in ("f1", "iou"):
+        assert built_in(metric)(identity, data) == pytest.approx(built_in(metric)(identity, as_scores))
+    flags = said > 2
+    assert ACCURACY(identity, Batches.of(flags, labels > 2)) == pytest.approx((flags == (labels > 2)).mean())
+    with pytest.raises(MetricError, match="needs scores and the model puts out whole numbers"):
+        built_in("cross_entropy")(identity, data)
+    with pytest.raises(MetricError, match="whole numbers such as -1"):
+        ACCURACY(identity, Batches.of(said - 1, labels))
+
+
 def test_a_probability_that_a_grid_pushed_over_the_edge_is_one_still() -> None:
     p = np.array([-0.004, 0.3, 0.6, 1.004], np.float32)
     assert ACCURACY(identity, Batches.of(p, np.array([0, 0, 1, 1]))) == 1

@@ -11,8 +11,10 @@ import pytest
 
 from tersor.errors import DataError
 from tersor.measuring.batches import Batches
+from tersor.measuring.metrics import prepared
 from tersor.measuring.pictures import picture, png
 from tersor.measuring.regression import compare, paired_difference
+from tersor.measuring.scores import built_in
 
 G = np.random.default_rng(0)
 LOGITS = 3 * G.standard_normal((200, 5)).astype(np.float32)
@@ -55,6 +57,13 @@ def test_without_labels_the_original_decides() -> None:
     assert found.lost == found.changed
     assert found.classes == ()
     assert found.worst[0].label is None
+
+
+def test_flips_against_the_original_where_its_outputs_are_the_labels() -> None:
+    agreement = built_in("agreement")
+    found = compare(before, after, prepared(agreement, Batches.of(INDEX, LABELS), before))
+    plain = compare(before, after, Batches.of(INDEX))
+    assert (found.lost, found.gained, found.agreement) == (plain.lost, 0, plain.agreement)
 
 
 def test_nothing_changed_is_nothing_found() -> None:
