@@ -276,7 +276,7 @@ def test_npz(tmp_path: Path, one: Model, two: Model) -> None:
     assert "holds Python objects, which could run code" in refusal(str(path), one)
     assert "There is no file" in refusal(str(tmp_path / "gone.npz"), one)
     path.write_text("hello")
-    assert "cannot be read as .npz" in refusal(str(path), one)
+    assert "cannot be read" in refusal(str(path), one)
 
 
 def test_an_npz_that_declares_more_than_it_holds(tmp_path: Path, one: Model) -> None:
