@@ -98,13 +98,14 @@ def class_axis(shape: Sequence[int], inputs: Sequence[np.ndarray]) -> int | None
 
 def decision_axis(shape: Sequence[int], inputs: Sequence[np.ndarray]) -> int | None:
     """Where the classes of an output lie that has no labels to tell: as `class_axis`, else axis 1 of maps and the last of
-    sequences. None where they can lie on either: of a sequence that is as long as it is wide."""
+    sequences that an image or a vector gave. None where they can lie on either: of a sequence that a sequence of another
+    length gave, or one that is as long as it is wide."""
     if len(shape) < 2:
         return None
     told = class_axis(shape, inputs)
     if told is not None or len(shape) > 3:
         return 1 if told is None else told
-    return None if any(x.ndim == 3 and tuple(x.shape[1:]) == tuple(shape[1:]) for x in inputs) else 2
+    return None if any(x.ndim == 3 for x in inputs) else 2
 
 
 def distribution(labels: np.ndarray, axis: int) -> bool:

@@ -88,8 +88,12 @@ def test_what_cannot_be_told_is_refused() -> None:
     with pytest.raises(MetricError, match=r"cannot tell on which axis of the output \(10, 12, 12\) the classes lie"):
         ACCURACY(predict, Batches.of(x, predict(x).argmax(1)))
     agreement = built_in("agreement")
-    with pytest.raises(MetricError, match="use cosine or r2"):
-        agreement(predict, prepared(agreement, Batches.of(x), predict))
+    for undecided in (predict, net(nn.Conv1d(12, 5, 3, stride=2))):
+        with pytest.raises(MetricError, match="or they cannot be told; use cosine or r2"):
+            agreement(undecided, prepared(agreement, Batches.of(x), undecided))
+    tokens_of_images = net(nn.Conv2d(3, 5, 4, stride=4), nn.Flatten(2), ChannelsLast())
+    images = normal(10, 3, 16, 16)
+    assert agreement(tokens_of_images, prepared(agreement, Batches.of(images), tokens_of_images)) == 1
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
