@@ -174,7 +174,8 @@ def _read(found: Any, name: str, where: str, room: Room) -> Source:
     )
     if not raw:
         raise DataError(f"{where} gave no batches; give at least one batch of items.")
-    return Source(name, raw, either=list(raw) if may_be_one(raw) else None)
+    pair = list(raw) if len(raw) == 2 else []
+    return Source(name, raw, either=pair if may_be_one(pair) else None)
 
 
 class _Collected(Sequence[Any]):
