@@ -19,7 +19,7 @@ import onnx_ir as ir
 from tersor.hub.values import constant
 
 MATRICES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-MIXES = (*MATRICES, "Einsum", "LSTM", "GRU", "RNN", "Attention")
+MIXES = (*MATRICES, "MatMulInteger", "MatMulNBits", "Einsum", "LSTM", "GRU", "RNN", "Attention")
 AVERAGES = ("ReduceMean", "AveragePool", "GlobalAveragePool")
 MOVES = ("Slice", "Pad", "Reshape", "Transpose", "MaxPool", "Flatten", "Squeeze", "Unsqueeze", "Split", "Identity")
 ABSORBED = ("Relu", "Clip")
