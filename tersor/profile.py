@@ -19,6 +19,7 @@ from tersor.graph.checked import checked, finite
 from tersor.graph.fisher import gradients, squared_weight_gradients
 from tersor.graph.memory import cut, together
 from tersor.graph.model import Model
+from tersor.graph.recurrent import recurrences
 from tersor.graph.watched import OUTPUTS, watched
 from tersor.maths.gram import Scatter, products, scatter, shrunk, with_constant
 from tersor.maths.histogram import Histogram
@@ -91,7 +92,11 @@ class Range:
 
 @dataclass(frozen=True)
 class Profile:
-    """Everything measured in one pass: facts by matrix name, ranges by node name."""
+    """Everything measured in one pass: facts by matrix name, ranges by node name.
+
+    What a recurrent layer reads has facts under the name of the weight that reads it first (`Cell.weights[0]`), as if an
+    identity matrix were there, whose inputs are not correlated.
+    """
 
     facts: Mapping[str, Facts] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
@@ -121,7 +126,7 @@ def measure(
     ranges: dict[str, Range] = {}
     items, size = 0, together(model)
     for index, part in enumerate(parts):
-        one = _Pass(model, part, needs, seed, temperature, ranged=index == 0)
+        one = _Pass(model, part, needs, seed, temperature, first=index == 0)
         for piece in (piece for batch in checked(model, kept) for piece in cut(batch, size)):
             deadline.check()
             one.see(piece)
@@ -164,9 +169,12 @@ class _Pass:
     """One pass over the data: what has been added up so far."""
 
     def __init__(
-        self, model: Model, part: Sequence[Matrix], needs: frozenset[str], seed: int, temperature: float, ranged: bool
+        self, model: Model, part: Sequence[Matrix], needs: frozenset[str], seed: int, temperature: float, first: bool
     ):
-        self._model, self._needs, self._ranged = model, needs, ranged
+        """first: of all passes; it also looks at ranges, and at what recurrent layers read."""
+        self._model, self._needs, self._ranged = model, needs, first
+        self._entered = _entered(model) if first and {"gram", "fisher"} <= needs else {}
+        self._squares: dict[str, Tensor] = {}
         self._temperature = temperature
         self._judged = watched(model) if needs & {"fisher", "gradient"} else OUTPUTS
         self._by_node = {matrix.node: matrix for matrix in part}
@@ -191,6 +199,8 @@ class _Pass:
                 inputs[node.name] = value
                 if self._ranged:
                     self._histograms.setdefault(node.name, Histogram()).update(value)
+            if node.name in self._entered and isinstance(value, Tensor):
+                self._add_square(node.name, value)
             if node.name in self._by_node and "gram" in self._needs:
                 self._add_gram(self._by_node[node.name], inputs[node.all_input_nodes[0].name])
             for source in node.all_input_nodes:
@@ -200,7 +210,7 @@ class _Pass:
 
         last = _last_readers(self._model)
         if "fisher" in self._needs:
-            how = (self._by_node.keys(), self._labels, self._temperature)
+            how = (self._by_node.keys() | self._entered.keys(), self._labels, self._temperature)
             gradients(self._model, flat, *how, visit, self._add_fisher, self._judged)
         else:
             self._model.interpret(flat, visit)
@@ -222,7 +232,20 @@ class _Pass:
                 kept[matrix.name] = total
         self._positions[matrix.name] = self._positions.get(matrix.name, 0) + rows.shape[1]
 
+    def _add_square(self, node: str, x: Tensor) -> None:
+        """Of what recurrent layers read, (positions, c) in whatever order."""
+        rows, name = x.reshape(-1, x.shape[-1]).double(), self._entered[node]
+        total = torch.stack([rows.square().sum(0), rows.abs().sum(0), (rows != 0).sum(0).double()])
+        self._squares[name] = self._squares[name] + total if name in self._squares else total
+        self._positions[name] = self._positions.get(name, 0) + len(rows)
+
     def _add_fisher(self, node: str, gradient: Tensor) -> None:
+        if node in self._entered:
+            finite(node, gradient)
+            name, total = self._entered[node], gradient.double().square().flatten(0, -2).sum(0)
+            self._fisher[name] = self._fisher.get(name, torch.zeros_like(total)) + total
+        if node not in self._by_node:
+            return
         matrix = self._by_node[node]
         square = gradient.square() if matrix.convolution is not None else gradient.square().movedim(-1, 1)
         finite(node, square)
@@ -250,6 +273,10 @@ class _Pass:
                 active / self._positions[matrix.name] if active is not None else torch.zeros(matrix.groups, 2, 0),
                 gradient=gradient / self.items if gradient is not None else None,
             )
+        for name, sums in self._squares.items():
+            mean = sums / self._positions[name]
+            alone = torch.cat([mean[0], mean.new_ones(1)]).diag()[None]
+            found[name] = Facts(alone, self._mean_fisher(name, len(mean[0])), mean[None, 1:])
 
     def _mean_fisher(self, name: str, rows: int) -> Tensor:
         """Zero where the loss does not depend on the matrix, one where nothing was asked."""
@@ -259,6 +286,13 @@ class _Pass:
 
     def ranges(self) -> dict[str, Range]:
         return {name: Range.of(seen) for name, seen in self._histograms.items() if seen.low <= seen.high}
+
+
+def _entered(model: Model) -> dict[str, str]:
+    """By node that a recurrent layer reads, the weight under whose name its facts are: one for all directions."""
+    nodes = {node.name: node for node in model.graph.nodes}
+    read = {nodes[r.node].all_input_nodes[0]: r.layers[0][0].weights[0] for r in recurrences(model)}
+    return {node.name: weight for node, weight in read.items() if node.op == "call_function"}
 
 
 def _transposed(matrix: Matrix) -> bool:

@@ -14,21 +14,25 @@ from tersor.criterion import Criterion
 from tersor.errors import BudgetError
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
+from tersor.graph.recurrent import recurrences
 from tersor.maths.obs import Reader, Sweep, damped, sweep
 from tersor.maths.unfold import from_matrix, to_matrix
-from tersor.profile import Profile
+from tersor.profile import Facts, Profile
 from tersor.site import Group, Matrix, Member, cells, matrices
 
 DAMPING = 1e-2
+NAMED = 3  # groups in a message
 
 
 def curves(model: Model, profile: Profile, groups: Sequence[Group], damping: float = DAMPING) -> dict[str, Sweep]:
     """For each group, the order in which blocks go and the damage of every width, by one structured OBS sweep.
 
     `sweep.damage[k]` is the damage, in nats, of having removed `k` blocks with the readers repaired. Readers are the
-    ungrouped matrices whose columns the group owns; a group without one is not in the answer.
+    ungrouped matrices whose columns the group owns, and recurrent layers, which are not repaired; a group without one is
+    not in the answer.
     """
     by_weight = {m.weight: m for m in matrices(model)}
+    entered = {r.layers[0][0].weights[0] for r in recurrences(model)} & profile.facts.keys()
     found = {}
     for group in groups:
         deadline.check()
@@ -36,6 +40,11 @@ def curves(model: Model, profile: Profile, groups: Sequence[Group], damping: flo
             _reader(model, profile, by_weight[m.tensor], m.positions, damping)
             for m in group.members
             if m.role == "reads" and m.tensor in by_weight and by_weight[m.tensor].groups == 1
+        ]
+        readers += [
+            _recurrent_reader(profile.facts[m.tensor], m.positions, damping)
+            for m in group.members
+            if m.role == "reads" and m.tensor in entered and m.axis == 1
         ]
         if readers:
             found[group.name] = sweep(readers)
@@ -100,10 +109,7 @@ def allocate(
     narrowest = {name: offer[0] for name, offer in offers.items()}
     if counter.total(narrowest) > budget:
         fewest = "one block a group" if least == 0 else f"{100 * least:.3g} % of the blocks of every group"
-        raise BudgetError(
-            f"Even {fewest} leave {counter.total(narrowest):.4g} multiply-accumulates; the budget is {budget:.4g}. Ask for at "
-            "least that, or allow more groups."
-        )
+        raise BudgetError(_out_of_reach(counter.total(narrowest), budget, fewest, groups, swept))
     low, high = 0.0, 1.0
     while counter.total(_widths(counter, swept, high, offers)) > budget:
         high *= 4
@@ -115,6 +121,23 @@ def allocate(
             high = middle
     chosen = _widths(counter, swept, high, offers)
     return {name: swept[name].kept(width) for name, width in chosen.items()}
+
+
+def _out_of_reach(left: float, budget: float, fewest: str, groups: Sequence[Group], swept: Mapping[str, Sweep]) -> str:
+    whole = [f"'{g.name}'" for g in groups if g.name not in swept]
+    why = f"{', '.join(whole[:NAMED])}{f' and {len(whole) - NAMED} more' if len(whole) > NAMED else ''}"
+    if not swept:
+        return (
+            f"No axis can be narrowed: nothing tells what the blocks of {why} are worth, since no plain matrix reads them. Ask "
+            "for weights instead of macs."
+        )
+    rest = (
+        f" {why} stay whole, since no plain matrix reads them and nothing tells what they are worth." if whole else ""
+    )
+    return (
+        f"Even {fewest} leave {left:.4g} multiply-accumulates; the budget is {budget:.4g}.{rest} Ask for at least that, or "
+        "allow more groups."
+    )
 
 
 def _offers(blocks: int, least: float, step: int) -> list[int]:
@@ -168,6 +191,12 @@ class _Counter:
         for name, share in self._touching[matrix]:
             cost *= 1 - share * (1 - widths[name] / self.groups[name].blocks)
         return cost
+
+
+def _recurrent_reader(facts: Facts, positions: Sequence[Sequence[int]], damping: float) -> Reader:
+    """Of what a recurrent layer reads: nothing makes up for a column that goes."""
+    gram = damped(facts.gram, damping)[0, :-1, :-1]
+    return Reader(torch.eye(len(gram), dtype=gram.dtype), gram, facts.fisher, [list(each) for each in positions])
 
 
 def _reader(

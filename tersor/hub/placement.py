@@ -19,7 +19,17 @@ import onnx_ir as ir
 from tersor.hub.values import constant
 
 MATRICES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-MIXES = (*MATRICES, "MatMulInteger", "MatMulNBits", "Einsum", "LSTM", "GRU", "RNN", "Attention")
+MIXES = (
+    *MATRICES,
+    "DynamicQuantizeLinear",
+    "MatMulInteger",
+    "MatMulNBits",
+    "Einsum",
+    "LSTM",
+    "GRU",
+    "RNN",
+    "Attention",
+)
 AVERAGES = ("ReduceMean", "AveragePool", "GlobalAveragePool")
 MOVES = ("Slice", "Pad", "Reshape", "Transpose", "MaxPool", "Flatten", "Squeeze", "Unsqueeze", "Split", "Identity")
 ABSORBED = ("Relu", "Clip")
