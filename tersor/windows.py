@@ -102,15 +102,21 @@ def smaller(matrix: Matrix, window: Window) -> Matrix:
 
 def _window(matrix: Matrix, kept: Sequence[Sequence[int]] | None) -> Window:
     transposed = matrix.convolution is not None and matrix.convolution.transposed
+    if kept is None:
+        shape = to_matrix(torch.empty(matrix.shape, device="meta"), matrix.groups, transposed).shape
+        groups, rows, columns = (torch.arange(size) for size in shape)
+        return Window(groups, rows.repeat(shape[0], 1), columns.repeat(shape[0], 1), matrix.shape, shape[2])
     numbers = to_matrix(torch.arange(prod(matrix.shape)).reshape(matrix.shape), matrix.groups, transposed)
-    index = flat_index(matrix.shape, kept or [range(size) for size in matrix.shape])
+    index = flat_index(matrix.shape, kept)
     place = torch.empty(numbers.numel(), dtype=torch.long)
     place[numbers.reshape(-1)] = torch.arange(numbers.numel())
-    group = torch.unravel_index(place[index.reshape(-1)], numbers.shape)[0].unique()
-    small = to_matrix(index, len(group), transposed)
+    count = len(torch.unravel_index(place[index.reshape(-1)], numbers.shape)[0].unique())
+    small = to_matrix(index, count, transposed)
     g, r, c = torch.unravel_index(place[small.reshape(-1)], numbers.shape)
     g, r, c = (each.reshape(small.shape) for each in (g, r, c))
-    window = Window(g[:, 0, 0], r[:, :, 0], c[:, 0, :], tuple(index.shape), numbers.shape[2])
+    # copies, for a view would keep three indices of every single weight
+    group, rows, columns = g[:, 0, 0].clone(), r[:, :, 0].clone(), c[:, 0, :].clone()
+    window = Window(group, rows, columns, tuple(index.shape), numbers.shape[2])
     expected = numbers[window.group[:, None, None], window.rows[:, :, None], window.columns[:, None, :]]
     if not torch.equal(expected, small):
         raise ModelError(
