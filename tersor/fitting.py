@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from itertools import product
 from operator import add
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, fx
@@ -74,6 +74,8 @@ class Decisions:
                 f"Activations in {self.bits} bits with {self.feeds} feeds were asked for; 2 to 8 bits are possible, below 8 "
                 "with static feeds."
             )
+        if self.feeds not in get_args(Feeds):
+            raise InputError(f"There are no feeds {self.feeds!r}; choose of {', '.join(get_args(Feeds))}.")
         if self.ranges not in RANGES:
             raise InputError(f"There are no ranges {self.ranges!r}; choose of {', '.join(RANGES)}.")
 

@@ -440,7 +440,10 @@ class Search:
     def _table(self, int8: Trial, bold: bool) -> Table:
         ground, exclude = self.ground, self.job.exclude
         self.cuts = widths(ground.model, ground.profile, exclude) if bold else ()
-        speeds = Speeds(self._seconds_in_float(int8), int8.seconds or 0.0, self._arithmetic(int8))
+        arithmetic = 1.0
+        with self._step("The probe of how narrower layers pay"):
+            arithmetic = self._arithmetic(int8)
+        speeds = Speeds(self._seconds_in_float(int8), int8.seconds or 0.0, arithmetic)
         table = price(ground.model, ground.profile, [technique()], speeds, self.cuts, exclude)
         self.damage = {(row, option.name): option.damage for row, options in table.rows.items() for option in options}
         return table

@@ -6,15 +6,18 @@ every number that is claimed comes from there. Nothing here decides; `search` do
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic
 
 import numpy as np
 
 from tersor import deadline
 from tersor.errors import StorageError, TargetError, reason
+from tersor.graph.model import Model
 from tersor.inputs.job import Job
 from tersor.measuring.batches import Batches
 from tersor.measuring.clock import Contender, Race, race
@@ -23,9 +26,10 @@ from tersor.memory import CONTAINER, Room
 from tersor.plan import Plan
 from tersor.scratch import full_disk, room
 from tersor.target import Audit, Compressed, Dynamic, Runner, Target
-from tersor.targets import target_name
+from tersor.targets import target_called, target_name
 
 CLOSING = 2.0  # seconds that a report and a manifest take
+BESIDE = 20  # rounds of a file against its float model
 COPIED = 50e6  # bytes a second, flushed
 
 
@@ -337,6 +341,23 @@ def time_side_by_side(
         failures=failures,
         room=room,
     )
+
+
+def beside_float(file: Path, model: Model, inputs: Sequence[np.ndarray], threads: int) -> Race | None:
+    """A written ONNX file ("file") raced in ONNX Runtime against the same model in float ("float"); None where it cannot be."""
+    target = target_called("onnxruntime", "fp32")
+    with TemporaryDirectory(prefix="tersor-") as scratch:
+        plain = try_out(Candidate("float", target, Compressed(model)), Path(scratch) / "float")
+        folder = Path(scratch) / "file"
+        folder.mkdir()
+        shutil.copyfile(file, folder / "model.onnx")
+        if plain.refused is not None:
+            return None
+        trials = [plain, Trial(replace(plain.candidate, name="file"), folder)]
+        try:
+            return time_side_by_side(trials, inputs, threads=threads, rounds=BESIDE, scratch=Path(scratch))
+        except TargetError:
+            return None
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -194,3 +194,12 @@ def test_what_was_lost_on_held_out_data_is_said() -> None:
     assert "on the data held out of calibration, by which candidates are chosen" in said
     lost = float(said.split("(")[1].split(" points worse")[0])
     assert lost > 0.1
+
+
+@without_processes
+def test_a_probe_that_cannot_be_exported_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch.export refuses a narrower network whose batch is fixed: the plans go on, as if all time were arithmetic."""
+    monkeypatch.setattr(search, "shrink", raising(text="Constraints violated (L['x'].size()[0])! For more information"))
+    report = compressed("onnxruntime")
+    assert any("The probe of how narrower layers pay failed" in n and "Constraints violated" in n for n in report.notes)
+    assert not any("Planning failed" in n for n in report.notes)

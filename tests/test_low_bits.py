@@ -103,6 +103,8 @@ def test_a_recipe_says_how_many_bits_and_impossible_ones_are_refused():
     for wrong in ({"bits": 4}, {"bits": 1, "feeds": "static"}, {"bits": 4, "feeds": "dynamic"}):
         with pytest.raises(InputError, match="2 to 8 bits are possible, below 8 with static feeds"):
             Decisions(**wrong)
+    with pytest.raises(InputError, match="no feeds 'sometimes'; choose of none, static, dynamic"):
+        Decisions(feeds="sometimes")
     with pytest.raises(InputError, match="no ranges 'widest'; choose of best, minmax, average, percentile"):
         Decisions(ranges="widest")
 

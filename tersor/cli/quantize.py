@@ -7,6 +7,7 @@ from pathlib import Path
 from tersor.cli.console import say, table
 from tersor.cli.training import course
 from tersor.quantising import Quantized
+from tersor.report import faster
 from tersor.streaming import QuantizedFolder
 from tersor.units import count, number
 
@@ -29,6 +30,8 @@ def show(found: Quantized | QuantizedFolder, out: Path | None) -> None:
     say(output.words(found.metric) for output in found.outputs)
     if out is not None:
         kind = "ONNX file" if out.suffix == ".onnx" else "archive  "
+        if found.ratio is not None:
+            print(f"time in ONNX Runtime, beside the same model in float: {faster(found.ratio, found.verdict)}")
         print(f"\n{kind} {out}   (computes in float; `tersor compress` makes int8 files that are fast)")
 
 
