@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -39,7 +41,8 @@ def load_program(path: Path) -> tuple[ExportedProgram, dict[str, str]]:
     """The program in `path` and its extra files. Raises `ArtifactError` where the archive is damaged or holds code."""
     extra = screen(path)
     try:
-        program = torch.export.load(path)
+        with _unheard("torch.export"):
+            program = torch.export.load(path)
     except Exception as cause:  # torch checks little of what it reads
         said = " ".join(str(cause).split())[:300]
         raise ArtifactError(f"{path.name} cannot be read as an exported program ({said}); export it again.") from cause
@@ -49,3 +52,14 @@ def load_program(path: Path) -> tuple[ExportedProgram, dict[str, str]]:
     except Foreign as cause:
         raise refused(path, str(cause)) from cause
     return program, extra
+
+
+@contextmanager
+def _unheard(name: str) -> Iterator[None]:
+    """Without what the logger `name` says: torch logs a traceback for a file that it cannot read, and then raises as well."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before

@@ -407,6 +407,17 @@ def test_texts_that_are_no_program(plain: Path, tmp_path: Path, text: str) -> No
     assert "export" in said
 
 
+def test_what_torch_cannot_read_is_one_sentence(
+    plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def undefined(program: Any) -> None:
+        graph(program)["nodes"][-1]["inputs"][0]["arg"] = {"as_tensor": {"name": "nowhere"}}
+
+    assert "cannot be read as an exported program" in refusal(edited(plain, tmp_path / "a.pt2", undefined))
+    assert not caplog.records
+    assert "Traceback" not in capfd.readouterr().err
+
+
 class _Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()
