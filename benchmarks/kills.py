@@ -63,7 +63,12 @@ def main(words: Sequence[str] | None = None) -> None:
     place = Path(tempfile.mkdtemp(prefix="kills-"))
     out, scratch, cache = place / "out" / "small", place / "tmp", place / "cache"
     scratch.mkdir()
-    env = {**os.environ, "TMPDIR": str(scratch), "TERSOR_CACHE": str(cache)}
+    env = {
+        **os.environ,
+        "TMPDIR": str(scratch),
+        "TERSOR_CACHE": str(cache),
+        "TORCHINDUCTOR_CACHE_DIR": str(place / "torch"),
+    }
 
     def start(words: Sequence[str]) -> subprocess.Popen[bytes]:
         quiet = subprocess.DEVNULL

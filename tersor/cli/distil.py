@@ -23,7 +23,9 @@ def show(found: Distilled, out: Path | None) -> None:
     print(f"teacher to student: {found.drop.text}")
     say(output.words(found.metric) for output in found.outputs)
     if out is not None:
-        print(f"\narchive   {out}\nfaster?   tersor compress {out} --data ...   measures it in every runtime")
+        print(f"\nwritten   {out}")
+        if out.suffix == ".pt2":
+            print(f"faster?   tersor compress {out} --data ...   measures it in every runtime")
 
 
 def _score(score: Score) -> str:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from stripes import images, trained
 
+from tersor.deadline import Deadline, TimeUp, until
 from tersor.fitting import Decisions, fit
 from tersor.forms.affine import Affine
 from tersor.graph.model import Model, capture
@@ -330,3 +331,22 @@ def test_what_the_teacher_said_is_kept_and_the_same(tmp_path: Path):
     two = train(b := Network(damaged("narrow")), plain, stream(), Training(epochs=2.0, rate=0.02))
     assert same(a, b)
     assert one.losses == two.losses
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    how = Training(epochs=1.0, rate=0.02, save_every=0.0)
+    with pytest.warns(
+        UserWarning, match=r"The state of the training cannot be kept: .* goes on, and after a kill begins anew"
+    ):
+        history = train(
+            Network(damaged("narrow")), Teacher(original()), stream(), how, checkpoint=tmp_path / "cache" / "state"
+        )
+    assert history.steps > 1
+
+
+def test_a_deadline_ends_a_training_after_a_step_that_is_saved(tmp_path: Path) -> None:
+    student, teacher, batches, path = Network(damaged("narrow")), Teacher(original()), stream(), tmp_path / "state"
+    with until(Deadline(0.0, 1.0)), pytest.raises(TimeUp):
+        train(student, teacher, batches, Training(epochs=3.0, rate=0.02), checkpoint=path)
+    assert path.exists()
