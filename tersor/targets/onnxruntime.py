@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -20,6 +20,7 @@ from tersor.hub.files import damaged, existing, named, not_taken, refused, save_
 from tersor.hub.placement import Placement
 from tersor.hub.precision import label_of, matrix_names, reasons
 from tersor.measuring.machine import weight_bits
+from tersor.memory import trim
 from tersor.scratch import scratch
 from tersor.target import Audit, Compressed, Fidelity, Input, Operator, Runner, Target, described, variables
 
@@ -162,6 +163,9 @@ class _Runner(Runner):
     def audit(self) -> Audit:
         """Read from the graph that the session optimised, dumped to a temporary file."""
         hub = ir.load(self._path).graph
+        names, why = matrix_names(hub), reasons(hub)
+        del hub  # with all weights, of which the session and its dump have copies of their own
+        trim()
         with scratch() as folder:
             dump = Path(folder) / "optimised.onnx"
             options = _runtime().SessionOptions()
@@ -170,7 +174,8 @@ class _Runner(Runner):
             if _widened(self._path):
                 options.add_session_config_entry("session.x64quantprecision", "1")
             _runtime().InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
-            return Audit(tuple(_operators(ir.load(dump).graph, hub)))
+            trim()
+            return Audit(tuple(_operators(ir.load(dump).graph, names, why)))
 
 
 def _session(path: Path, threads: int) -> Any:
@@ -199,8 +204,7 @@ def _overflows(path: Path) -> bool:
     )
 
 
-def _operators(graph: ir.Graph, hub: ir.Graph) -> list[Operator]:
-    names, why = matrix_names(hub), reasons(hub)
+def _operators(graph: ir.Graph, names: Mapping[str, str], why: Mapping[str, str]) -> list[Operator]:
     found = []
     for node in graph:
         precision = _precision(node)
