@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from tersor import deadline
-from tersor.graph.checked import checked, finite
+from tersor.errors import DataError
+from tersor.graph.checked import Finite, checked, is_finite
 from tersor.graph.fisher import gradients, squared_weight_gradients
 from tersor.graph.memory import cut, together
 from tersor.graph.model import Model
@@ -187,20 +188,27 @@ class _Pass:
         self._fisher: dict[str, Tensor] = {}
         self._gradient: dict[str, Tensor] = {}
         self._histograms: dict[str, Histogram] = {}
+        self._masked: set[str] = set()
+        """Nodes whose values were not all finite: such places count as zeros here."""
         self.items = 0
 
     def see(self, flat: Sequence[Tensor]) -> None:
         self.items += flat[0].shape[0]
         inputs: dict[str, Tensor] = {}
+        watched = Finite()
 
         def visit(node: fx.Node, value: Any) -> Any:
+            whole = watched.see(node, value)
             if isinstance(value, Tensor) and value.is_floating_point() and node.op in ("placeholder", "call_function"):
-                finite(node.name, value)
-                inputs[node.name] = value
+                seen = value
+                if not whole:
+                    self._masked.add(node.name)
+                    seen = torch.where(value.isfinite(), value, 0.0)
+                inputs[node.name] = seen
                 if self._ranged:
-                    self._histograms.setdefault(node.name, Histogram()).update(value)
+                    self._histograms.setdefault(node.name, Histogram()).update(seen)
             if node.name in self._entered and isinstance(value, Tensor):
-                self._add_square(node.name, value)
+                self._add_square(node.name, inputs.get(node.name, value))
             if node.name in self._by_node and "gram" in self._needs:
                 self._add_gram(self._by_node[node.name], inputs[node.all_input_nodes[0].name])
             for source in node.all_input_nodes:
@@ -241,14 +249,14 @@ class _Pass:
 
     def _add_fisher(self, node: str, gradient: Tensor) -> None:
         if node in self._entered:
-            finite(node, gradient)
+            gradient = _unmasked(node, gradient)
             name, total = self._entered[node], gradient.double().square().flatten(0, -2).sum(0)
             self._fisher[name] = self._fisher.get(name, torch.zeros_like(total)) + total
         if node not in self._by_node:
             return
         matrix = self._by_node[node]
         square = gradient.square() if matrix.convolution is not None else gradient.square().movedim(-1, 1)
-        finite(node, square)
+        square = _unmasked(node, square)
         total = square.reshape(*square.shape[:2], -1).sum(2).sum(0, dtype=torch.float64)
         self._fisher[matrix.name] = self._fisher.get(matrix.name, torch.zeros_like(total)) + total
 
@@ -285,7 +293,23 @@ class _Pass:
         return self._fisher.get(name, torch.zeros(rows, dtype=torch.float64)) / self.items
 
     def ranges(self) -> dict[str, Range]:
-        return {name: Range.of(seen) for name, seen in self._histograms.items() if seen.low <= seen.high}
+        nodes = [node for node in self._model.graph.nodes if node.name in self._by_node]
+        odd = self._masked - {node.all_input_nodes[0].name for node in nodes}  # no grid holds an infinity
+        return {n: Range.of(seen) for n, seen in self._histograms.items() if seen.low <= seen.high and n not in odd}
+
+
+def _unmasked(node: str, gradient: Tensor) -> Tensor:
+    """A gradient without what a mask took away: `torch.where(x > 0, x.log(), 0)` has NaN for the gradient of zero. Raises
+    `DataError` where nothing is left."""
+    if is_finite(gradient):
+        return gradient
+    kept = gradient.isfinite()
+    if not bool(kept.any()):
+        raise DataError(
+            f"On the calibration data the gradient at '{node}' is NaN or Inf everywhere; check the model's weights and how its "
+            "inputs are normalised."
+        )
+    return torch.where(kept, gradient, 0.0)
 
 
 def _entered(model: Model) -> dict[str, str]:

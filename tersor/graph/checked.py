@@ -7,11 +7,14 @@ sentence.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from tersor.errors import DataError
+from tersor.graph import lines
 from tersor.graph.model import Model
 
 Batch = tuple[Tensor, ...]
@@ -39,16 +42,43 @@ def checked(model: Model, batches: Iterable[Sequence[Tensor]]) -> Iterator[Batch
     _alive(extremes, items)
 
 
-def finite(name: str, value: Tensor) -> None:
-    """Raise `DataError` when the activation `name` left the finite numbers."""
-    if not value.is_floating_point() or bool(torch.isfinite(value.sum())):
-        return
-    bad = int((~torch.isfinite(value)).sum())
-    if bad:  # else the sum alone was too large
+def is_finite(value: Tensor) -> bool:
+    """Whether every number of a tensor is finite."""
+    # the sum is quick, and may itself be too large
+    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
+
+
+class Finite:
+    """Watches one pass. Minus infinity that a softmax takes away is a mask and no fault; what reaches an output is one."""
+
+    def __init__(self) -> None:
+        self._odd: dict[str, tuple[fx.Node, bool]] = {}
+
+    def see(self, node: fx.Node, value: Any) -> bool:
+        """Whether a node's value is finite. Raises `DataError` at the output of the graph where that is not."""
+        if node.op == "output":
+            self._check(node, value)
+            return True
+        if not isinstance(value, Tensor) or not value.is_floating_point() or is_finite(value):
+            return True
+        self._odd.setdefault(node.name, (node, bool(value.isnan().any())))
+        return False
+
+    def _check(self, node: fx.Node, values: Any) -> None:
+        bad = sum(int((~torch.isfinite(v)).sum()) for v in pytree.tree_leaves(values) if _is_float(v))
+        if not bad:
+            return
+        nan = any(bool(v.isnan().any()) for v in pytree.tree_leaves(values) if _is_float(v))
+        began = next((n for n, is_nan in self._odd.values() if is_nan or not nan), node)
+        line = lines.of_node(began)
         raise DataError(
-            f"On the calibration data the model's value '{name}' holds {bad} NaN or Inf of {value.numel()}; "
-            "check the model's weights and how its inputs are normalised."
+            f"On the calibration data the model's outputs hold {bad} NaN or Inf, which begin in its value '{began.name}'"
+            f"{f' at {line}' if line else ''}; check the model's weights and how its inputs are normalised."
         )
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _fits(model: Model, flat: Batch, index: int) -> None:

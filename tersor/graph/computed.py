@@ -51,6 +51,17 @@ def _part(node: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
+def without_gradient(module: fx.GraphModule) -> None:
+    """Make buffers, in place, of parameters that are no real numbers, such as tables of positions: nothing trains or rounds
+    them."""
+    for name, tensor in list(module.named_parameters(remove_duplicate=False)):
+        if not tensor.is_floating_point():
+            owner, _, leaf = name.rpartition(".")
+            place = module.get_submodule(owner)
+            delattr(place, leaf)
+            place.register_buffer(leaf, tensor.detach())
+
+
 def _parameters_of(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
     """What a linear, a convolution or an embedding applies, and what that is called."""
     weight = argument(node, 0, "weight", None) if node.target is aten.embedding.default else weight_of(node)

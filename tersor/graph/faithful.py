@@ -25,6 +25,7 @@ Flat = tuple[Tensor, ...]
 SECONDS = 5.0  # of comparing; the first comparisons are made in any case
 BYTES = 64 << 20  # of inputs at once
 _SIZES = (1, 3, 2)
+_PACE = 32
 _LARGER = (*range(4, 66), 100, 128, 129, 200, 256, 257, 500, 512, 513, 1000, 1001, 1024, 1025, 4097)
 _ITEMS, _ITEM = 5, 3  # a batch, and the item of it that is looked at: neither first nor last nor in the middle
 _EXACT, _SAME, _CLOSE = 1e-6, 1e-4, 3e-3
@@ -45,14 +46,17 @@ def check(model: Model, original: Original, flat: Sequence[Tensor], sizes: Seque
     _check_counters(original, _batch(flat, 2, 0), moved)
     _check_items(model, original, flat)
     _check_size(model, original, tuple(t[:_ITEMS] for t in flat))
-    item, pace = sum(t[:1].nbytes for t in flat), 0.0
+    item, pace, largest = sum(t[:1].nbytes for t in flat), 0.0, 0
     for size in dict.fromkeys((*_SIZES, *_violating(original), *sizes)):
-        late = time.monotonic() + pace * size > until or size * item > BYTES
-        if late and size not in _SIZES[:2]:
-            continue
-        started = time.monotonic()
-        _check_size(model, original, _batch(flat, size, size))
-        pace = (time.monotonic() - started) / size
+        for each in (
+            (_PACE, size) if size > _PACE > largest else (size,)
+        ):  # many items together cost less than each alone
+            late = time.monotonic() + pace * each > until or each * item > BYTES
+            if late and each not in _SIZES[:2]:
+                break
+            started = time.monotonic()
+            _check_size(model, original, _batch(flat, each, each))
+            pace, largest = (time.monotonic() - started) / each, max(largest, each)
 
 
 def _check_calls(original: Original, flat: Flat, kept: Kept) -> list[str]:
@@ -105,27 +109,27 @@ def _check_counters(original: Original, flat: Flat, moved: Sequence[str]) -> Non
 
 def _check_size(model: Model, original: Original, flat: Flat) -> None:
     """Raise `ModelError` where graph and module differ on a batch, or only one of them can run it."""
-    size = len(flat[0])
+    size, usual = len(flat[0]), len(model.example[0])
     wanted = _tried(original, flat)
     if wanted is None:
         return  # what the module itself cannot run need not be run
     try:
         found = model.run(*flat)
     except Exception as cause:
+        line = _at(_branch(original, flat, usual))
         raise ModelError(
             f"The model takes a batch of {size}, which the graph that torch.export captured of it refuses "
-            f"({' '.join(str(cause).split())[:200]}){_at(_branch(original, flat))}; make the forward pass independent of the "
-            "batch size."
+            f"({' '.join(str(cause).split())[:200]}){line}; make the forward pass independent of the batch size."
         ) from cause
     if _alike(found, wanted, _SAME):
         return
-    usual = _batch(flat, len(model.example[0]), 0)
-    theirs, ours = (_tried(run, usual) for run in (original, model.run))
+    batch = _batch(flat, usual, 0)
+    theirs, ours = (_tried(run, batch) for run in (original, model.run))
     if theirs is not None and ours is not None and _alike(ours, theirs, _SAME):
+        line = _at(_branch(original, flat, usual))
         raise ModelError(
-            f"The model computes something else for a batch of {size} than for one of {len(usual[0])}"
-            f"{_at(_branch(original, flat))}, and one graph cannot hold both; make the forward pass independent of the batch "
-            "size."
+            f"The model computes something else for a batch of {size} than for one of {usual}{line}, and one graph cannot hold "
+            "both; make the forward pass independent of the batch size."
         )
     raise ModelError(
         f"The graph that torch.export captured gives other outputs than the model ({_difference(found, wanted)} on fresh "
@@ -181,14 +185,13 @@ def _by_rounding(model: Model, batch: Flat) -> bool:
     return together is not None and single is not None and _alike(single, _item(together), 1e-7)
 
 
-def _branch(original: Original, flat: Flat) -> str:
-    """The line that a batch size goes another way at: as tracing knows it, else where two runs part."""
+def _branch(original: Original, flat: Flat, usual: int) -> str:
+    """The line at which this batch goes another way than one of the usual size: where two runs part, else as tracing knows."""
     size = len(flat[0])
-    asked = [limit.line for limit in original.limits if limit.line and not limit.holds(size)]
-    if asked:
-        return asked[0]
-    other = tuple(torch.cat([t[-1:], t[-1:], t[-1:]]) if size == 1 else torch.cat([t[:1], t]) for t in flat)
-    return lines.parting(lambda: original.raw(*flat), lambda: original.raw(*other), _first_of)
+    other = tuple(t[torch.arange(usual) % size] for t in flat)
+    line = lines.parting(lambda: original.raw(*flat), lambda: original.raw(*other), _first_of)
+    asked = (limit.line for limit in original.limits if limit.line and not limit.holds(size))
+    return line or next(asked, "")
 
 
 def _violating(original: Original) -> Iterator[int]:

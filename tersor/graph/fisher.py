@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from tersor.graph.checked import is_finite
 from tersor.graph.likelihood import sampled_loss
 from tersor.graph.model import Model, Visitor
 from tersor.graph.watched import OUTPUTS, Watch
@@ -63,7 +64,7 @@ def squared_weight_gradients(
             continue
         found = torch.autograd.grad(loss, [shared.tensor(name) for name in names], allow_unused=True)
         for name, gradient in zip(names, found, strict=True):
-            if gradient is not None:
+            if gradient is not None and is_finite(gradient):
                 sums[name] += gradient.double().square()
     return sums
 
@@ -108,12 +109,15 @@ class _Tracking(_Judging):
         watch: Watch,
     ):
         super().__init__(module, watch)
+        self.extra_traceback = False  # an error of a visitor is a sentence as it is
         self._nodes, self._visit, self._seen = nodes, visit, seen
         self.roots: list[Tensor] = []
 
     def run_node(self, n: fx.Node) -> Any:
         with torch.enable_grad():
             value = super().run_node(n)
+            if isinstance(value, Tensor) and value.requires_grad and not is_finite(value):
+                value = self._guarded(n)
             if n.name in self._nodes:
                 if not value.requires_grad:
                     self.roots.append(value.requires_grad_())
@@ -121,3 +125,17 @@ class _Tracking(_Judging):
         with torch.no_grad():
             self._visit(n, value)
         return value
+
+    def _guarded(self, n: fx.Node) -> Any:
+        """The value again, so that where it is not finite it hands on no gradient: what takes it away has none for it, but
+        zero times infinity is NaN."""
+        args, kwargs = pytree.tree_map(_gated, self.fetch_args_kwargs_from_env(n))
+        return getattr(self, n.op)(n.target, args, kwargs)
+
+
+def _gated(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        return value
+    alias = value.view_as(value)
+    alias.register_hook(lambda gradient: torch.where(gradient.isfinite(), gradient, 0.0))
+    return alias

@@ -63,13 +63,11 @@ def where_moved(call: Callable[[], Any], probe: Callable[[], Any]) -> str:
 def parting(first: Callable[[], Any], second: Callable[[], Any], same: Callable[[Any, Any], bool]) -> str:
     """The first line of the user's at which two calls go other ways, or after which a value is not `same`; empty where none
     is found."""
-    before: _Step | None = None
     for a, b in zip(_recorded(first), _recorded(second), strict=False):
         if (a.place, a.event) != (b.place, b.event):
-            return before.line if before is not None else ""
+            return a.line
         if any(name in b.values and not same(value, b.values[name]) for name, value in a.values.items()):
             return a.line
-        before = a if a.event == "line" else before
     return ""
 
 

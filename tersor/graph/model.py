@@ -24,7 +24,8 @@ from tersor import deadline
 from tersor.errors import ModelError
 from tersor.graph import calling, lines
 from tersor.graph.bags import unpack_bags
-from tersor.graph.computed import settle
+from tersor.graph.computed import settle, without_gradient
+from tersor.graph.copies import spell_out_copies
 from tersor.graph.naming import make_plain, refuse_unwritable
 from tersor.graph.original import Original
 from tersor.graph.products import straighten
@@ -117,6 +118,7 @@ class Model:
 class _Visiting(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, visit: Visitor):
         super().__init__(module)
+        self.extra_traceback = False  # an error of a visitor is a sentence as it is
         self._visit = visit
 
     @torch.no_grad()
@@ -160,6 +162,8 @@ def capture_whole(
         original = replace(original, limits=calling.limits(exported))
         drop_writes(graph_module, lambda name: _line_that_moves(original, flat, name))
     make_plain(graph_module)
+    spell_out_copies(graph_module)
+    without_gradient(graph_module)
     unpack_bags(graph_module)
     straighten(graph_module)
     settle(graph_module)

@@ -28,6 +28,8 @@ def matrix_arguments(node: fx.Node) -> tuple[fx.Node, fx.Node | None, dict[str, 
     transposed = target in _TRANSPOSED
     rank = (_TRANSPOSED if transposed else _CONVOLUTIONS)[target]
     groups_at, dilation_at = (6, 7) if transposed else (6, 5)
+    if not isinstance(argument(node, groups_at, "groups", 1), int):  # as many groups as items
+        return None
     return (
         weight,
         bias,

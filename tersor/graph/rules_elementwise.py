@@ -176,6 +176,15 @@ def frozen_axis(t: Trace, node: fx.Node, a: Args) -> Value:
     return x if not shape or isinstance(shape[0], int) else (x,) * len(shape)
 
 
+def spectrum(t: Trace, node: fx.Node, a: Args) -> Axes:
+    """Fourier transforms along some axes; the others are left as they are, and zeros stay zeros."""
+    x = t.axes(a["self"])
+    over = reduced_axes(len(x), a)
+    for axis in over:
+        t.freeze(x[axis], node, "depends on every position and its place")
+    return tuple(t.still(t.shape(node)[d], node) if d in over else axis for d, axis in enumerate(x))
+
+
 def frozen_reduction(t: Trace, node: fx.Node, a: Args) -> Value:
     """argmax and the like: the index itself is the result."""
     x = t.axes(a["self"])
@@ -243,6 +252,10 @@ ELEMENTWISE: dict[str, Rule] = {
     **_named("mean sum linalg_vector_norm", exact_reduction),
     **_named("var std var_mean std_mean amax amin max min prod norm any all logsumexp", counting_reduction),
     **_named("cumsum cumprod sort roll flip logcumsumexp", frozen_axis),
+    **_named(
+        "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2", spectrum
+    ),
+    **_named("fft_fftn fft_ifftn fft_rfftn fft_irfftn", spectrum),
     **_named("argmax argmin", frozen_reduction),
     **_named("max_pool1d avg_pool1d adaptive_avg_pool1d upsample_nearest1d upsample_linear1d", spatial(1)),
     **_named("adaptive_max_pool1d reflection_pad1d replication_pad1d", spatial(1)),

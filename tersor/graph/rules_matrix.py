@@ -33,7 +33,7 @@ def transposed_convolution(t: Trace, node: fx.Node, a: Args) -> Axes:
 
 def _convolution(t: Trace, node: fx.Node, a: Args, transposed: bool) -> Axes:
     x, weight = t.axes(a["input"]), t.axes(a["weight"])
-    if len(x) != len(weight):
+    if len(x) != len(weight) or not isinstance(a["groups"], int):  # as many groups as items
         raise NoRule
     for axis in (*weight[2:], *x[2:]):
         t.freeze(axis, node, "reads every position of its kernel")

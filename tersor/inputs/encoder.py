@@ -20,6 +20,7 @@ from tersor import foreign
 from tersor.errors import DataError, MissingRuntime, ModelError
 
 CONFIG, PARTS = "config.json", "modules.json"
+_LANGUAGE = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 LENGTH = 64  # tokens of a sentence; shorter ones are padded, longer ones cut
 _AGAIN = "download the folder of the encoder again"
 _MISSING = "Folders of encoders need transformers; install it: pip install transformers"
@@ -68,10 +69,17 @@ def sentence_encoder(path: str | Path, length: int = LENGTH) -> tuple[SentenceEn
     folder = Path(path)
     config = _json(folder / CONFIG)
     kinds = _kinds(config)
-    if any(kind.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) for kind in kinds):
+    if any(kind.endswith(_LANGUAGE) for kind in kinds):
         raise ModelError(
             f"'{folder}' holds a language model ({', '.join(kinds)}); `tersor quantize` takes such folders. A folder of an "
             "encoder was wanted, or a function that returns the model."
+        )
+    heads = _heads(kinds)
+    if heads and not (folder / PARTS).is_file():  # which would say how the encoder alone gives a vector
+        raise ModelError(
+            f"'{folder}' holds a network with a head ({', '.join(heads)} in its {CONFIG}), which an encoder of sentences would "
+            f"drop; bring it as a function, path/to/file.py:function, that returns ({heads[0]}.from_pretrained(...), inputs), "
+            "or a folder whose architecture is the encoder alone."
         )
     with foreign.reading(
         f"The encoder and its tokenizer in '{folder}'",
@@ -92,17 +100,28 @@ def sentence_encoder(path: str | Path, length: int = LENGTH) -> tuple[SentenceEn
         raise ModelError(
             f"'{folder}' lacks the weights {', '.join(lacking[:3])}, {len(lacking)} in all; download it again."
         )
+    unused = [name for name in seen.get("unexpected_keys") or [] if not name.endswith("position_ids")]
+    if unused and not (folder / PARTS).is_file():
+        raise ModelError(
+            f"'{folder}' holds weights that its encoder does not have ({', '.join(sorted(unused)[:3])}, {len(unused)} in all), "
+            "such as those of a head, which would be dropped; bring the network as a function, path/to/file.py:function."
+        )
     first, unit = _pooling(folder)
     return SentenceEncoder(tokens.eval(), first, unit), Tokenise(tokenizer, length)
 
 
 def holds_encoder(path: str | Path) -> bool:
-    """Whether `path` is the folder of an encoder, rather than of a language model."""
+    """Whether `path` is the folder of an encoder, with a head or without, rather than of a language model."""
     if not (Path(path) / CONFIG).is_file():
         return False
     kinds = _kinds(_json(Path(path) / CONFIG))
     plain = bool(kinds) and all(kind.endswith("Model") and not kind.endswith("LMHeadModel") for kind in kinds)
-    return plain or (Path(path) / PARTS).is_file()
+    return plain or bool(_heads(kinds)) or (Path(path) / PARTS).is_file()
+
+
+def _heads(kinds: Sequence[str]) -> list[str]:
+    """The architectures that put a head on an encoder, which is not that of a language model."""
+    return [kind for kind in kinds if not kind.endswith(("Model", *_LANGUAGE))]
 
 
 def sentences(path: Path, what: str) -> tuple[list[str], list[float] | None]:

@@ -29,6 +29,8 @@ from tersor.inputs.encoder import Tokenise, sentence_encoder
 Bringable: TypeAlias = "str | Path | nn.Module | ExportedProgram | tuple[nn.Module, Any]"
 
 _QUANTISED = ("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic", "torchao.", "bitsandbytes.")
+_CODES = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+"""Types of weights that another tool has packed; other whole numbers are tables of positions and the like."""
 _QUANTISING = ("quantized", "torchao", "quantize_per", "fake_quant", "dequantize")
 _RANDOM = ("bernoulli", "rand", "randn", "rand_like", "randn_like", "normal", "multinomial", "randint", "randperm")
 
@@ -119,7 +121,8 @@ def captured_whole(
 def _unpack(made: Any, name: str, where: str) -> Brought:
     example = None
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
-        made, example = made[0], _call_form(made[1])
+        bare = _unwrapped(made[0])
+        made, example = bare, _call_form(made[1], bare)
     if isinstance(made, ExportedProgram):
         return Brought(name or "ExportedProgram", made, None)
     if not isinstance(made, nn.Module):
@@ -127,17 +130,43 @@ def _unpack(made: Any, name: str, where: str) -> Brought:
             f"{where} is a {type(made).__name__}; wanted a torch.nn.Module or (module, example input)"
             + (", for example torch.load'ed weights put into a module." if isinstance(made, Mapping) else ".")
         )
+    made = _unwrapped(made)
     if isinstance(made, torch.jit.ScriptModule):
         raise ModelError(f"{where} is a TorchScript module, which torch.export cannot trace; bring the Python module.")
     return Brought(name or type(made).__name__, made, example)
 
 
-def _call_form(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module without what distributes or compiles it, which computes the same."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(module, torch._dynamo.OptimizedModule):
+            module = module._orig_mod
+        else:
+            return module
+
+
+def _call_form(example: Any, module: nn.Module | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example as (args, kwargs): one argument where the forward pass of `module` takes it only so."""
+    whole: tuple[tuple[Any, ...], dict[str, Any]] = ((example,), {})
     if isinstance(example, Mapping):
-        return (), dict(example)
-    if isinstance(example, list | tuple):
-        return tuple(example), {}
-    return (example,), {}
+        found: tuple[tuple[Any, ...], dict[str, Any]] = ((), dict(example))
+    elif isinstance(example, list | tuple):
+        found = (tuple(example), {})
+    else:
+        return whole
+    if module is None or _takes(module, *found):
+        return whole if module is not None and hasattr(example, "_fields") and _takes(module, *whole) else found
+    return whole if _takes(module, *whole) else found
+
+
+def _takes(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    try:
+        inspect.signature(module.forward).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _example(found: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -200,13 +229,15 @@ def _check_tensor(name: str, tensor: Tensor, model: str, is_parameter: bool) -> 
     if tensor.device.type == "meta":
         raise ModelError(f"'{name}' of model {model} has no values (meta device); load the weights first.")
     odd = tensor.is_quantized or type(tensor).__module__.startswith(_QUANTISED)
-    if odd or (is_parameter and not tensor.is_floating_point()):
+    if odd or (is_parameter and tensor.dtype in _CODES):
         kind = type(tensor).__name__ if odd and not tensor.is_quantized else str(tensor.dtype).removeprefix("torch.")
         raise ModelError(
             f"Model {model} is already quantised: '{name}' holds {kind}; bring the float model that it was made from."
         )
-    if tensor.is_floating_point():
-        bad = int((~torch.isfinite(tensor)).sum())
+    if tensor.is_floating_point() or tensor.is_complex():
+        masks = not is_parameter or not tensor.requires_grad  # minus infinity in what is added to scores is no fault
+        fine = torch.isfinite(tensor) | (tensor == float("-inf")) if masks else torch.isfinite(tensor)
+        bad = int((~fine).sum())
         if bad:
             raise ModelError(
                 f"'{name}' of model {model} holds {bad} NaN or Inf among {tensor.numel()} values; "

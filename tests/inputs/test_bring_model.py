@@ -163,6 +163,32 @@ def test_quantised_models_are_refused() -> None:
         assert "float model" in message
 
 
+def test_parameters_that_are_no_weights_are_no_codes() -> None:
+    class Places(nn.Module):
+        def __init__(self, dtype: torch.dtype) -> None:
+            super().__init__()
+            self.inner, self.bias = nn.Linear(4, 4), nn.Parameter(torch.randn(7))
+            self.places = nn.Parameter((torch.arange(4)[:, None] - torch.arange(4) + 3).to(dtype), requires_grad=False)
+            self.kept = nn.Parameter(torch.tensor([True, False, True, True]), requires_grad=False)
+            self.filter = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+            self.mask = nn.Parameter(torch.full((4, 4), float("-inf")).triu(1), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.fft.irfft(torch.fft.rfft(x) * self.filter, n=4)
+            share = (self.bias[self.places.long()] + self.mask).softmax(-1)
+            return self.inner(x @ share) * self.kept
+
+    for dtype in (torch.int64, torch.int32, torch.int16):
+        net = Places(dtype).eval()
+        model = captured(bring((net, torch.randn(2, 4))))
+        x = torch.randn(3, 4)
+        torch.testing.assert_close(model.run(x)[0], net(x))
+        assert all(p.is_floating_point() for p in model.module.parameters())
+    broken = Places(torch.int64)
+    broken.filter.data[0] = complex("nan")
+    assert "'filter' of model Places holds 1 NaN or Inf" in refusal((broken, torch.randn(2, 4)))
+
+
 def test_training_only_behaviour_is_refused_with_its_line() -> None:
     class Forgetful(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

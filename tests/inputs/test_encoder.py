@@ -144,3 +144,29 @@ def test_bad_text_is_named(tmp_path: Path):
         sentences(tmp_path / "b.txt", "DATA")
     with pytest.raises(DataError, match="cannot be read as UTF-8"):
         sentences(tmp_path / "c.txt", "DATA")
+
+
+@pytest.mark.parametrize("kind", ["BertForSequenceClassification", "BertForTokenClassification", "BertForMaskedLM"])
+def test_a_head_is_never_dropped(kind: str, folder: Path, tmp_path: Path):
+    import transformers
+
+    config = BertConfig.from_pretrained(folder)
+    getattr(transformers, kind)(config).save_pretrained(tmp_path)
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    said = rf"a head \({kind} in its config.json\).*bring it as a function.*{kind}.from_pretrained"
+    with pytest.raises(ModelError, match=said):
+        sentence_encoder(tmp_path)
+    with pytest.raises(ModelError, match=said):
+        tersor.quantize(tmp_path, "x.txt", metric="cosine", weights=8)
+    changed = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["BertModel"]}
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(ModelError, match=r"weights that its encoder does not have \(cl.*would be dropped"):
+        sentence_encoder(tmp_path)
+    for name in ("modules.json", "1_Pooling/config.json"):  # which say that the encoder alone is meant
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    changed |= {"architectures": [kind]}
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    module, tokenise = sentence_encoder(tmp_path)
+    assert module(**tokenise(["a dog"])).shape == (1, 32)

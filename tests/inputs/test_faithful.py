@@ -13,9 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tersor.errors import ModelError
+from tersor.graph import faithful
 from tersor.inputs import job
 from tersor.inputs.models import bring, captured, captured_whole
 from tersor.measuring.batches import Batches
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is compared, however slow the machine is."""
+    monkeypatch.setattr(faithful, "SECONDS", 300.0)
 
 
 class Net(nn.Module):
