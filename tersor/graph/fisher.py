@@ -116,7 +116,7 @@ class _Tracking(_Judging):
     def run_node(self, n: fx.Node) -> Any:
         with torch.enable_grad():
             value = super().run_node(n)
-            if isinstance(value, Tensor) and value.requires_grad and not is_finite(value):
+            if _fades(value) and n.name not in self._watch.through:
                 value = self._guarded(n)
             if n.name in self._nodes:
                 if not value.requires_grad:
@@ -130,7 +130,15 @@ class _Tracking(_Judging):
         """The value again, so that where it is not finite it hands on no gradient: what takes it away has none for it, but
         zero times infinity is NaN."""
         args, kwargs = pytree.tree_map(_gated, self.fetch_args_kwargs_from_env(n))
-        return getattr(self, n.op)(n.target, args, kwargs)
+        value = getattr(self, n.op)(n.target, args, kwargs)
+        if n.name in self._found:
+            self._found[n.name] = value
+        return value
+
+
+def _fades(value: Any) -> bool:
+    """Whether some of a value is not finite, and gradients go through it."""
+    return isinstance(value, Tensor) and value.requires_grad and not is_finite(value)
 
 
 def _gated(value: Any) -> Any:
