@@ -128,9 +128,16 @@ def ranked(net: Net, x: Tensor) -> Tensor:
     return net.body(x).sort(0).values
 
 
+def quieted(net: Net, x: Tensor) -> Tensor:
+    y = net.body(x)
+    loudest = y.abs().max()
+    return y / loudest
+
+
 @pytest.mark.parametrize(
     ("how", "line"),
     [
+        (quieted, "loudest = y.abs().max()"),
         (centered, "mean = y.mean(0)"),
         (shared, "return net.body(x).softmax(0)"),
         (shifted, "y = net.body(x).flip(0)"),
