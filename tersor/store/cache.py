@@ -36,6 +36,7 @@ _WORDS = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.complex64: "C64",
 }
 _TYPES = {word: kind for kind, word in _WORDS.items()}
 
