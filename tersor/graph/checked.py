@@ -70,6 +70,8 @@ class Finite:
             return
         nan = any(bool(v.isnan().any()) for v in pytree.tree_leaves(values) if _is_float(v))
         began = next((n for n, is_nan in self._odd.values() if is_nan or not nan), node)
+        while odd := [each for each in began.all_input_nodes if each.name in self._odd]:
+            began = odd[0]
         line = lines.of_node(began)
         raise DataError(
             f"On the calibration data the model's outputs hold {bad} NaN or Inf, which begin in its value '{began.name}'"
