@@ -259,7 +259,7 @@ def _check_graph(model: Model) -> None:
                 f"The model draws random numbers when it predicts: {target}{_line(node)}; "
                 "make it depend on self.training (F.dropout(x, p, self.training))."
             )
-        if "batch_norm" in target and True in node.args:
+        if "batch_norm" in target and any(each is True for each in node.args):  # a momentum may be 1.0
             raise ModelError(
                 f"The model normalises with the statistics of the batch when it predicts: {target}{_line(node)}; "
                 "an item's result would depend on its neighbours: use track_running_stats=True and train it so."
@@ -269,7 +269,7 @@ def _check_graph(model: Model) -> None:
 def _is_random(node: fx.Node, target: str) -> bool:
     words = target.split(".")
     name = words[1].rstrip("_") if len(words) > 1 else target
-    return name in _RANDOM or ("dropout" in name and True in node.args)
+    return name in _RANDOM or ("dropout" in name and any(each is True for each in node.args))
 
 
 def _line(node: fx.Node) -> str:
