@@ -161,3 +161,11 @@ def test_a_noisy_race_is_repeated_and_the_quietest_counts(monkeypatch: pytest.Mo
     assert choice.noise(race) == pytest.approx(0.2)
     assert any("cannot tell differences below 20 % now" in note and "(load 3.5)" in note for note in search.notes)
     assert next(found, None) is None
+
+
+def test_two_candidates_of_one_name_are_two_trials() -> None:
+    job: Any = SimpleNamespace(model=MODEL, max_drop=0.01, deadline=Deadline())
+    search = Search(job, MODEL, Bench(0.0), ())  # type: ignore[arg-type]
+    pair = [search._try([Candidate("eager fp32, pruned to 49 %", Eager(), Compressed(MODEL))], None) for _ in range(2)]
+    assert [trial.name for (trial,) in pair] == ["eager fp32, pruned to 49 %", "eager fp32, pruned to 49 % (2)"]
+    assert set(search.decided) == {trial.name for (trial,) in pair}
