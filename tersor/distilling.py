@@ -22,6 +22,7 @@ from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.inputs import amounts, models
 from tersor.inputs.job import Job, Progress, bring, predict_with, quiet, torch_threads, watched
+from tersor.left_alone import LeftAlone, layers_of, left_alone, unnarrowed, unread
 from tersor.measuring.metrics import Drop, Score, drop
 from tersor.records import plain
 from tersor.recovering import Recovering
@@ -31,6 +32,7 @@ from tersor.recovery.wish import Recovery
 from tersor.report import Watched
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.reuse import reuse as take_early
+from tersor.site import groups
 from tersor.store.files import refuse_file
 from tersor.store.programs import ENDINGS, refuse_foreign, write_model
 from tersor.students import scaled
@@ -42,6 +44,7 @@ class Distilled:
     """A trained student, and its scores on evaluation data beside the teacher's.
 
     untrained: the student's score as it came; drop: from the teacher to the trained student. macs: of teacher and student.
+    left_alone: what the training did not change, and why; of a share of the teacher also what could not be made smaller.
     outputs: what became of those that the metric does not look at.
     """
 
@@ -57,6 +60,7 @@ class Distilled:
     parameters: tuple[int, int]
     trained: History
     outputs: tuple[Watched, ...] = ()
+    left_alone: tuple[LeftAlone, ...] = ()
 
     @property
     def module(self) -> Any:
@@ -136,7 +140,21 @@ def distil(
         parameters=(_parameters(job.model), _parameters(trained)),
         trained=recovering.history,
         outputs=watched(job, predict_with(trained)),
+        left_alone=_left_alone(trained, job.model if student is None and shares[0] < 1 else None),
     )
+
+
+def _left_alone(student: Model, teacher: Model | None) -> tuple[LeftAlone, ...]:
+    """What is not trained (buffers, what nothing reads), and the layers that a narrower teacher has whole."""
+    spared = {}
+    if teacher is not None:
+        open_groups = [
+            g.name for g in groups(teacher) if g.refused is None and not g.counted and g.kind != "head_width"
+        ]
+        known = {layer.name for layer in layers_of(student)}
+        spared = {name: why for name, why in unnarrowed(teacher, open_groups).items() if name in known}
+    trained = {name for name, _ in student.module.named_parameters()} - unread(student)
+    return tuple(each for each in left_alone(student, spared) if each.name in spared or each.name not in trained)
 
 
 def _brought(student: Any, job: Job) -> tuple[str, Model]:

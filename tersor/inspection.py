@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tersor.graph.macs import macs
+from tersor.graph.macs import macs, products
 from tersor.graph.model import Model
 from tersor.inputs import data as data_input
 from tersor.inputs import models
 from tersor.inputs.described import Described, described
 from tersor.inputs.encoder import as_arrays
+from tersor.left_alone import LeftAlone, left_alone
 from tersor.site import Group, Matrix, cells, groups, matrices, tables
 
 
@@ -55,8 +56,16 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Product:
+    """Products that are no layers, by operator: multiply-accumulates per item, in no budget."""
+
+    operator: str
+    macs: int
+
+
+@dataclass(frozen=True)
 class Inspection:
-    """Everything that `inspect` found."""
+    """Everything that `inspect` found. macs: of the layers; left_alone: the parameters that are in none of them, and why."""
 
     model: str
     inputs: tuple[Tensors, ...]
@@ -65,11 +74,13 @@ class Inspection:
     macs: int
     layers: tuple[Counted, ...]
     axes: tuple[Axis, ...]
+    products: tuple[Product, ...] = ()
+    left_alone: tuple[LeftAlone, ...] = ()
     data: Described | None = None
 
 
 def inspect(model: Any, data: Any = None) -> Inspection:
-    """Layers, parameters, multiply-accumulates, and the axes that can be pruned, or why they cannot.
+    """Layers, parameters, multiply-accumulates, the axes that can be pruned, or why they cannot, and what is in no layer.
 
     model: a module, (module, example), an exported program, or their spec. data: where the model comes without an example,
     its first batch is the example; how it was read is told. Raises `ModelError` or `DataError` whose message is one sentence.
@@ -93,6 +104,8 @@ def inspect(model: Any, data: Any = None) -> Inspection:
         sum(work.values()),
         layers,
         tuple(_axis(captured, group) for group in groups(captured)),
+        tuple(Product(name, cost) for name, cost in products(captured).items()),
+        left_alone(captured),
         data=None if source is None else described(source, captured),
     )
 

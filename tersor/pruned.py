@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tersor.graph.model import Model
+from tersor.left_alone import LeftAlone
 from tersor.measuring.metrics import Drop, Score
 from tersor.narrowing import total
 from tersor.records import plain
@@ -39,7 +40,8 @@ class Pruned:
 
     widths: (blocks that stay, blocks before) of every group that was narrowed. densities: by matrix, of those that are sparse.
     dropped: the residual branches that were left out, by the name of their last matrix. trained: the course of each step's
-    training. outputs: what became of those that the metric does not look at.
+    training. outputs: what became of those that the metric does not look at. left_alone: layers and parameters of which nothing
+    could go, and why.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Pruned:
     steps: tuple[Step, ...]
     trained: tuple[History, ...] = ()
     outputs: tuple[Watched, ...] = ()
+    left_alone: tuple[LeftAlone, ...] = ()
 
     @property
     def module(self) -> Any:
@@ -77,6 +80,7 @@ class Pruned:
             "steps",
             "trained",
             "outputs",
+            "left_alone",
         )
         return {field: plain(getattr(self, field)) for field in shown}
 

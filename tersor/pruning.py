@@ -27,6 +27,7 @@ from tersor.graph.branches import branches as branches_of
 from tersor.graph.model import Model
 from tersor.inputs import models
 from tersor.inputs.job import Job, Progress, bring, predict_with, quiet, torch_threads, watched
+from tersor.left_alone import EXCLUDED, layers_of, left_alone, unnarrowed
 from tersor.maths.unfold import to_matrix
 from tersor.measuring.metrics import Drop, Score, drop
 from tersor.narrowing import Keep, dispensable, narrow, thinned, total, unfelt
@@ -353,7 +354,7 @@ def _last_inside(job: Job, original: Model, good: Sequence[_State], walked: Sequ
         after = job.metric(predict_with(small), job.evaluation)
         lost = drop(job.before, after, job.metric)
         if wish.allowed is None or lost.within(wish.allowed):
-            return _pruned(job, original, small, state, after, lost, walked)
+            return _pruned(job, original, small, state, after, lost, walked, wish)
     least = min((step.lost for step in walked), default=0.0)
     raise BudgetError(
         f"No step kept the promise of {job.max_drop:.4g}; the least lost was {least:.4g}, on held-out data. Allow a larger "
@@ -362,7 +363,7 @@ def _last_inside(job: Job, original: Model, good: Sequence[_State], walked: Sequ
 
 
 def _pruned(
-    job: Job, original: Model, small: Model, state: _State, after: Score, lost: Drop, walked: Sequence[Step]
+    job: Job, original: Model, small: Model, state: _State, after: Score, lost: Drop, walked: Sequence[Step], wish: Wish
 ) -> Pruned:
     blocks = _blocks(original)
     weights = {m.name: small.tensor(m.weight) for m in matrices(small)}
@@ -381,7 +382,23 @@ def _pruned(
         steps=tuple(walked),
         trained=state.trained,
         outputs=watched(job, predict_with(small)),
+        left_alone=left_alone(original, _spared(job, original, state, wish)),
     )
+
+
+def _spared(job: Job, model: Model, state: _State, wish: Wish) -> dict[str, str]:
+    """The layers of which nothing could go, and why."""
+    touched = {name for branch in branches_of(model) if branch.name in state.dropped for name in branch.matrices}
+    touched.update(state.sparse)
+    why = unnarrowed(model, _names(job, model, wish)) if wish.macs else {}
+    zeroed = (
+        "single weights go from linear layers and convolutions only" if wish.weights else "not in a branch that went"
+    )
+    reasons = {}
+    for layer in layers_of(model):
+        if layer.name not in touched and (layer.name in why or not wish.macs):
+            reasons[layer.name] = EXCLUDED if layer.name in job.exclude else why.get(layer.name, zeroed)
+    return reasons
 
 
 def _early(rewind: Any, job: Job) -> Model:

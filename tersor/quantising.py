@@ -19,6 +19,7 @@ from tersor.fitting import Decisions
 from tersor.graph.model import Model
 from tersor.inputs.encoder import holds_encoder
 from tersor.inputs.job import Progress, bring, calibrating_on_all, predict_with, quiet, torch_threads, watched
+from tersor.left_alone import EXCLUDED, LeftAlone, layers_of, left_alone
 from tersor.maths.grid import PerChannel, PerGroup
 from tersor.maths.levels import FORMATS
 from tersor.measuring.metrics import Drop, Score, drop
@@ -34,6 +35,7 @@ from tersor.site import cells, matrices, tables
 from tersor.store.files import refuse_file
 from tersor.store.programs import ENDINGS, refuse_foreign, write_model
 from tersor.streaming import METHODS, QuantizedFolder, quantize_folder, refuse_others
+from tersor.target import Compressed
 from tersor.techniques.cast import DTYPES, Cast
 from tersor.techniques.floats import Floats
 from tersor.techniques.gptq import GPTQ
@@ -51,6 +53,7 @@ class Quantized:
 
     model: with its grids in the graph. weights: bits of each matrix. activations: bits of what matrices read, 32 where it
     stays float. bytes: of all parameters, before and after. trained: the course of the training, where there was one.
+    left_alone: layers and parameters that stay float, and why.
     outputs: what became of those that the metric does not look at. ratio: time of a written ONNX file over that of the same
     model in float, one item in ONNX Runtime, with its verdict.
     """
@@ -68,6 +71,7 @@ class Quantized:
     outputs: tuple[Watched, ...] = ()
     ratio: Interval | None = None
     verdict: str = ""
+    left_alone: tuple[LeftAlone, ...] = ()
 
     @property
     def module(self) -> Any:
@@ -201,7 +205,21 @@ def quantize(
         outputs=watched(job, predict_with(stored)),
         ratio=None if race is None else race.ratio("file", "float"),
         verdict="" if race is None else race.verdict("file", "float"),
+        left_alone=left_alone(ground.model, _spared(ground.model, fitted, job.exclude)),
     )
+
+
+def _spared(model: Model, fitted: Compressed, exclude: Sequence[str]) -> dict[str, str]:
+    """The layers whose weights stay float, and why."""
+    looked_up = {table.name for table in tables(model)}
+    reasons = {}
+    for layer in layers_of(model):
+        if layer.weight not in fitted.weights:
+            embedding = (
+                "an embedding, and no bits were asked for embeddings" if layer.name in looked_up else "not fitted"
+            )
+            reasons[layer.name] = EXCLUDED if layer.name in exclude else embedding
+    return reasons
 
 
 def _techniques(weights: int | str, edges: int | str, method: str, groups: int) -> tuple[Stored, Stored]:

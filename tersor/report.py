@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from tersor.left_alone import LeftAlone
 from tersor.records import plain, record
 from tersor.units import count, ms, number, points, quantity, signed, size, spread
 
@@ -209,6 +210,7 @@ class Report:
     ratio: time after / time before; noise: the same of one file against itself. unchanged: the model as it was brought, in the
     runtime of `after`, where that is another file; runtime: its time / time before, what the runtime gave; compression: time
     after / its time, what compression gave; each with its verdict. target: what was chosen, its `repr`.
+    left_alone: layers and parameters that are as they were, and why.
     cost: what it took to compress, "seconds" and "bytes" (peak memory). load: the machine's load average.
     """
 
@@ -236,6 +238,7 @@ class Report:
     compression_verdict: str = ""
     time: tuple[Share, ...] = ()  # of reports made before 0.2: seconds, shared out by multiply-adds
     work: tuple[Share, ...] = ()
+    left_alone: tuple[LeftAlone, ...] = ()
     regression: Regression | None = None
     outputs: tuple[Watched, ...] = ()
     training: tuple[Course, ...] = ()

@@ -17,6 +17,7 @@ from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.graph.watched import watched as real_places
 from tersor.inputs.job import Job, watched
+from tersor.left_alone import EXCLUDED, layers_of, left_alone
 from tersor.measuring.certainty import cautions, flips
 from tersor.measuring.clock import Race
 from tersor.measuring.machine import folder_bytes, machine, versions
@@ -96,6 +97,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         layers=_layers(search, chosen),
         work=_work(job.model, small),
         regression=regression,
+        left_alone=left_alone(search.model, _spared(search, chosen)),
         outputs=outputs,
         training=tuple(_course(plan, history) for plan, history in search.courses.items()),
         audit=tuple(Executed(**asdict(o)) for o in chosen.audit.operators) if chosen.audit else (),
@@ -209,6 +211,18 @@ def _layers(search: Search, chosen: Trial) -> tuple[Layer, ...]:
         _layer(search, matrix, after.get(matrix.name), compressed, repr(techniques.get(matrix.name, "as it was")))
         for matrix in (*looked_up, *matrices(search.model))
     )
+
+
+def _spared(search: Search, chosen: Trial) -> dict[str, str]:
+    """The layers that are as they were in the chosen version, and why."""
+    compressed, exclude = chosen.candidate.compressed, search.job.exclude
+    after = {layer.name: layer for layer in layers_of(compressed.model)}
+    reasons = {}
+    for layer in layers_of(search.model):
+        now = after.get(layer.name)
+        if now is not None and now.shape == layer.shape and layer.weight not in compressed.weights:
+            reasons[layer.name] = EXCLUDED if layer.name in exclude else "as it was in the version that was chosen"
+    return reasons
 
 
 def _layer(search: Search, before: Matrix, after: Matrix | None, compressed: Compressed, technique: str) -> Layer:

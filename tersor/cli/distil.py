@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tersor.cli.console import say, table
+from tersor.cli.left_alone import show_left_alone
 from tersor.cli.training import course
 from tersor.distilling import Distilled
 from tersor.measuring.metrics import Score
@@ -20,6 +21,7 @@ def show(found: Distilled, out: Path | None) -> None:
     ]
     table(found.name, ("", f"teacher {found.teacher}", "student before", "student"), rows, numbers=(1, 2, 3))
     print(course(found.trained, found.drop.relative))
+    show_left_alone(found.left_alone)
     print(f"teacher to student: {found.drop.text}")
     say(output.words(found.metric) for output in found.outputs)
     if out is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from tersor.cli.console import table
 from tersor.cli.described import show_data
+from tersor.cli.left_alone import show_left_alone
 from tersor.inspection import Axis, Inspection
 from tersor.units import count
 
 
 def show(found: Inspection) -> None:
-    """The layers, then the axes that can be pruned, then those that cannot, and why."""
+    """The layers, then the axes that can be pruned, then those that cannot, and why; last what is in no layer."""
     inputs = ", ".join(f"{i.name} ({', '.join(['batch', *map(str, i.shape)])}) {i.type}" for i in found.inputs)
     print(f"{found.model}: {count(found.parameters)} parameters, {count(found.macs)} multiply-adds an item")
     print(f"inputs   {inputs}\noutputs  {', '.join(found.outputs)}\n")
@@ -29,6 +30,9 @@ def show(found: Inspection) -> None:
         ],
         numbers=(3, 4, 5),
     )
+    if found.products:
+        told = ", ".join(f"{each.operator.removeprefix('aten.')} {count(each.macs)}" for each in found.products)
+        print(f"Products that are no layers, in multiply-adds an item: {told}. No budget counts them.\n")
     prunable = [axis for axis in found.axes if axis.refused is None]
     refused = [axis for axis in found.axes if axis.refused is not None]
     table(
@@ -43,6 +47,7 @@ def show(found: Inspection) -> None:
     if refused:
         reasons = [(a.name, str(a.blocks), (a.refused or "").removeprefix("not prunable: ")) for a in refused]
         table(f"Not prunable: {len(refused)} axes", ("axis", "blocks", "why"), reasons, numbers=(1,))
+    show_left_alone(found.left_alone)
     if found.data is not None:
         show_data(found.data)
 

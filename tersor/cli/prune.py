@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from tersor.cli.console import say, table
+from tersor.cli.left_alone import show_left_alone
 from tersor.cli.training import course
 from tersor.pruned import Pruned, Size
 from tersor.units import count, points
@@ -14,7 +16,7 @@ def show(found: Pruned, out: Path | None) -> None:
     """The states on the way, what became of each place, and the score before and after."""
     rows = [("original", *_size(found.original, found.original), "")]
     rows += [
-        (f"step {i}", *_size(step.size, found.original), f"{100 * step.lost:+.2f}{'' if step.kept else ' (too much)'}")
+        (f"step {i}", *_size(step.size, found.original), _lost(step.lost) + ("" if step.kept else " (too much)"))
         for i, step in enumerate(found.steps, 1)
     ]
     head = ("state", "multiply-adds", "fewer", "weights", "not zero", "lost on held-out data, points or %")
@@ -28,6 +30,7 @@ def show(found: Pruned, out: Path | None) -> None:
         print(f"left out: {', '.join(found.dropped)}")
     for step, history in enumerate(found.trained, 1):
         print(f"step {step} {course(history, found.drop.relative)}")
+    show_left_alone(found.left_alone)
     print(found.drop.text)
     say(output.words(found.metric) for output in found.outputs)
     if out is not None:
@@ -39,3 +42,8 @@ def show(found: Pruned, out: Path | None) -> None:
 def _size(size: Size, original: Size) -> tuple[str, str, str, str]:
     fewer = f"{original.macs / size.macs:.2f}x"
     return count(size.macs), fewer, count(size.weights), points(size.nonzero / original.weights)
+
+
+def _lost(amount: float) -> str:
+    """A drop, in points or %; of a score of zero there is no percentage."""
+    return f"{100 * amount:+.2f}" if math.isfinite(amount) else "more than 0" if amount > 0 else "less than 0"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tersor.cli.console import say, table
+from tersor.cli.left_alone import show_left_alone
 from tersor.cli.training import course
 from tersor.quantising import Quantized
 from tersor.report import faster
@@ -26,6 +27,7 @@ def show(found: Quantized | QuantizedFolder, out: Path | None) -> None:
     table(found.name, ("", "original", "quantised"), rows, numbers=(1, 2))
     if found.trained is not None:
         print(course(found.trained, found.drop.relative))
+    show_left_alone(found.left_alone)
     print(found.drop.text)
     say(output.words(found.metric) for output in found.outputs)
     if out is not None:

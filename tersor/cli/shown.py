@@ -8,6 +8,7 @@ from typing import Any
 
 from tersor.benchmarking import names
 from tersor.cli.console import table
+from tersor.cli.left_alone import show_left_alone
 from tersor.measuring.clock import Race
 from tersor.report import Interval, Report, faster
 from tersor.units import ms
@@ -17,6 +18,7 @@ def show_report(report: Report, folder: Path | None) -> None:
     """The before/after table, what was lost, what ran in which precision, and where the report lies."""
     heads = report.heads()
     table("", heads, report.rows(), numbers=tuple(range(1, len(heads) - 1)))
+    show_left_alone(report.left_alone)
     said = (report.drop, report.shares(), report.executed(), *(f"Warning: {w}" for w in report.warnings), *report.notes)
     for sentence in filter(None, said):
         print(sentence)

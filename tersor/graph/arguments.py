@@ -39,7 +39,7 @@ def bound(node: fx.Node) -> dict[str, Any]:
 
 def factors(a: Mapping[str, Any]) -> tuple[Any, Any]:
     """The two factors among the arguments of a matrix product."""
-    names = [name for name in a if name in ("mat1", "batch1", "mat2", "batch2", "other")]
+    names = [name for name in a if name in ("mat1", "batch1", "mat", "mat2", "batch2", "vec", "other")]
     return (a[names[0]], a[names[1]]) if len(names) == 2 else (a["self"], a[names[0]])
 
 

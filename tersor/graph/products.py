@@ -64,9 +64,9 @@ class _Known:
         if name == "aten.tensordot":
             return self._ordered(a["self"], a["other"], *_tensordot(a))
         if name == "aten.einsum" and len(a["tensors"]) == 2:
-            spelled = _spelled(a["equation"], [rank(each) for each in a["tensors"]])
+            found = spelled(a["equation"], [rank(each) for each in a["tensors"]])
             first, second = a["tensors"]
-            return None if spelled is None else self._ordered(first, second, *spelled)
+            return None if found is None else self._ordered(first, second, *found)
         return None
 
     def _ordered(self, first: fx.Node, second: fx.Node, of_first: str, of_second: str, out: str) -> Product | None:
@@ -106,7 +106,7 @@ def _tensordot(a: dict[str, Any]) -> tuple[str, str, str]:
     return "".join(first), "".join(second), "".join(out)
 
 
-def _spelled(equation: str, ranks: Sequence[int]) -> tuple[str, str, str] | None:
+def spelled(equation: str, ranks: Sequence[int]) -> tuple[str, str, str] | None:
     """The letters of an einsum of two operands and of its result, with letters for its dots."""
     inputs, arrow, out = equation.replace(" ", "").partition("->")
     first, _, second = inputs.partition(",")

@@ -209,5 +209,9 @@ def _drop(before: float, after: float, metric: Metric, entry: str) -> Drop:
         return Drop(worse, not bounded, f"{change} (the same, {'absolute' if bounded else 'relative'})", entry)
     if bounded:
         return Drop(worse, False, f"{change} ({abs(100 * worse):.2f} points {verb}, absolute)", entry)
-    amount = worse / abs(before) if before else math.copysign(math.inf, worse) if worse else 0.0
+    if not before:
+        amount = math.copysign(math.inf, worse) if worse else 0.0
+        told = f"{abs(worse):.3g} {verb}; of 0 there is no percentage" if worse else "unchanged"
+        return Drop(amount, True, f"{change} ({told})", entry)
+    amount = worse / abs(before)
     return Drop(amount, True, f"{change} ({abs(100 * amount):.2f} % {verb}, relative)", entry)
