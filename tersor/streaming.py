@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tersor.language.folder import CONFIG, WEIGHTS, Folder, open_folder
 from tersor.language.pack import BITS, Scheme, run_of, settings, specs, tensors
 from tersor.language.shard import DTYPES, Spec, Writer, nbytes
 from tersor.language.walk import Fitted, Part, Walk, Wanted
+from tersor.left_alone import EXCLUDED, LeftAlone
 from tersor.records import plain
 from tersor.store.files import refuse_folder, staging
 from tersor.store.manifest import mark, unmarked
@@ -45,7 +46,8 @@ class QuantizedFolder:
 
     weights: bits of each matrix. bytes: of all tensors, before and after. windows, tokens: judged; calibrated: windows fitted
     to. losses: nats a token of each judged window, before and after. out: where it was written, where it was. activations: bits
-    of what the matrices read, 32 where that stays float. kv_cache: "8", "fp8", or None where it stays float.
+    of what the matrices read, 32 where that stays float. kv_cache: "8", "fp8", or None where it stays float. left_alone: the
+    tensors that stay float, and why.
     """
 
     name: str
@@ -60,6 +62,7 @@ class QuantizedFolder:
     before: float
     after: float
     losses: tuple[tuple[float, ...], tuple[float, ...]] = field(repr=False)
+    left_alone: tuple[LeftAlone, ...] = ()
 
     @property
     def perplexity(self) -> tuple[float, float]:
@@ -131,7 +134,31 @@ def quantize_folder(
         before=float(before.mean()),
         after=float(after.mean()),
         losses=(tuple(before.tolist()), tuple(after.tolist())),
+        left_alone=_left_alone(folder, decoder, wanted, exclude),
     )
+
+
+def _left_alone(
+    folder: Folder, decoder: Decoder, wanted: Collection[str], exclude: Collection[str]
+) -> tuple[LeftAlone, ...]:
+    """The tensors of the folder that stay as they are, largest first."""
+    held = folder.specs()
+    replaced = {decoder.stored(f"{name}.weight") for name in wanted}
+    found: dict[str, LeftAlone] = {}
+    for name, kind in decoder.owners.items():
+        stored = decoder.stored(name)
+        if stored not in replaced and stored in held and stored not in found:
+            spec, layer = held[stored], name.rpartition(".")[0]
+            if layer in exclude:
+                reason = EXCLUDED
+            elif not name.startswith(f"{decoder.place}."):
+                reason = "not in a block: embeddings, the last norm and the head stay as they are"
+            elif len(spec.shape) < 2:
+                reason = "a bias, or a norm's scale or shift"
+            else:
+                reason = f"held by {kind}: in blocks only linear layers (nn.Linear) are quantized"
+            found[stored] = LeftAlone(stored, reason, nbytes(spec))
+    return tuple(sorted(found.values(), key=lambda each: (-each.nbytes, each.name)))
 
 
 def refuse_others(*, edges: Any, embeddings: Any, ranges: Any, recover: Any, metric: Any) -> None:
@@ -195,8 +222,14 @@ def _wanted(
         scheme = Scheme(bits, run_of(layer.in_features, groups), reads)
         technique = METHODS[method](bits, True, scheme.kind.granularity)
         found[name] = Wanted(scheme, technique, DTYPES[held[decoder.stored(f"{name}.weight")].dtype])
-    if not found:
+    if not found and inside:
         raise InputError(f"The blocks of {folder.path} have no linear layer that may be quantised; exclude fewer.")
+    if not found:
+        kinds = {kind for name, kind in decoder.owners.items() if name.startswith(f"{decoder.place}.")}
+        raise InputError(
+            f"The blocks of {folder.path} hold their weights in {', '.join(sorted(kinds))}; of a folder only linear layers "
+            "(nn.Linear) are quantized. Bring the model as path/to/file.py:function instead."
+        )
     return found
 
 

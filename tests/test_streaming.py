@@ -198,17 +198,30 @@ def test_excluded_layers_and_everything_else_stay(tmp_path: Path):
     folder(tmp_path / "in", "llama")
     (tmp_path / "in" / "tokenizer.json").write_text("{}")
     (tmp_path / "in" / "run.py").write_text("")
-    tersor.quantize(tmp_path / "in", [ids()], exclude=[kept], out=tmp_path / "out")
+    found = tersor.quantize(tmp_path / "in", [ids()], exclude=[kept], out=tmp_path / "out")
     was, held = (load_file(tmp_path / each / "model.safetensors") for each in ("in", "out"))
     same = [name for name in was if name in held]
     assert f"{kept}.weight" in same
     assert "lm_head.weight" in same
     assert all(torch.equal(was[name], held[name]) for name in same)
+    left = {each.name: each for each in found.left_alone}
+    assert left.keys() == set(same)
+    assert all(left[name].nbytes == 4 * was[name].numel() for name in same)
+    assert left[f"{kept}.weight"].reason == "excluded by the user"
+    assert left["lm_head.weight"].reason.startswith("not in a block")
+    assert left["model.layers.0.input_layernorm.weight"].reason == "a bias, or a norm's scale or shift"
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["quantization_config"]["ignore"] == [kept, "lm_head"]
     assert (tmp_path / "out" / "tokenizer.json").exists()
     assert (tmp_path / "out" / "generation_config.json").exists()
     assert not (tmp_path / "out" / "run.py").exists()
+
+
+def test_blocks_without_linear_layers_are_refused_by_what_they_hold(tmp_path: Path):
+    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, bos_token_id=1, n_positions=128)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "in")
+    with pytest.raises(InputError, match=r"hold their weights in Conv1D, LayerNorm; of a folder only linear layers"):
+        tersor.quantize(tmp_path / "in", [ids()])
 
 
 def broken(path: Path, change: Any) -> Path:

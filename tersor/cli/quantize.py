@@ -49,6 +49,7 @@ def _show_folder(found: QuantizedFolder) -> None:
         ("perplexity", *map(number, found.perplexity)),
     ]
     table(found.name, ("", "original", "quantised"), rows, numbers=(1, 2))
+    show_left_alone(found.left_alone)
     print(f"judged on {found.windows} windows of text that nothing was fitted to; fitted to {found.calibrated}")
     if found.out is not None:
         print(f"\nfolder    {found.out}   (compressed-tensors; transformers loads it)")

@@ -57,6 +57,16 @@ class Decoder:
         """Every linear layer of the model, by name; without values."""
         return {name: m for name, m in self._model.named_modules() if isinstance(m, nn.Linear)}
 
+    @property
+    def owners(self) -> dict[str, str]:
+        """The kind of module that holds each parameter of the model, by the parameter's name."""
+        modules = self._model.named_modules()
+        return {
+            f"{place}.{name}".lstrip("."): type(module).__name__
+            for place, module in modules
+            for name, _ in module.named_parameters(recurse=False)
+        }
+
     def stored(self, name: str) -> str:
         """The name under which the folder holds the parameter `name` of the model. Raises `ModelError` where it does not."""
         if name in self._stored:
