@@ -390,14 +390,18 @@ def _spared(job: Job, model: Model, state: _State, wish: Wish) -> dict[str, str]
     """The layers of which nothing could go, and why."""
     touched = {name for branch in branches_of(model) if branch.name in state.dropped for name in branch.matrices}
     touched.update(state.sparse)
-    why = unnarrowed(model, _names(job, model, wish)) if wish.macs else {}
-    zeroed = (
-        "single weights go from linear layers and convolutions only" if wish.weights else "not in a branch that went"
-    )
+    why = unnarrowed(model, _names(job, model, wish, ())) if wish.macs else {}
+    unfelt = {matrix.name for matrix in matrices(model)} if wish.weights else set()
     reasons = {}
     for layer in layers_of(model):
         if layer.name not in touched and (layer.name in why or not wish.macs):
-            reasons[layer.name] = EXCLUDED if layer.name in job.exclude else why.get(layer.name, zeroed)
+            if layer.name in job.exclude:
+                reasons[layer.name] = EXCLUDED
+            elif layer.name in unfelt:
+                reasons[layer.name] = "no gradient reached it, so that no loss can be predicted"
+            else:
+                zeroed = "single weights go from linear layers and convolutions only"
+                reasons[layer.name] = why.get(layer.name, zeroed if wish.weights else "not in a branch that went")
     return reasons
 
 
