@@ -98,6 +98,12 @@ def price(
     return Table(rows, pairs, nbytes=_unpriced_bytes(model))
 
 
+def without(table: Table, name: str) -> Table:
+    """The table without the options of that name, but for rows that have no other."""
+    rows = {row: [o for o in options if o.name != name] or list(options) for row, options in table.rows.items()}
+    return replace(table, rows=rows)
+
+
 def limited(table: Table, widths: Sequence[Widths], least: float) -> Table:
     """The table without the options that leave a group less than the share `least` of its blocks."""
     left = {each.row: [i for i, k in enumerate(each.kept) if k >= least * each.group.blocks] for each in widths}

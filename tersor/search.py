@@ -34,7 +34,7 @@ from tersor.measuring.machine import weight_bits
 from tersor.narrowing import Keep, Lost, narrowing
 from tersor.plan import Budget, Plan, Table
 from tersor.planners.knapsack import knapsack
-from tersor.pricing import FLOAT, Speeds, Widths, limited, price, weighed, widths
+from tersor.pricing import FLOAT, Speeds, Widths, limited, price, weighed, widths, without
 from tersor.recipe import Recipe, other_data, refuse_strangers, technique_called
 from tersor.recovering import Recovering
 from tersor.recovery.course import History
@@ -445,6 +445,8 @@ class Search:
             arithmetic = self._arithmetic(int8)
         speeds = Speeds(self._seconds_in_float(int8), int8.seconds or 0.0, arithmetic)
         table = price(ground.model, ground.profile, [technique()], speeds, self.cuts, exclude)
+        if bold and all(t.precision != FLOAT for t in self.targets):  # nothing would run a plan that leaves all in float
+            table = without(table, FLOAT)
         self.damage = {(row, option.name): option.damage for row, options in table.rows.items() for option in options}
         return table
 
