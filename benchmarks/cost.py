@@ -2,8 +2,8 @@
 
     python -m benchmarks.cost                              # four networks, one JSON line each
 
-Everybody sees the same 300 calibration images and writes its file. Imports, decoding and one small run before are not counted;
-`before_bytes` is the memory that is taken then, `peak_bytes` the most that the process ever had.
+Everybody sees the same calibration images (`zoo.part`) and writes its file. Imports, decoding and one small run before are
+not counted; `before_bytes` is the memory that is taken then, `peak_bytes` the most that the process ever had.
 """
 
 from __future__ import annotations
@@ -68,7 +68,12 @@ def _made_by(tool: str, key: str, images: np.ndarray, seed: int) -> Callable[[Pa
 def run(key: str, given: argparse.Namespace) -> dict[str, Any]:
     """The line of one model."""
     line = environment.record(
-        benchmark="cost", model=key, rounds=given.rounds, threads=given.threads, seed=given.seed, images=300
+        benchmark="cost",
+        model=key,
+        rounds=given.rounds,
+        threads=given.threads,
+        seed=given.seed,
+        images=len(zoo.part(key, "calibration")[1]),
     )
     taken: dict[str, list[dict[str, Any]]] = {tool: [] for tool in TOOLS}
     for _ in range(given.rounds):

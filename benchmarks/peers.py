@@ -9,7 +9,8 @@ own, which imports only that peer's runtime:
 
 Choices that are ours, each to the peer's favour: OpenVINO models are compiled for the fixed batch that is timed (a
 dynamic one is up to 1.5 times slower at batch 1) and fed in the fastest way its Python interface has; calibration sees
-300 images; every runtime's own graph optimiser stays on.
+as many images as ours; every runtime's own graph optimizer stays on. Where a peer's documentation offers a choice that
+costs little (memory format, freezing, bias correction, accuracy control), each choice is a row of its own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import environment, zoo
+from tersor.measuring.machine import weight_bits
 
 if TYPE_CHECKING:
     import openvino
@@ -61,6 +63,11 @@ def prepare_eager(key: str, folder: Path) -> None:
     torch.save(zoo.module(key).state_dict(), folder / "weights.pt")
 
 
+def make_eager_channels_last(key: str, folder: str, batch: int, threads: int) -> Call:
+    """One eager forward pass on images whose channels lie last, as torch recommends for convolutions on CPUs."""
+    return _torch_call(_restore(key, Path(folder), threads), key, batch, channels_last=True)
+
+
 def predict_eager(key: str, folder: Path, inputs: np.ndarray) -> np.ndarray:
     """Logits of the saved weights in eager mode."""
     return _torch_logits(_restore(key, folder), inputs)
@@ -73,11 +80,20 @@ def make_eager(key: str, folder: str, batch: int, threads: int) -> Call:
 
 def prepare_inductor(key: str, folder: Path) -> float:
     """The state dictionary; the seconds are those of compiling for batch 1, with an empty cache."""
+    return _prepare_compiled(key, folder, tuned=False)
+
+
+def prepare_inductor_tuned(key: str, folder: Path) -> float:
+    """The same with weights frozen into the code, channels last and `max-autotune`."""
+    return _prepare_compiled(key, folder, tuned=True)
+
+
+def _prepare_compiled(key: str, folder: Path, tuned: bool) -> float:
     import torch
 
     prepare_eager(key, folder)
-    compiled = _compile(key, folder)
-    x = torch.from_numpy(zoo.sample(key, 1))
+    compiled = _compile(key, folder, tuned=tuned)
+    x = _laid(torch.from_numpy(zoo.sample(key, 1)), tuned)
     begin = time.perf_counter()
     with torch.no_grad():
         compiled(x)
@@ -87,6 +103,17 @@ def prepare_inductor(key: str, folder: Path) -> float:
 def predict_inductor(key: str, folder: Path, inputs: np.ndarray) -> np.ndarray:
     """Logits of the model compiled for batch 1, whose code the clock will use again."""
     return _torch_logits(_compile(key, folder), inputs, 1)
+
+
+def predict_inductor_tuned(key: str, folder: Path, inputs: np.ndarray) -> np.ndarray:
+    """Logits of the tuned model compiled for batch 1."""
+    return _torch_logits(_compile(key, folder, tuned=True), inputs, 1, channels_last=True)
+
+
+def make_inductor_tuned(key: str, folder: str, batch: int, threads: int) -> Call:
+    """One forward pass of the tuned model, compiled for this batch."""
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    return _torch_call(_compile(key, Path(folder), threads, tuned=True), key, batch, channels_last=True)
 
 
 def make_inductor(key: str, folder: str, batch: int, threads: int) -> Call:
@@ -104,17 +131,25 @@ def _restore(key: str, folder: Path, threads: int = 2) -> nn.Module:
     return model.eval()
 
 
-def _compile(key: str, folder: Path, threads: int = 2) -> Logits:
+def _compile(key: str, folder: Path, threads: int = 2, tuned: bool = False) -> Logits:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
     import torch
 
-    return torch.compile(_restore(key, folder, threads), dynamic=False)
+    module = _restore(key, folder, threads)
+    if not tuned:
+        return torch.compile(module, dynamic=False)
+    import torch._inductor.config as settings
+
+    settings.freezing = True
+    return torch.compile(module.to(memory_format=torch.channels_last), dynamic=False, mode="max-autotune")
 
 
-def _torch_call(model: Logits, key: str, batch: int) -> Call:
+def _torch_call(model: Logits, key: str, batch: int, channels_last: bool = False) -> Call:
     import torch
 
-    x = torch.from_numpy(zoo.sample(key, batch))
+    if channels_last and isinstance(model, torch.nn.Module):
+        model = model.to(memory_format=torch.channels_last)
+    x = _laid(torch.from_numpy(zoo.sample(key, batch)), channels_last)
 
     def call() -> Any:
         with torch.inference_mode():
@@ -123,11 +158,18 @@ def _torch_call(model: Logits, key: str, batch: int) -> Call:
     return call
 
 
-def _torch_logits(model: Logits, inputs: np.ndarray, step: int = STEP) -> np.ndarray:
+def _laid(x: Any, channels_last: bool) -> Any:
+    import torch
+
+    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+
+
+def _torch_logits(model: Logits, inputs: np.ndarray, step: int = STEP, channels_last: bool = False) -> np.ndarray:
     import torch
 
     with torch.inference_mode():
-        return np.concatenate([model(torch.from_numpy(x)).numpy() for x in _steps(inputs, step)])
+        batches = (_laid(torch.from_numpy(x), channels_last) for x in _steps(inputs, step))
+        return np.concatenate([model(x).numpy() for x in batches])
 
 
 # -------------------------------------------------------------------------------------------------------- torchao
@@ -176,7 +218,8 @@ def prepare_onnxruntime_fp32(key: str, folder: Path) -> None:
 
 
 def prepare_onnxruntime_int8(key: str, folder: Path, images: np.ndarray | None = None) -> None:
-    """`quantize_static` after `quant_pre_process`: QDQ, unsigned activations, signed weights per channel.
+    """`quantize_static` after `quant_pre_process`: QDQ, unsigned activations, signed weights per channel, with the range
+    reduced to 7 bits where the processor has no VNNI, as the documentation asks for.
 
     images: else the calibration part.
     """
@@ -204,6 +247,7 @@ def prepare_onnxruntime_int8(key: str, folder: Path, images: np.ndarray | None =
         activation_type=q.QuantType.QUInt8,
         weight_type=q.QuantType.QInt8,
         per_channel=True,
+        reduce_range=weight_bits() < 8,
     )
 
 
@@ -248,6 +292,40 @@ def prepare_nncf(key: str, folder: Path, images: np.ndarray | None = None) -> No
     inputs = zoo.part(key, "calibration")[0] if images is None else images
     items = nncf.Dataset([np.asarray(x)[None] for x in inputs])
     ov.save_model(nncf.quantize(_converted(key), items, subset_size=len(inputs)), folder / "model.xml")
+
+
+def prepare_nncf_accurate(key: str, folder: Path, images: np.ndarray | None = None) -> None:
+    """`nncf.quantize` with the slow bias correction, which its documentation calls the more accurate one."""
+    import nncf
+    import openvino as ov
+
+    inputs = zoo.part(key, "calibration")[0] if images is None else images
+    items = nncf.Dataset([np.asarray(x)[None] for x in inputs])
+    made = nncf.quantize(_converted(key), items, subset_size=len(inputs), fast_bias_correction=False)
+    ov.save_model(made, folder / "model.xml")
+
+
+def prepare_nncf_controlled(key: str, folder: Path) -> None:
+    """`nncf.quantize_with_accuracy_control`, allowed the same drop on the same held-out part as ours."""
+    import nncf
+    import openvino as ov
+
+    inputs = zoo.part(key, "calibration")[0]
+    held, labels = zoo.part(key, "held")
+
+    def accuracy(compiled: Any, items: Any) -> float:
+        rights = [compiled([x])[0].argmax(1) == y for x, y in items]
+        return float(np.mean(np.concatenate(rights)))
+
+    made = nncf.quantize_with_accuracy_control(
+        _converted(key),
+        nncf.Dataset([np.asarray(x)[None] for x in inputs]),
+        nncf.Dataset([(np.asarray(x)[None], y) for x, y in zip(held, labels, strict=True)]),
+        validation_fn=accuracy,
+        max_drop=0.005,
+        subset_size=len(inputs),
+    )
+    ov.save_model(made, folder / "model.xml")
 
 
 def predict_openvino_fp32(key: str, folder: Path, inputs: np.ndarray) -> np.ndarray:
@@ -315,7 +393,11 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("eager", "torch eager", prepare_eager, predict_eager, make_eager, ("weights.pt",)),
+        Peer("eager_channels_last", "torch eager, channels last", prepare_eager, predict_eager, make_eager_channels_last,
+             ("weights.pt",)),
         Peer("inductor", "torch inductor", prepare_inductor, predict_inductor, make_inductor, ("weights.pt",)),
+        Peer("inductor_tuned", "torch inductor, frozen and autotuned", prepare_inductor_tuned, predict_inductor_tuned,
+             make_inductor_tuned, ("weights.pt",)),
         Peer("ort_fp32", "ONNX Runtime fp32", prepare_onnxruntime_fp32, predict_onnxruntime, make_onnxruntime,
              ("model.onnx",)),
         Peer("ort_int8", "ONNX Runtime int8", prepare_onnxruntime_int8, predict_onnxruntime, make_onnxruntime,
@@ -323,11 +405,14 @@ PEERS = {
         Peer("ov_fp32", "OpenVINO fp32", prepare_openvino, predict_openvino_fp32, make_openvino, _IR),
         Peer("ov_bf16", "OpenVINO bf16", prepare_openvino, predict_openvino_bf16, make_openvino, _IR),
         Peer("nncf_int8", "NNCF int8 on OpenVINO", prepare_nncf, predict_nncf, make_openvino, _IR),
+        Peer("nncf_accurate", "NNCF int8, slow bias correction", prepare_nncf_accurate, predict_nncf, make_openvino, _IR),
+        Peer("nncf_controlled", "NNCF int8, accuracy control", prepare_nncf_controlled, predict_nncf, make_openvino, _IR),
     )
 }  # fmt: skip
 QUANTISERS: dict[str, tuple[str, Callable[..., None], Callable[[str, Path, np.ndarray], np.ndarray]]] = {
     "ort_int8": ("ONNX Runtime", prepare_onnxruntime_int8, predict_onnxruntime),
     "nncf_int8": ("NNCF on OpenVINO", prepare_nncf, predict_nncf),
+    "nncf_accurate": ("NNCF, slow bias correction", prepare_nncf_accurate, predict_nncf),
     "torchao_int8": ("torchao PT2E", prepare_torchao, predict_torchao),
 }  # by name: title, `prepare(key, folder, images)`, `predict`
 _PRECISION = {"ov_fp32": "f32", "ov_bf16": "bf16"}
@@ -371,7 +456,7 @@ def warm(name: str) -> None:
     needed = ["torch"]
     needed += ["torch.onnx", "onnxruntime.quantization"] if name.startswith("ort") else []
     needed += ["openvino"] if name.startswith(("ov", "nncf")) else []
-    needed += ["nncf"] if name == "nncf_int8" else []
+    needed += ["nncf"] if name.startswith("nncf") else []
     needed += ["torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"] if name == "torchao_int8" else []
     for module in needed:
         importlib.import_module(module)

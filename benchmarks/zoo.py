@@ -3,7 +3,7 @@
 Every part of the data has one use, and `test` is read once, at the end:
 
     part         CIFAR-10             ImageNet sample, keyword spotting
-    calibration  300 of train         the first 300 (250) even items      what a peer's quantiser sees
+    calibration  1,024 of train       the first 60 % of the even items    what a peer's quantizer sees
     search       4,096 of train       the first 60 % of the even items    what `tersor.compress` gets as data
     held         the next 2,000       the other 40 % of the even items    what it gets as eval_data
     test         test, 5,000          all odd items
@@ -89,8 +89,8 @@ def module(key: str) -> nn.Module:
 
 def part(key: str, name: str) -> Arrays:
     """Float32 inputs (items, channels, ...) mapped from disk, and int64 labels, of one part of the model's data."""
-    folder = cache_folder() / "data" / CASES[key].data
-    if not (folder / "labels-test.npy").exists():
+    folder = cache_folder() / "data-2" / CASES[key].data
+    if not (folder / "labels-test.npy").exists():  # the folder's name changes where the parts do
         _decode(CASES[key].data, folder)
     return np.load(folder / f"inputs-{name}.npy", mmap_mode="r"), np.load(folder / f"labels-{name}.npy")
 
@@ -122,7 +122,7 @@ def _decode(data: str, folder: Path) -> None:
 def _cifar10() -> dict[str, Arrays]:
     shared = loaders()
     (train, train_labels), (test, test_labels) = shared.cifar10("train"), shared.cifar10("test")
-    spans = {"calibration": slice(300), "search": slice(4096), "held": slice(4096, 6096)}
+    spans = {"calibration": slice(1024), "search": slice(4096), "held": slice(4096, 6096)}
     parts = {name: (shared.cifar_norm(train[s]).numpy(), train_labels[s]) for name, s in spans.items()}
     return parts | {"test": (shared.cifar_norm(test).numpy(), test_labels)}
 
@@ -141,7 +141,7 @@ def _halves(inputs: np.ndarray, labels: np.ndarray) -> dict[str, Arrays]:
     even, odd, cut = slice(0, None, 2), slice(1, None, 2), int(0.6 * ((len(labels) + 1) // 2))
     x, y = inputs[even], labels[even]
     return {
-        "calibration": (x[:300], y[:300]),
+        "calibration": (x[:cut], y[:cut]),
         "search": (x[:cut], y[:cut]),
         "held": (x[cut:], y[cut:]),
         "test": (inputs[odd], labels[odd]),
