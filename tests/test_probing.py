@@ -58,7 +58,12 @@ def test_outputs_move_about_as_predicted(found: Sensitivity) -> None:
     groups = [place for place, _ in found.places("channels")]
     factors = found.factors([*groups, "elsewhere"])
     assert set(factors) == set(groups)
-    assert all(0.05 < factor < 50 for factor in factors.values())
+    half = {p.place: p for p in found.points if p.granularity == "channels" and p.amount == 0.5}
+    for group, factor in factors.items():
+        assert factor == pytest.approx(half[group].seen / half[group].damage)
+        assert 0.1 < factor < 10  # the quadratic tells the order of magnitude
+    for _, points in found.places("bits"):
+        assert [p.seen for p in points] == sorted(p.seen for p in points)  # what is predicted to cost more moves more
 
 
 def test_what_was_found_is_read_again(found: Sensitivity, tmp_path: Path) -> None:

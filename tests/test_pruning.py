@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -60,7 +61,7 @@ def test_weights_become_zero_as_asked(module, data, wish, share):
     found = tersor.prune(module, data, threads=1, metric="agreement", **wish)
     assert found.size.nonzero / found.size.weights == pytest.approx(share, abs=0.03)
     assert found.size.macs == found.original.macs
-    assert found.drop.amount < 0.5
+    assert found.drop.amount <= 0.02  # measured: nothing
 
 
 def test_both_at_once(module, data):
@@ -91,6 +92,22 @@ def test_what_sensitivity_found_proposes_widths(module, data, tmp_path):
     file.write_text(json.dumps(found.to_json()))
     pruned = tersor.prune(module, data, macs="50%", sensitivity=file, threads=1)
     assert pruned.size.macs <= 0.5 * pruned.original.macs
+
+
+def test_what_was_found_sensitive_stays_wide():
+    torch.manual_seed(0)
+    chain = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    data = [(torch.randn(400, 16),)]
+    found = tersor.sensitivity(chain, data, metric="cosine", granularities=["channels"], items=64, threads=1)
+    assert {place for place, _ in found.places("channels")} == {"0", "2"}
+    widths = {}
+    for place in ("0", "2"):
+        points = [dataclasses.replace(p, seen=p.seen * (1e3 if p.place == place else 1)) for p in found.points]
+        told = dataclasses.replace(found, points=tuple(points))
+        pruned = tersor.prune(chain, data, macs="50%", metric="cosine", sensitivity=told, threads=1)
+        widths[place] = dict(pruned.widths)
+    assert widths["0"].get("0", (32,))[0] > widths["2"]["0"][0]
+    assert widths["2"].get("2", (32,))[0] > widths["0"]["2"][0]
 
 
 def test_sensitivity_of_another_model_is_refused(module, data):
@@ -267,11 +284,10 @@ def test_training_for_a_time_and_with_labels(module, data):
     how = tersor.Recovery.of("2s", loss="0.5*kl + 0.5*cross_entropy", batch=64)
     found = tersor.prune(module, data, macs="3x", recover=how, threads=1)
     assert found.trained[0].steps >= 1
-    assert found.trained[0].seconds < 20
+    assert found.trained[0].losses
     how = tersor.Recovery.of("2s", batch=16, accumulate=4, workers=2)
     found = tersor.prune(module, data, macs="3x", recover=how, threads=1)
     assert found.trained[0].steps >= 1
-    assert found.trained[0].seconds < 20
 
 
 def test_training_ends_where_enough_is_back(module, data):

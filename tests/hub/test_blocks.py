@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +12,6 @@ import torch
 from torch import nn
 
 import tersor
-from benchmarks import zoo
 from tersor.errors import InputError
 
 X = torch.randn(256, 64, generator=torch.Generator().manual_seed(1))
@@ -64,8 +64,8 @@ def test_both_runtimes_compute_what_was_judged(tmp_path: Path, weights: int | st
 
 
 @pytest.mark.realdata
-def test_a_language_model_keeps_its_codes(tmp_path: Path):
-    module, tokens = zoo.loaders().stories260k()
+def test_a_language_model_keeps_its_codes(tmp_path: Path, loaders: ModuleType):
+    module, tokens = loaders.stories260k()
     ids = torch.tensor(tokens.encode("Once upon a time there was a little girl who"))[None, :12].repeat(8, 1)
     out = tmp_path / "small.onnx"
     found = tersor.quantize(module, [(ids,)], weights=4, groups=32, metric="cosine", threads=1, out=out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ import torch
 from lmfolders import folder, ids, rebuilt
 
 import tersor
-from benchmarks import zoo
 from benchmarks.language import written
 from benchmarks.language_quantization import llama_folder
 from tersor.errors import InputError
@@ -115,8 +115,8 @@ def test_gradients_pass_grids_of_what_is_read_and_cached(tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.realdata
-def test_a_language_model_loses_less(tmp_path: Path) -> None:
-    module, tokens = zoo.loaders().stories260k()
+def test_a_language_model_loses_less(tmp_path: Path, loaders: ModuleType) -> None:
+    module, tokens = loaders.stories260k()
     source = llama_folder(module, tmp_path / "in")
     first = tokens.encode("Once")[0]
     text, judged = (written(module, first, seed) for seed in (0, 1))

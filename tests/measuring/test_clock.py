@@ -79,10 +79,8 @@ def test_noise_on_stdout_stays_off_the_protocol() -> None:
 
 
 def test_a_budget_of_seconds_ends_the_race() -> None:
-    start = time.monotonic()
-    result = race([contender("adder", n=10)], rounds=100_000, seconds=0.5)
-    assert time.monotonic() - start < 10
-    assert result.rounds >= 5
+    assert 5 <= race([contender("adder", n=10)], rounds=100_000, seconds=0.5).rounds < 100_000
+    assert race([contender("adder", n=10)], rounds=100_000, seconds=0).rounds == 5
 
 
 def test_threads_are_pinned() -> None:

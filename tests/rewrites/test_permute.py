@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import pytest
 import torch
+from laws_rewrite import RewriteLaws
 from zoo import ZOO, batch, captured
 
 from tersor.errors import ModelError
+from tersor.graph.model import Model
 from tersor.maths.pattern import NofM
 from tersor.profile import measure
 from tersor.rewrites.permute import arranged, permute
 from tersor.site import groups, matrices
 from tersor.techniques.sparse import Sparse
+
+
+class TestPermute(RewriteLaws):
+    changes = ("padded_resnet", "llama")
+
+    def rewrite(self, model: Model) -> Model:
+        for group in groups(model):
+            if group.refused is None:
+                try:
+                    model = permute(model, {group.name: range(group.blocks)[::-1]})
+                except ModelError as refusal:
+                    assert f"The order of {group.name} matters to this model" in str(refusal)  # noqa: PT017
+        return model
 
 
 @pytest.mark.parametrize("name", ZOO)

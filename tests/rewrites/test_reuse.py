@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from laws_rewrite import RewriteLaws
 from torch import nn
 
 from tersor.graph.model import Model, capture
@@ -19,6 +20,23 @@ def chain(*layers: nn.Module, seed: int) -> Model:
         if isinstance(layer, nn.Linear):
             layer.reset_parameters()
     return capture(nn.Sequential(*layers).eval(), (torch.randn(2, 8),))
+
+
+class TestReuse(RewriteLaws):
+    changes = ()  # a student that is its teacher
+
+    def rewrite(self, model: Model) -> Model:
+        student = model.copy()
+        for name, tensor in list(student.tensors()):
+            if isinstance(tensor, nn.Parameter):
+                student.assign(name, torch.zeros_like(tensor))
+        found, taken = reuse(student, model)
+        same = {model.tensor(name).data_ptr() for name in taken}  # under whatever name
+        for name, tensor in model.tensors():  # what it did not take is as it was: nothing
+            if tensor.data_ptr() not in same and isinstance(tensor, nn.Parameter):
+                assert not found.tensor(name).any()
+                found.assign(name, tensor)
+        return found
 
 
 def test_layers_are_taken_until_they_differ():

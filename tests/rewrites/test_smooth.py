@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from laws_rewrite import RewriteLaws
 from torch import Tensor, nn
 
 import tersor
@@ -14,7 +15,7 @@ from tersor.graph.model import Model, capture
 from tersor.profile import measure
 from tersor.rewrites.shrink import shrink
 from tersor.rewrites.smooth import scales, smooth
-from tersor.site import groups, matrices, sites
+from tersor.site import Site, groups, matrices, sites
 from tersor.target import Grid
 from tersor.techniques.gptq import GPTQ
 
@@ -44,6 +45,30 @@ def _made(post: bool) -> tuple[Model, list[tuple[Tensor]]]:
     torch.manual_seed(0)
     model = capture(Block(post).eval(), (torch.randn(2, 6, 12),))
     return model, [(x,) for x in torch.randn(256, 6, 12, generator=torch.Generator().manual_seed(1)).split(64)]
+
+
+class TestSmooth(RewriteLaws):
+    changes = ("vision_transformer", "llama")
+
+    def rewrite(self, model: Model) -> Model:
+        random = torch.Generator().manual_seed(3)
+        chosen = {
+            site.activation: torch.exp2(torch.randint(-3, 4, (site.matrices[0].shape[1],), generator=random).float())
+            for site in sites(model)
+            if all(m.convolution is None for m in site.matrices) and _own(model, site)
+        }
+        return smooth(model, chosen)[0]
+
+
+def _own(model: Model, site: Site) -> bool:
+    """Whether what reads an activation are matrices that nothing else has."""
+    pointers = [model.tensor(m.weight).data_ptr() for m in matrices(model)]
+    nodes = {node.name: node for node in model.graph.nodes}
+    names = [str(n.target) for n in model.graph.nodes if n.op == "get_attr" for _ in n.users]
+    alone = all(
+        pointers.count(model.tensor(m.weight).data_ptr()) == 1 and names.count(m.weight) == 1 for m in site.matrices
+    )
+    return alone and nodes[site.activation].op == "call_function"
 
 
 @pytest.mark.parametrize("post", [False, True])

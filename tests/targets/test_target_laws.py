@@ -19,22 +19,22 @@ class TestOnnxRuntime(TargetLaws):
 
 class TestOnnxRuntimeInt8(TargetLaws):
     target = OnnxRuntime("int8")
-    tolerance = 0.1
+    simulated = "onnxruntime"
 
 
 class TestOnnxRuntimeInt8Signed(TargetLaws):
     target = OnnxRuntime("int8", "signed")
-    tolerance = 0.1
+    simulated = "onnxruntime"
 
 
 class TestOnnxRuntimeInt8Outputs(TargetLaws):
     target = OnnxRuntime("int8", "outputs")
-    tolerance = 0.1
+    simulated = "onnxruntime"
 
 
 class TestOpenVINOInt8Signed(TargetLaws):
     target = OpenVINO("int8", "signed")
-    tolerance = 0.1
+    simulated = "openvino"
 
 
 class TestOpenVINO(TargetLaws):

@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 import torch
 from hypothesis import given
-from laws import Case, TechniqueLaws, layouts, make, seeds, thorough
+from laws import Case, TechniqueLaws, every_layout, make, seeds, thorough
 
 from tersor.criteria.magnitude import Magnitude
 from tersor.criteria.obd import OBD
@@ -42,8 +42,9 @@ class TestSparseGPT(TechniqueLaws):
         return from_matrix(rows * kept, case.w.shape, m.groups, m.transposed)
 
 
+@every_layout
 @thorough
-@given(layouts, seeds)
+@given(seed=seeds)
 def test_never_worse_than_the_criteria_with_repair(layout: str, seed: int):
     case = make(layout, seed)
     for pattern in PATTERNS:
@@ -53,8 +54,9 @@ def test_never_worse_than_the_criteria_with_repair(layout: str, seed: int):
             assert ours <= case.damage(theirs) * (1 + 1e-6) + 1e-12, (pattern, criterion)
 
 
+@every_layout
 @thorough
-@given(layouts, seeds)
+@given(seed=seeds)
 def test_exactly_n_of_every_m(layout: str, seed: int):
     case = make(layout, seed)
     m = case.matrix
@@ -65,8 +67,9 @@ def test_exactly_n_of_every_m(layout: str, seed: int):
     assert (rows[:, full:].sum(1) == -(-(rows.shape[1] - full) // 2)).all()
 
 
+@every_layout
 @thorough
-@given(layouts, seeds)
+@given(seed=seeds)
 def test_it_keeps_the_share_that_was_asked_for(layout: str, seed: int):
     case = make(layout, seed)
     kept = SparseGPT(Anywhere(0.3)).fit(case.matrix, case.w, case.facts).kept
