@@ -445,7 +445,9 @@ class Search:
             arithmetic = self._arithmetic(int8)
         speeds = Speeds(self._seconds_in_float(int8), int8.seconds or 0.0, arithmetic)
         table = price(ground.model, ground.profile, [technique()], speeds, self.cuts, exclude)
-        if bold and all(t.precision != FLOAT for t in self.targets):  # nothing would run a plan that leaves all in float
+        if bold and all(
+            t.precision != FLOAT for t in self.targets
+        ):  # nothing would run a plan that leaves all in float
             table = without(table, FLOAT)
         self.damage = {(row, option.name): option.damage for row, options in table.rows.items() for option in options}
         return table
