@@ -141,14 +141,16 @@ def _compile(key: str, folder: Path, threads: int = 2, tuned: bool = False) -> L
     import torch._inductor.config as settings
 
     settings.freezing = True
-    return torch.compile(module.to(memory_format=torch.channels_last), dynamic=False, mode="max-autotune")
+    laid: Any = module
+    return torch.compile(laid.to(memory_format=torch.channels_last), dynamic=False, mode="max-autotune")
 
 
 def _torch_call(model: Logits, key: str, batch: int, channels_last: bool = False) -> Call:
     import torch
 
     if channels_last and isinstance(model, torch.nn.Module):
-        model = model.to(memory_format=torch.channels_last)
+        laid: Any = model
+        model = laid.to(memory_format=torch.channels_last)
     x = _laid(torch.from_numpy(zoo.sample(key, batch)), channels_last)
 
     def call() -> Any:
