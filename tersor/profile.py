@@ -269,7 +269,7 @@ class _Pass:
             self._gradient[matrix.name] = self._gradient.get(matrix.name, torch.zeros_like(total)) + total
 
     def add_facts(self, found: Shelf[Facts]) -> None:
-        for matrix in self._by_node.values():
+        for matrix in {m.name: m for m in self._by_node.values()}.values():  # one may be applied several times
             gram, active = self._gram.pop(matrix.name, None), self._activity.get(matrix.name)
             gradient = self._gradient.get(matrix.name)
             rows = matrix.shape[1] * matrix.groups if _transposed(matrix) else matrix.shape[0]
