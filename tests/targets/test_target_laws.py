@@ -27,11 +27,6 @@ class TestOnnxRuntimeInt8Signed(TargetLaws):
     simulated = "onnxruntime"
 
 
-class TestOnnxRuntimeInt8Outputs(TargetLaws):
-    target = OnnxRuntime("int8", "outputs")
-    simulated = "onnxruntime"
-
-
 class TestOpenVINOInt8Signed(TargetLaws):
     target = OpenVINO("int8", "signed")
     simulated = "openvino"
