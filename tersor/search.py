@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf, prod
+from time import monotonic
 
 from tersor import choice
 from tersor.calibrated import Calibrated
@@ -228,6 +229,8 @@ class Search:
         while True:
             best, near = self._verified()
             if best is None:
+                if not self.bench.alive() and limit.left(monotonic()) <= 0:
+                    raise TimeUp  # nothing was tried, which says nothing of the targets
                 raise self._nothing()
             known = {t.name: t for t in (best, *near, *self._lossless())}
             with until(limit.sooner(self.bench.copying)):

@@ -146,6 +146,8 @@ def _left_alone(
     replaced = {decoder.stored(f"{name}.weight") for name in wanted}
     found: dict[str, LeftAlone] = {}
     for name, kind in decoder.owners.items():
+        if not decoder.has(name):  # tied to one that the folder has
+            continue
         stored = decoder.stored(name)
         if stored not in replaced and stored in held and stored not in found:
             spec, layer = held[stored], name.rpartition(".")[0]

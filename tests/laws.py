@@ -121,6 +121,11 @@ class TechniqueLaws(ABC):
         """The instances that promise that exact zeros stay zeros."""
         return self.instances
 
+    @property
+    def repairs(self) -> Sequence[Technique]:
+        """The instances that promise to make up for dropped columns by what stays."""
+        return self.keeps_zeros
+
     def naive(self, technique: Technique, case: Case) -> Tensor | None:
         """The value that the simplest version of the technique would choose."""
         return None
@@ -187,6 +192,8 @@ class TechniqueLaws(ABC):
         for t in self.keeps_zeros:
             v = t.fit(m, case.w, case.facts, keep).dense()
             assert (to_matrix(v, m.groups, m.transposed)[:, :, dropped] == 0).all(), t
+            if t not in self.repairs:
+                continue
             alone = to_matrix(t.fit(m, case.w, case.facts).dense(), m.groups, m.transposed).clone()
             alone[:, :, dropped] = 0
             unrepaired = case.damage(from_matrix(alone, case.w.shape, m.groups, m.transposed))

@@ -59,7 +59,7 @@ def data(module: nn.Module) -> Batches:
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     out, module = tmp_path_factory.mktemp("searched") / "small", made(Mlp)
     targets = "onnxruntime:int8,openvino:int8"
-    return out, compress(module, data(module), max_drop="30%", target=targets, out=out, threads=1, time_limit="1s")
+    return out, compress(module, data(module), max_drop="30%", target=targets, out=out, threads=1)
 
 
 def test_offered_where_linears_do_the_work_and_the_target_runs_them(searched: tuple[Path, Report]) -> None:
@@ -72,7 +72,7 @@ def test_offered_where_linears_do_the_work_and_the_target_runs_them(searched: tu
 def test_not_offered_for_a_cnn() -> None:
     module = made(Cnn)
     assert not mostly_linear(capture(module, (torch.randn(2, 32),)))
-    report = compress(module, data(module), max_drop="50%", target="onnxruntime:int8", threads=1, time_limit="1s")
+    report = compress(module, data(module), max_drop="50%", target="onnxruntime:int8", threads=1)
     assert "onnxruntime int8" in {tried.name for tried in report.tried}
     assert not [tried.name for tried in report.tried if "dynamic" in tried.name]
 

@@ -73,7 +73,8 @@ def test_what_was_found_is_read_again(found: Sensitivity, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [(None, "cannot be read"), ("{", "is not JSON"), ('{"points": 3}', "is JSON of something else")]
+    ("text", "said"),
+    [(None, "There is no file"), ("{", "cannot be read"), ('{"points": 3}', "is JSON of something else")],
 )
 def test_another_file_is_refused(text: str | None, said: str, tmp_path: Path) -> None:
     file = tmp_path / "found.json"

@@ -67,6 +67,10 @@ class Decoder:
             for name, _ in module.named_parameters(recurse=False)
         }
 
+    def has(self, name: str) -> bool:
+        """Whether the folder holds the parameter `name` of the model; of two that are tied it may hold one."""
+        return name in self._stored
+
     def stored(self, name: str) -> str:
         """The name under which the folder holds the parameter `name` of the model. Raises `ModelError` where it does not."""
         if name in self._stored:

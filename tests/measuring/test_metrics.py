@@ -109,7 +109,7 @@ def test_predict_returns_what_the_model_does(names: tuple[str, ...], kind: type)
         (20.0, 21.0, BUILT_IN["perplexity"], 0.05, "perplexity 20 -> 21 (5.00 % worse, relative)"),
         (0.02, 0.03, BUILT_IN["mse"], 0.5, "mse 0.02 -> 0.03 (50.00 % worse, relative)"),
         (0.0, 0.1, BUILT_IN["mse"], math.inf, "mse 0 -> 0.1 (0.1 worse; of 0 there is no percentage)"),
-        (0.0, 0.0, BUILT_IN["mse"], 0.0, "mse 0 -> 0 (unchanged)"),
+        (0.0, 0.0, BUILT_IN["mse"], 0.0, "mse 0 -> 0 (the same, relative)"),
         (0.5, 0.4, Metric("own", lambda p, b: 0.0), 0.1, "absolute"),
         (0.5, 0.6, Metric("own", lambda p, b: 0.0, lower=True), 0.1, "absolute"),
         (30.0, 27.0, Metric("own", lambda p, b: 0.0), 0.1, "relative"),
