@@ -112,7 +112,7 @@ def test_error_feedback_loses_less_than_rounding():
 def test_training_gives_back_what_two_bits_lost():
     wish = {"weights": 2, "edges": 2, "activations": 2, "method": "rounding"}
     plain = quantized(**wish)
-    trained = quantized(**wish, recover=tersor.Recovery.of("8epochs", rate=0.004))
+    trained = quantized(**wish, recover=tersor.Recovery.of("12epochs", rate=0.002, average=0.98))
     assert apart(trained) < apart(plain)
     assert trained.trained is not None
     assert trained.trained.steps > 30
