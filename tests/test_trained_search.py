@@ -37,6 +37,7 @@ def only_trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return tried
 
 
+@pytest.mark.slow  # a minute and more on two cores
 def test_what_loses_too_much_is_trained_and_its_recipe_gives_the_same_files(tmp_path: Path, only_trained: list[int]):
     out, again = tmp_path / "out", tmp_path / "again"
     data = stripes.batches()
