@@ -4,7 +4,8 @@
 
 Kills: SIGKILL at random moments of every stage in turn, and at least 16 within the exchange itself (before the
 flush, before and after the exchange of the folders, while the old one is removed). After each the folder must verify as
-the old or the new artifact. At the end the same command must finish.
+the old or the new artifact. At the end the same command must finish, and nothing may be left in TMPDIR, in the cache (but
+entries) and beside the folder.
 Corruptions: one random change (a flipped bit, a cut, a byte more, a file gone, a file more, two files swapped) in a copy of
 the artifact, the manifest included; `verify` and `load` must both refuse.
 """
@@ -79,7 +80,7 @@ def subject(folder: Path) -> list[str]:
         np.savez(folder / "data.npz", x=x.numpy(), y=module(x).argmax(1).numpy())
     return [
         "compress", str(folder / "model.pt2"), "--data", str(folder / "data.npz"), "--max-drop", "5%",
-        "--target", "onnxruntime", "--threads", "1", "--time-limit", "20s",
+        "--target", "onnxruntime", "--threads", "1", "--time-limit", "60s",
     ]  # fmt: skip
 
 
@@ -102,7 +103,12 @@ def run(arguments: list[str], cache: Path, kill: tuple[int, float] | None = None
             stdout=subprocess.DEVNULL,
             stderr=said,
             start_new_session=True,
-            env={**os.environ, "TERSOR_CACHE": str(cache)},
+            env={
+                **os.environ,
+                "TERSOR_CACHE": str(cache),
+                "TMPDIR": str(_scratch(cache)),
+                "TORCHINDUCTOR_CACHE_DIR": str(cache.parent / "torch"),
+            },
         )
         ended = Ended(0)
         while process.poll() is None:
@@ -158,11 +164,20 @@ def kills(count: int, seed: int) -> dict:
         again = time.monotonic() - start
         tersor.verify(folder / "out", threads=1)
         left = sorted(p.name for p in folder.iterdir() if ".tersor-" in p.name)
+        left += sorted(str(p.relative_to(folder)) for p in _scratch(cache).iterdir())
+        left += sorted(str(p.relative_to(folder)) for p in cache.iterdir() if p.suffix != ".safetensors")
         return {
             "kills": count, "verified": verified, "new_artifact_after_kill": replaced, "stages": dict(stages),
             "finished_afterwards": last.code == 0, "left_behind": left, "seconds_of_command": round(whole, 1),
             "seconds_of_the_last_again": round(again, 1),
         }  # fmt: skip
+
+
+def _scratch(cache: Path) -> Path:
+    """What is TMPDIR to a command with this cache."""
+    folder = cache.parent / "tmp"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _plain(line: str) -> str:
