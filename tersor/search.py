@@ -448,9 +448,7 @@ class Search:
             arithmetic = self._arithmetic(int8)
         speeds = Speeds(self._seconds_in_float(int8), int8.seconds or 0.0, arithmetic)
         table = price(ground.model, ground.profile, [technique()], speeds, self.cuts, exclude)
-        if bold and all(
-            t.precision != FLOAT for t in self.targets
-        ):  # nothing would run a plan that leaves all in float
+        if bold and FLOAT not in {t.precision for t in self.targets}:  # nothing would run a plan that is all in float
             table = without(table, FLOAT)
         self.damage = {(row, option.name): option.damage for row, options in table.rows.items() for option in options}
         return table
@@ -512,8 +510,11 @@ class Search:
         if not good and self.recover is not None:
             trials = self._try_decisions(self._decisions(plan), plan=plan, train=True)
             good = [t for t in trials if self.bench.promising(t.name)]
+        if not trials:
+            self.notes.append(f"No target runs the plan within {1e3 * seconds:.3g} ms.")
+            return False
         if not good:
-            tried = " and ".join(t.name for t in trials) or f"A plan within {1e3 * seconds:.3g} ms"
+            tried = " and ".join(t.name for t in trials)
             self.notes.append(f"{tried} lost too much on data held out of calibration.")
             return False
         best = self.bench.fastest_promising()
