@@ -14,18 +14,34 @@ _MARGIN = 1.5  # times what is foreseen: a first estimate from a part
 
 
 class Heard:
-    """A progress that passes on what it hears, and remembers the last of it."""
+    """A progress that passes on what it hears, and remembers the last of it.
 
-    def __init__(self, progress: Callable[[str, int, int], None]):
+    steps: of how many steps a command consists; 0 where it does not say. `enter` begins the next one, with the seconds that it
+    and what follows take at most, where that is known. `best` says what would be delivered now.
+    """
+
+    def __init__(self, progress: Callable[[str, int, int], None], steps: int = 0):
         self._progress = progress
         self.stage, self._done, self._total = "starting", 0, 0
         self._begin = monotonic()
+        self._steps, self._step, self._more = steps, min(1, steps), ""
+        self.best: Callable[[], str] = str
+
+    def enter(self, more: float | None = None) -> None:
+        """Begin the next step."""
+        self._step = min(self._step + 1, self._steps)
+        self._more = "" if more is None else f", at most about {duration(_generous(more))} more"
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage != self.stage:
             self.stage, self._begin = stage, monotonic()
         self._done, self._total = done, total
-        self._progress(stage, done, total)
+        self._progress(self._said(stage), done, total)
+
+    def _said(self, stage: str) -> str:
+        step = f"step {self._step} of {self._steps}{self._more}: " if self._steps else ""
+        best = self.best()
+        return f"{step}{stage}{f' (best so far: {best})' if best else ''}"
 
     @property
     def spent(self) -> float:

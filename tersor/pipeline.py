@@ -29,7 +29,7 @@ from tersor.recovery.wish import Recovery
 from tersor.report import Report
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.scratch import scratch
-from tersor.search import Search
+from tersor.search import STEPS, Search
 from tersor.sensed import Sensitivity
 from tersor.site import groups
 from tersor.store.files import clean, refuse_folder, repair
@@ -79,7 +79,11 @@ def compress(
         refuse_folder(Path(out))
         repair(Path(out))  # and nothing stays there of a run that was killed
         clean(Path(out))
-    limit, heard = deadline_of(time_limit), Heard(progress)
+    steps = len(STEPS) if recipe is None else 1
+    limit, heard = (
+        deadline_of(time_limit),
+        Heard(progress, steps + 3),
+    )  # before: the original; after: last race, delivery
     saved = None if recipe is None else open_recipe(Path(recipe), allow_code)
     if saved is not None:
         seed, threads = saved.seed, saved.threads  # what the fit depends on is part of the decision
@@ -101,8 +105,10 @@ def compress(
                     heard,
                     memory_limit,
                 )
-                search = Search(job, fold_norms(job.model), Workbench(job, folder), targets)
+                search = Search(job, fold_norms(job.model), Workbench(job, folder), targets, enter=heard.enter)
+                heard.best = search.best_so_far
                 if saved is not None:
+                    heard.enter()
                     search.follow(saved)
                 else:
                     if sensitivity is not None:
@@ -110,7 +116,9 @@ def compress(
                     search.recover = recover if isinstance(recover, Recovery) else Recovery.of(recover)
                     if left_out := search.run():
                         search.notes.append(cut_short(limit, heard, left_out))
+                heard.enter()
                 chosen, race = search.choose()
+                heard.enter()
         except TimeUp:
             raise too_short(limit, heard, None if search is None else search.bench.verifying()) from None
         while True:

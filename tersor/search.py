@@ -14,7 +14,7 @@ What fails (an export, a fit, a race, a file that cannot be judged) is noted wit
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -86,6 +86,9 @@ class Search:
     cuts: tuple[Widths, ...] = ()  # the widths on offer
     damage: dict[tuple[str, str], float] = field(default_factory=dict)  # predicted, by matrix and technique
     failed: list[Exception] = field(default_factory=list)  # what ended a step of the search
+    enter: Callable[[float | None], None] = lambda more: (
+        None
+    )  # told of each of STEPS, with the seconds that are left at most
 
     @cached_property
     def ground(self) -> Calibrated:
@@ -103,12 +106,26 @@ class Search:
                 with until(limit.sooner(self.bench.verifying)):
                     self._quick()
             with until(limit.sooner(self.bench.choosing)):
-                for name, step in steps.items():
+                begun = monotonic()
+                for place, (name, step) in enumerate(steps.items()):
+                    self.enter(self._at_most(monotonic() - begun) if place else None)
                     step()
                     ahead.remove(name)
         except TimeUp:
             return "; ".join(ahead)
         return ""
+
+    def _at_most(self, whole: float) -> float | None:
+        """Seconds that plans and the last race take at most, where all whole files took `whole`: a rung takes no longer than
+        these. None where a training may be as long as it likes."""
+        return None if self.recover is not None else (len(BOLDER) + 1) * whole + self.bench.choosing()
+
+    def best_so_far(self) -> str:
+        """The fastest file that keeps the promise on held-out data, and its time; of those that were judged by now."""
+        known = [t for t in self.bench.alive().values() if t.seconds is not None and self.bench.looked_at(t.name)]
+        good = [t for t in known if self.bench.promising(t.name)]
+        best = min(good, key=lambda t: t.seconds or inf, default=None)
+        return "" if best is None else f"{best.name}, {1e3 * (best.seconds or 0.0):.3g} ms"
 
     def _quick(self) -> None:
         """Have something lossless timed before anything slow is begun."""
@@ -229,7 +246,7 @@ class Search:
         while True:
             best, near = self._verified()
             if best is None:
-                if not self.bench.alive() and limit.left(monotonic()) <= 0:
+                if not self.bench.alive() and limit.spent >= limit.whole:
                     raise TimeUp  # nothing was tried, which says nothing of the targets
                 raise self._nothing()
             known = {t.name: t for t in (best, *near, *self._lossless())}

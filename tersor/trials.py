@@ -187,6 +187,10 @@ class Workbench:
             self._held[name] = drop(self.job.before_held, seen.score, self.job.metric)
         return self._held[name]
 
+    def looked_at(self, name: str) -> bool:
+        """Whether a trial was judged on held-out data."""
+        return name in self._held
+
     def looked_good(self, name: str) -> bool:
         """Whether a trial was found promising, or was not looked at."""
         return name not in self._held or self._held[name].within(self.job.max_drop)

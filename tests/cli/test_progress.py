@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+import tersor
 from tersor.cli.progress import Stages
 from tersor.cli.training import course
+from tersor.limits import Heard
 from tersor.recovery.course import History
 from tersor.units import duration
 
@@ -29,6 +34,37 @@ def test_a_log_hears_of_each_stage_once_and_of_a_long_one_how_long_it_still_take
         "training 160/400, 4 min 0 s left",
         "training",
     ]
+
+
+def test_a_search_says_its_step_how_long_it_still_takes_and_the_best_so_far() -> None:
+    said: list[str] = []
+    heard = Heard(lambda stage, done, total: said.append(stage), steps=3)
+    heard("reading the data", 0, 0)
+    heard.enter()
+    heard("timing 3 candidates", 0, 0)
+    heard.best = lambda: "openvino int8, 0.45 ms"
+    heard.enter(130.0)
+    heard("fitting weights", 1, 9)
+    assert said == [
+        "step 1 of 3: reading the data",
+        "step 2 of 3: timing 3 candidates",
+        "step 3 of 3, at most about 3 min 0 s more: fitting weights (best so far: openvino int8, 0.45 ms)",
+    ]
+    assert str(heard) == "fitting weights (1 of 9)"
+
+
+def test_every_step_of_a_search_is_announced(tmp_path: Path) -> None:
+    said: list[str] = []
+    x = torch.randn(400, 8)
+    module = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    progress = lambda stage, done, total: said.append(stage)  # noqa: E731
+    wish = {"metric": "agreement", "max_drop": "10%", "target": "onnxruntime", "threads": 1}
+    tersor.compress(module, [(x,)], out=tmp_path / "out", progress=progress, **wish)
+    assert list(dict.fromkeys(stage.partition(",")[0].partition(":")[0] for stage in said)) == [
+        f"step {i} of 5"
+        for i in range(1, 5)  # nothing is announced while the folder is written
+    ]
+    assert any("more: " in stage and "(best so far: onnxruntime" in stage for stage in said)
 
 
 def test_a_terminal_sees_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
