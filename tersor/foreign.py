@@ -8,6 +8,7 @@ that foreign code raises is caught here, at the one place where it is called.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,3 +59,27 @@ def json_in(path: Path, what: str, error: type[TersorError], advice: str) -> Any
     content = text(path, what, error, advice)
     with reading(f"The {what} '{path}'", error, advice):
         return json.loads(content)
+
+
+def strict_json(data: bytes | str) -> Any:
+    """JSON in which no name occurs twice and every number is finite, so that all readers see the same. Raises `ValueError`,
+    `RecursionError`."""
+    return json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value

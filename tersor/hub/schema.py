@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import json
 import keyword
 import re
 import types
@@ -22,6 +21,7 @@ from typing import Any
 from torch._export.serde import schema as serde
 from torch._export.serde.union import _Union
 
+from tersor import foreign
 from tersor.hub import allowed, expressions
 
 _LARGEST = 1 << 63
@@ -63,22 +63,6 @@ def check_program(written: Any) -> None:
 def check_payload(written: Any) -> None:
     """Raise `Foreign` where `written` is not the JSON that says which file holds which tensor."""
     _check(serde.PayloadConfig, written, "tensors")
-
-
-def loaded(data: bytes | str) -> Any:
-    """JSON in which no name occurs twice and every number is one. Raises `ValueError`, `RecursionError`."""
-    return json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
 
 
 def _check(kind: Any, value: Any, place: str) -> None:
@@ -175,7 +159,7 @@ def check_tree(text: str, called: bool = False) -> None:
     if not text:
         return
     try:
-        protocol, spec = loaded(text)
+        protocol, spec = foreign.strict_json(text)
     except (ValueError, TypeError) as cause:
         raise Foreign(f"a spec that is no tree ({_short(text)})") from cause
     if protocol != 1:
@@ -205,7 +189,7 @@ def _check_spec(spec: Any, count: list[int]) -> list[Any] | None:
     keys: list[Any] = []
     context = spec["context"]
     if context is not None:
-        found = loaded(context) if isinstance(context, str) else context
+        found = foreign.strict_json(context) if isinstance(context, str) else context
         if found is not None:
             if not isinstance(found, list) or not all(_is_key(key) for key in found) or kind == "builtins.tuple":
                 raise Foreign(f"in_spec with the context {_short(context)}")

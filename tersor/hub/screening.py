@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from tersor import foreign
 from tersor.errors import ArtifactError
 from tersor.hub import samples, schema
 
@@ -47,7 +48,7 @@ def screen(path: Path) -> dict[str, str]:
         size = path.stat().st_size
         _check_tensors(content["data/weights/model_weights_config.json"], size)
         _check_tensors(content["data/constants/model_constants_config.json"], size)
-        schema.check_program(schema.loaded(content["models/model.json"]))
+        schema.check_program(foreign.strict_json(content["models/model.json"]))
         samples.check(content["data/sample_inputs/model.pt"])
         return {n[len("extra/") :]: data.decode() for n, data in content.items() if n.startswith("extra/")}
     except FileNotFoundError as cause:
@@ -108,7 +109,7 @@ def _check_reader(path: Path, members: Mapping[str, zipfile.ZipInfo], content: M
 
 
 def _check_tensors(data: bytes, size: int) -> None:
-    config: dict[str, Any] = schema.loaded(data)
+    config: dict[str, Any] = foreign.strict_json(data)
     for name, entry in config["config"].items():
         if entry["use_pickle"] or entry["tensor_meta"] is None:
             raise schema.Foreign(f"the pickled tensor {name[:80]!r}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import stat
 from collections.abc import Mapping
@@ -223,7 +222,7 @@ def _opened(path: Path) -> Any:
 
 def _parse(data: bytes, folder: Path, name: str = NAME) -> dict[str, Any]:
     try:
-        content = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        content = foreign.strict_json(data)
         spelled = _spelled(content)
     except (ValueError, RecursionError) as cause:
         raise _damaged(folder, f"{name} cannot be read ({cause})") from cause
@@ -268,24 +267,6 @@ def _spelled(content: Any) -> bytes:
 def _own_hash(content: Mapping[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is no finite number")
-    return value
 
 
 def _damaged(folder: Path, what: str) -> ArtifactError:
