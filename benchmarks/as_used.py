@@ -174,7 +174,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", default=",".join(NETWORKS), help="of " + ", ".join(NETWORKS))
     parser.add_argument("--target", default="onnxruntime,openvino")
     parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--starts", type=int, default=5, help="fresh processes of each")
+    parser.add_argument("--starts", type=int, default=11, help="fresh processes of each")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(words)
