@@ -3,7 +3,10 @@
     python -m benchmarks.as_used                      # eight networks, one JSON line each
 
 Each network is compressed as a user would, then the lines of the artifact's README are run as they stand in a process that has
-no Tersor, and so are those for the plain export. Run it on a quiet machine: half of the networks take less than 0.1 ms.
+no Tersor, and so are those for the plain export. A machine that others share is now faster, now slower by a third, so that
+times of one minute say little about those of the next: each start of the README's lines has one of `tersor benchmark` and one
+of the plain export right beside it, and ratios are medians over such triples, with a bootstrap interval. Run it with nothing
+else running: half of the networks take less than 0.1 ms.
 """
 
 from __future__ import annotations
@@ -141,31 +144,46 @@ def run(key: str, given: argparse.Namespace) -> dict[str, Any]:
         shapes = [Input(n, str(a.dtype), a.shape) for n, a in zip(model.inputs, inputs, strict=True)]
         export = OnnxRuntime().usage(shapes, OnnxRuntime().load(plain, 1).outputs, given.threads)
         readme = (out / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
-        taken: dict[str, list[float]] = {"readme": [], "onnxruntime": []}
+        taken: dict[str, list[float]] = {"clock": [], "readme": [], "onnxruntime": []}
         for _ in range(given.starts):
+            clocked = tersor.benchmark([out], threads=given.threads, rounds=given.rounds)
+            taken["clock"].append(clocked.median(str(out)))
             taken["readme"].append(of_lines(readme, out / "model", model.inputs, inputs, given.rounds))
             taken["onnxruntime"].append(of_lines(export, plain, model.inputs, inputs, given.rounds))
     assert report.after.seconds is not None
     line |= {
         "chosen": report.after.name,
         "reported": [report.after.seconds.low, report.after.seconds.value, report.after.seconds.high],
-        "readme": sorted(taken["readme"]),
-        "onnxruntime_fp32": sorted(taken["onnxruntime"]),
+        "clock": taken["clock"],
+        "readme": taken["readme"],
+        "onnxruntime_fp32": taken["onnxruntime"],
+        "readme_over_clock": ratio(taken["readme"], taken["clock"]),
+        "readme_over_onnxruntime_fp32": ratio(taken["readme"], taken["onnxruntime"]),
         "noise": None if report.noise is None else [report.noise.low, report.noise.value, report.noise.high],
         "compression": report.compression_verdict,
     }
     return line | {"load_after": environment.load()}
 
 
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """[low, median, high] of the ratios of what was measured side by side; 95 % bootstrap."""
+    each = np.array(ours) / np.array(theirs)
+    drawn = np.median(each[np.random.default_rng(0).integers(len(each), size=(4000, len(each)))], axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return [float(low), float(np.median(each)), float(high)]
+
+
 def table(line: dict[str, Any]) -> str:
     """The figures in a row: the medians, and the lowest and highest of each."""
     low, reported, high = (1e3 * s for s in line["reported"])
     cells = [f"{reported:.4g} [{low:.4g}, {high:.4g}]"]
-    for name in ("readme", "onnxruntime_fp32"):
-        seen = [1e3 * s for s in line[name]]
+    for name in ("clock", "readme", "onnxruntime_fp32"):
+        seen = sorted(1e3 * s for s in line[name])
         cells.append(f"{statistics.median(seen):.4g} [{seen[0]:.4g}, {seen[-1]:.4g}]")
-    apart = statistics.median(line["readme"]) / line["reported"][1]
-    return f"| {line['model']} | {line['chosen']} | {' | '.join(cells)} | {apart:.3f} |"
+    for name in ("readme_over_clock", "readme_over_onnxruntime_fp32"):
+        low, middle, high = line[name]
+        cells.append(f"{middle:.3f} [{low:.3f}, {high:.3f}]")
+    return f"| {line['model']} | {line['chosen']} | {' | '.join(cells)} |"
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -178,8 +196,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(words)
-    print("| network | chosen | reported ms | README's lines ms | ONNX Runtime fp32 ms | README / reported |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print(
+        "| network | chosen | reported ms | clock again ms | README's lines ms | ONNX Runtime fp32 ms | README / clock | "
+        "README / ONNX Runtime fp32 |"
+    )
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     for key in given.models.split(","):
         line = json.loads(json.dumps(run(key, given)))
         environment.append(given.out, line)

@@ -10,7 +10,7 @@ chooses its value near that, on the smaller matrix that will be stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import product
 from operator import add
@@ -37,13 +37,13 @@ from tersor.maths.histogram import Histogram
 from tersor.maths.ranges import least_damage
 from tersor.maths.regression import Moments, best_ridge, matched, moments, optimum
 from tersor.maths.unfold import from_matrix, to_matrix
-from tersor.profile import Facts, Profile, Range, measure, outputs_of, rows_of, sampled
+from tersor.profile import Facts, Profile, Range, measure, outputs_of, rows_of, sampled, shelved
 from tersor.rewrites.shrink import mask, shrink
-from tersor.site import Matrix, matrices, tables
+from tersor.site import Matrix, groups, matrices, tables
 from tersor.target import Compressed, Dynamic, Grid
 from tersor.technique import Technique
 from tersor.weight import Weight
-from tersor.windows import Window, repaired, smaller, windows, with_bias
+from tersor.windows import Window, narrowing, repaired, smaller, windows, with_bias
 
 MEMORY = 2 << 30  # bytes of activations held at once
 COARSE = 5  # bits of activations, up to which ranges are also chosen by what the next matrix makes of them
@@ -110,6 +110,7 @@ def fit(
     activations have few bits.
     """
     whole = [tuple(b) for b in checked(model, batches)]
+    model, profile, decisions = _counted_first(model, profile, decisions)
     best = Fitted(model, {}, 0.0)
     if decisions.cuts or decisions.techniques:
         pieces = _pieces(whole, max(2, memory // (2 * max(1, peak_bytes(model)))), together(model))
@@ -130,6 +131,20 @@ def fit(
         return Compressed(small, best.weights, best.feeds)
     ranges = measure(small, whole, frozenset(), seed=seed).ranges
     return Compressed(small, best.weights, feeds_of(small, ranges, decisions.feeds, decisions.ranges))
+
+
+def _counted_first(model: Model, profile: Profile, decisions: Decisions) -> tuple[Model, Profile, Decisions]:
+    """With the blocks gone whose number counts in a softmax or a mean, their readers repaired by the quadratic: a network
+    in which they are zero, as on the walk, gives other values there. What is left to do is to be done on that."""
+    counting = {g.name for g in groups(model) if g.counted}
+    first = {name: kept for name, kept in decisions.keep.items() if name in counting}
+    if not first:
+        return model, profile, decisions
+    facts = shelved(profile.facts)
+    for name, window in windows(model, first).items():
+        facts[name] = window.of_facts(facts[name])
+    rest = {name: kept for name, kept in decisions.keep.items() if name not in first}
+    return narrowing(model, profile)(first), replace(profile, facts=facts), replace(decisions, keep=rest)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tersor.inputs import models
 from tersor.inputs.described import Described, described
 from tersor.inputs.encoder import as_arrays
 from tersor.left_alone import LeftAlone, left_alone
-from tersor.site import Group, Matrix, cells, groups, matrices, tables
+from tersor.site import Group, Matrix, budgeted, cells, groups, matrices, tables
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Axis:
 
     kind: what they are ("channels", "neurons", "heads", "head_width", "residual").
     parameters: values that go with one block, on average. refused: why no block can be removed; None where one can.
-    normalised: nodes that read the axis' width, so that removing a block is not the same as making it zero.
+    normalised: nodes that read the axis' width, so that removing a block is not the same as making it zero. budgeted:
+    whether `prune` narrows it on its own to meet a budget; where not, only `Decisions(keep=...)` does.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Axis:
     parameters: float
     refused: str | None
     normalised: tuple[str, ...]
+    budgeted: bool = True
 
 
 @dataclass(frozen=True)
@@ -153,4 +155,5 @@ def _axis(model: Model, group: Group) -> Axis:
         values / group.blocks if group.blocks else 0.0,
         group.refused,
         group.counted,
+        budgeted(model, group),
     )

@@ -10,26 +10,23 @@ in several steps, each one measured again on the network that the last one left.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tersor import deadline
 from tersor.errors import BudgetError
 from tersor.fitting import Decisions, fit
 from tersor.graph.branches import branches, without
-from tersor.graph.dependency import Dependency, analyse
 from tersor.graph.likelihood import divergence
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.graph.watched import OUTPUTS, judged, watched
 from tersor.maths.obs import Sweep
-from tersor.maths.unfold import from_matrix
 from tersor.profile import Profile, measure
-from tersor.rewrites.shrink import shrink
 from tersor.site import Group, Matrix, groups, matrices
 from tersor.widths import allocate, curves, scaled
-from tersor.windows import repaired, smaller, windows, with_bias
+from tersor.windows import Narrowing, narrowing
 
 LEAST = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)  # of a group's blocks, in one step
 JUDGED = 256  # items
@@ -39,36 +36,6 @@ Refit = Callable[[Keep], tuple[Model, Profile]]
 """The model without the blocks that are not kept, fitted, and what is measured of it."""
 Rank = Callable[[Model, Profile, Sequence[Group]], Mapping[str, Sweep]]
 """The order in which the blocks of each group go, and what each width costs: `curves`, or `ranked` by a criterion."""
-
-
-@dataclass(frozen=True)
-class Narrowing:
-    """Makes narrower models of one model by the cheapest repair there is: the readers of a narrowed group are refitted
-    to what stays, as if their inputs had not changed otherwise. Cost: a copy of the model, and c^3 a reader."""
-
-    model: Model
-    profile: Profile
-    dependency: Dependency
-
-    def __call__(self, keep: Mapping[str, Sequence[int]]) -> Model:
-        """The model without the blocks that `keep` does not name."""
-        small = shrink(self.model, keep, self.dependency)
-        left = windows(self.model, keep, self.dependency)
-        for matrix in matrices(self.model):
-            window = left[matrix.name]
-            if window.cuts_columns:
-                biased, tiny = matrix.bias is not None, smaller(matrix, window)
-                v = repaired(window, with_bias(self.model, matrix), self.profile.facts[matrix.name].gram, biased)
-                weight = from_matrix(v[:, :, :-1], tiny.shape, tiny.groups, tiny.transposed)
-                small.assign(matrix.weight, weight.float())
-                if matrix.bias is not None:
-                    small.assign(matrix.bias, v[:, :, -1].reshape(-1).float())
-        return small
-
-
-def narrowing(model: Model, profile: Profile) -> Narrowing:
-    """Of a model and what was measured of it."""
-    return Narrowing(model, profile, analyse(model))
 
 
 def narrow(
@@ -206,7 +173,10 @@ def _proposed(
     """Of the proposals within `budget`, the one whose model is nearest to the original on some of the items."""
     model = narrower.model
     open_groups = [g for g in groups(model, narrower.dependency) if g.refused is None and g.name in names]
-    swept = rank(model, narrower.profile, open_groups)
+    lost = Lost(original, batches)
+    swept = {**rank(model, narrower.profile, open_groups)}
+    for group in (g for g in open_groups if g.counted and g.name not in swept):
+        swept[group.name] = _tried(narrower, lost, group)
     proposals: list[Keep] = []
     for damage in (swept, scaled(swept, factors)) if factors else (swept,):
         for least in LEAST:
@@ -219,15 +189,29 @@ def _proposed(
     distinct = [keep for i, keep in enumerate(proposals) if keep not in proposals[:i]]
     if len(distinct) == 1:
         return distinct[0]
-    lost = Lost(original, batches)
     return min(distinct, key=lambda keep: lost(narrower(keep)))
 
 
+def _tried(narrower: Narrowing, lost: Lost, group: Group) -> Sweep:
+    """Of a group whose width counts elsewhere, so that removing is not zeroing: blocks in the order of what each loses alone,
+    and what all widths lose, as seen."""
+    every = range(group.blocks)
+    alone = [lost(narrower({group.name: [k for k in every if k != b]})) for b in every]
+    order = tuple(sorted(every, key=alone.__getitem__))
+    damage = [0.0]
+    for gone in range(1, group.blocks):
+        deadline.check()
+        seen = lost(narrower({group.name: sorted(order[gone:])})) / lost.items
+        damage.append(max(damage[-1], seen))
+    return Sweep(order, (*damage, damage[-1]))
+
+
 class Lost:
-    """How far the outputs of a model are from the original's on `JUDGED` of the items, in nats."""
+    """How far the outputs of a model are from the original's on `items`, `JUDGED` of them or so, in nats."""
 
     def __init__(self, original: Model, batches: Sequence[Sequence[Tensor]]):
         self._judged = _some(batches, JUDGED)
+        self.items = sum(len(batch[0]) for batch in self._judged)
         watch = watched(original)
         self._outputs = watch.places is None
         self._wanted = [judged(original, batch, watch) for batch in self._judged]

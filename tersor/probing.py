@@ -29,7 +29,6 @@ from tersor.maths.pattern import Anywhere
 from tersor.maths.unfold import from_matrix, to_matrix
 from tersor.measuring.batches import Batches
 from tersor.measuring.metrics import Score, predictor
-from tersor.narrowing import narrowing
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.sensed import GRANULARITIES, Point, Sensitivity
 from tersor.site import Matrix, groups, matrices
@@ -37,7 +36,7 @@ from tersor.technique import Technique
 from tersor.techniques.gptq import GPTQ
 from tersor.techniques.sparse import Sparse
 from tersor.widths import curves
-from tersor.windows import with_bias
+from tersor.windows import narrowing, with_bias
 
 SHARES = (0.125, 0.25, 0.5, 0.75)  # of the blocks of a group that go
 BITS = (8.0, 6.0, 4.0, 3.0, 2.0)

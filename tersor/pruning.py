@@ -41,7 +41,7 @@ from tersor.rewrites.fold_norms import fold_norms
 from tersor.rewrites.permute import arranged
 from tersor.scratch import scratch
 from tersor.sensed import Sensitivity
-from tersor.site import groups, matrices
+from tersor.site import Group, budgeted, groups, matrices
 from tersor.staircase import rewarded
 from tersor.store.files import refuse_file
 from tersor.store.programs import ENDINGS, refuse_foreign, write_model
@@ -301,17 +301,28 @@ def _dispensed(job: Job, ground: Calibrated, wish: Wish, spare: Sequence[str]) -
 def _names(job: Job, model: Model, wish: Wish, spare: Sequence[str]) -> list[str]:
     """The groups that may be narrowed, and that not only matrices of `spare` read. Raises `InputError` where there are none."""
     left = {m.weight for m in matrices(model) if m.name in spare}
-    found = [g for g in groups(model) if g.refused is None and not g.counted and g.name not in job.exclude]
-    found = [g for g in found if not left or not left.issuperset(m.tensor for m in g.members if m.role == "reads")]
+    found = [g for g in groups(model) if budgeted(model, g) and g.name not in job.exclude]
+    found = [g for g in found if not left or not left.issuperset(_deciding(g))]
     names = [g.name for g in found if g.kind in wish.only]
     if not names:
         kinds = ", ".join(dict.fromkeys(g.kind for g in found))
+        whole = [g for g in groups(model) if g.refused is None and g.counted and not budgeted(model, g)]
+        if found:
+            raise InputError(
+                f"Of the kinds asked for ({', '.join(wish.only)}) no axis of this model can be pruned, only {kinds}."
+            )
+        why = f": the width of '{whole[0].name}' counts in {', '.join(whole[0].counted[:NAMED])}" if whole else ""
         raise InputError(
-            f"Of the kinds asked for ({', '.join(wish.only)}) no axis of this model can be pruned, only {kinds}."
-            if found
-            else "No axis of this model can be pruned; `tersor inspect` says why. Ask for weights instead of macs."
+            f"No axis of this model can be pruned on a budget{why}; `tersor inspect` says more. Ask for weights instead of "
+            "macs."
         )
     return names
+
+
+def _deciding(group: Group) -> list[str]:
+    """The weights that tell what its blocks are worth: those that read it, else those that make it."""
+    read = [m.tensor for m in group.members if m.role == "reads"]
+    return read or [m.tensor for m in group.members if m.role == "produces"]
 
 
 def _keeps(job: Job, ground: Calibrated, wish: Wish, gone: tuple[str, ...], spare: Sequence[str]) -> Iterator[Keep]:

@@ -32,7 +32,7 @@ from tersor.graph.model import Model
 from tersor.inputs.job import Job, fingerprint
 from tersor.measuring.clock import Race
 from tersor.measuring.machine import weight_bits
-from tersor.narrowing import Keep, Lost, narrowing
+from tersor.narrowing import Keep, Lost
 from tersor.plan import Budget, Plan, Table
 from tersor.planners.knapsack import knapsack
 from tersor.pricing import FLOAT, Speeds, Widths, limited, price, weighed, widths, without
@@ -48,6 +48,7 @@ from tersor.technique import Technique
 from tersor.techniques.gptq import GPTQ
 from tersor.techniques.rounding import Rounding
 from tersor.trials import Candidate, Trial, Workbench
+from tersor.windows import narrowing
 
 LOOKED_UP = Rounding(8)  # embeddings: no kernel multiplies by them
 LARGE = 1 << 16  # values, from which on an embedding is worth it

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from tersor.graph.arguments import operator_name
 from tersor.graph.dependency import Dependency, Family, analyse
 from tersor.graph.kinds import kinds
 from tersor.graph.model import Model
 from tersor.graph.operators import aten, matrix_arguments
 from tersor.graph.recurrent import recurrences
+
+TRIED = 64  # blocks of a group whose width counts in a softmax, at most, where all widths are to be tried
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,15 @@ def groups(model: Model, dependency: Dependency | None = None) -> tuple[Group, .
     )
     names = {group.name for group in prunable}
     return prunable + tuple(_refused(model, dependency, names))
+
+
+def budgeted(model: Model, group: Group) -> bool:
+    """Whether a budget may narrow `group`: nothing refuses it, and its width counts nowhere, or only in softmaxes, where a few
+    widths can be tried. What norms and means count changes for all that stay; that is only cut when it is asked for by name."""
+    if group.refused is not None:
+        return False
+    counted = [node for node in model.graph.nodes if node.name in group.counted]
+    return not counted or (group.blocks <= TRIED and all("softmax" in operator_name(node) for node in counted))
 
 
 def _kind(family: Family, shown: Mapping[str, frozenset[int]], convolutions: set[str]) -> str:

@@ -28,13 +28,15 @@ def curves(model: Model, profile: Profile, groups: Sequence[Group], damping: flo
     """For each group, the order in which blocks go and the damage of every width, by one structured OBS sweep.
 
     `sweep.damage[k]` is the damage, in nats, of having removed `k` blocks with the readers repaired. Readers are the
-    ungrouped matrices whose columns the group owns, and recurrent layers, which are not repaired; a group without one is
-    not in the answer.
+    ungrouped matrices whose columns the group owns, and recurrent layers, which are not repaired. Where there is none, as of
+    queries and keys, which only meet each other, each block costs what zeroing its values where they are made does, the mean
+    of all places that make them. A group that no gradient reaches either, or whose width counts elsewhere, is not in the
+    answer.
     """
     by_weight = {m.weight: m for m in matrices(model)}
     entered = {r.layers[0][0].weights[0] for r in recurrences(model)} & profile.facts.keys()
     found = {}
-    for group in groups:
+    for group in (g for g in groups if not g.counted):
         deadline.check()
         readers = [
             _reader(model, profile, by_weight[m.tensor], m.positions, damping)
@@ -48,6 +50,10 @@ def curves(model: Model, profile: Profile, groups: Sequence[Group], damping: flo
         ]
         if readers:
             found[group.name] = sweep(readers)
+        else:
+            made = [_zeroed(model, profile, by_weight[m.tensor], m) for m in group.members if _makes(m, by_weight)]
+            if made and float(sum(w.sum() for w in made)) > 0:
+                found[group.name] = _sorted(torch.stack(made).mean(0))
     return found
 
 
@@ -78,6 +84,24 @@ def scaled(swept: Mapping[str, Sweep], factors: Mapping[str, float]) -> dict[str
         name: Sweep(each.order, tuple(factors.get(name, usual) * lost for lost in each.damage))
         for name, each in swept.items()
     }
+
+
+def _makes(member: Member, by_weight: Mapping[str, Matrix]) -> bool:
+    matrix = by_weight.get(member.tensor)
+    if matrix is None or member.role != "produces":
+        return False
+    return member.axis == 0 if not matrix.transposed else member.axis == 1 and matrix.groups == 1
+
+
+def _zeroed(model: Model, profile: Profile, matrix: Matrix, member: Member) -> Tensor:
+    """(blocks,): the damage of zeroing the outputs of `matrix` that go with each block, `1/2 sum_i g_i E[y_i^2]`."""
+    facts = profile.facts[matrix.name]
+    w = to_matrix(model.tensor(matrix.weight), matrix.groups, matrix.transposed).double()
+    bias = w.new_zeros(w.shape[:2]) if matrix.bias is None else model.tensor(matrix.bias).double().reshape(w.shape[:2])
+    whole = torch.cat([w, bias[..., None]], 2)
+    power = torch.einsum("grc,gcd,grd->gr", whole, facts.gram, whole).reshape(-1).clamp_min(0)
+    worth = 0.5 * facts.fisher * power
+    return torch.stack([worth[list(positions)].sum() for positions in member.positions])
 
 
 def _worth(member: Member, scores: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from tersor.graph.dependency import Dependency, analyse
 from tersor.graph.kept import flat_index, kept_positions
 from tersor.graph.model import Model
 from tersor.maths.obs import damped, solve
-from tersor.maths.unfold import to_matrix
+from tersor.maths.unfold import from_matrix, to_matrix
+from tersor.profile import Facts, Profile
+from tersor.rewrites.shrink import shrink
 from tersor.site import Matrix, matrices
 
 REPAIR = 1e-2  # ridge of the refit to the kept columns, in mean diagonals of H
@@ -55,6 +57,13 @@ class Window:
         """(groups', c' + 1, c' + 1) of a Gram matrix (groups, c + 1, c + 1), the constant staying."""
         c = self._with_rest(gram.shape[2])
         return gram[self.group[:, None, None], c[:, :, None], c[:, None, :]]
+
+    def of_facts(self, facts: Facts) -> Facts:
+        """What is known about the smaller matrix."""
+        rows = self.some_rows(facts.fisher.reshape(len(facts.gram), -1, 1))
+        gradient, moved = (None if f is None else self.of(f) for f in (facts.gradient, facts.movement))
+        activity = self.some_columns(facts.activity)
+        return Facts(self.square(facts.gram), rows.reshape(-1), activity, gradient=gradient, movement=moved)
 
     def put_back(self, v: Tensor, whole: Tensor) -> Tensor:
         """(groups, r, c) like `whole`, `v` where it stood and zeros elsewhere."""
@@ -98,6 +107,36 @@ def smaller(matrix: Matrix, window: Window) -> Matrix:
     if matrix.convolution is None:
         return replace(matrix, shape=window.shape)
     return replace(matrix, shape=window.shape, convolution=replace(matrix.convolution, groups=len(window.group)))
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """Makes narrower models of one model by the cheapest repair there is: the readers of a narrowed group are refitted
+    to what stays, as if their inputs had not changed otherwise. Cost: a copy of the model, and c^3 a reader."""
+
+    model: Model
+    profile: Profile
+    dependency: Dependency
+
+    def __call__(self, keep: Mapping[str, Sequence[int]]) -> Model:
+        """The model without the blocks that `keep` does not name."""
+        small = shrink(self.model, keep, self.dependency)
+        left = windows(self.model, keep, self.dependency)
+        for matrix in matrices(self.model):
+            window = left[matrix.name]
+            if window.cuts_columns:
+                biased, tiny = matrix.bias is not None, smaller(matrix, window)
+                v = repaired(window, with_bias(self.model, matrix), self.profile.facts[matrix.name].gram, biased)
+                weight = from_matrix(v[:, :, :-1], tiny.shape, tiny.groups, tiny.transposed)
+                small.assign(matrix.weight, weight.float())
+                if matrix.bias is not None:
+                    small.assign(matrix.bias, v[:, :, -1].reshape(-1).float())
+        return small
+
+
+def narrowing(model: Model, profile: Profile) -> Narrowing:
+    """Of a model and what was measured of it."""
+    return Narrowing(model, profile, analyse(model))
 
 
 def _window(matrix: Matrix, kept: Sequence[Sequence[int]] | None) -> Window:

@@ -10,11 +10,12 @@ from torch import nn
 from tersor.errors import BudgetError
 from tersor.graph.likelihood import divergence
 from tersor.graph.model import Model, capture
-from tersor.narrowing import JUDGED, narrow, narrowing, refitting, total
+from tersor.narrowing import JUDGED, narrow, refitting, total
 from tersor.profile import Profile, measure
 from tersor.rewrites.shrink import mask
 from tersor.site import groups, matrices
 from tersor.widths import allocate, curves
+from tersor.windows import narrowing
 
 
 class Chain(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tersor.graph.model import Model, capture
-from tersor.narrowing import Lost, narrowing
+from tersor.narrowing import Lost
 from tersor.plan import Budget
 from tersor.planners.knapsack import cost, knapsack
 from tersor.pricing import Speeds, limited, price, weighed, widths
@@ -19,6 +19,7 @@ from tersor.profile import Profile, measure
 from tersor.rewrites.fold_norms import fold_norms
 from tersor.search import LIMITS, Search
 from tersor.techniques.gptq import GPTQ
+from tersor.windows import narrowing
 
 
 @pytest.fixture(scope="module")

@@ -61,4 +61,6 @@ def _few(found: tuple[str, ...]) -> str:
 
 
 def _note(axis: Axis) -> str:
-    return f"width counts in {_few(axis.normalised)}" if axis.normalised else ""
+    if not axis.normalised:
+        return ""
+    return f"{'' if axis.budgeted else 'no budget cuts it: '}width counts in {_few(axis.normalised)}"
