@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -110,7 +111,7 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]] = {
 def of_lines(lines: str, folder: Path, names: Sequence[str], inputs: Sequence[np.ndarray], rounds: int) -> float:
     """Median seconds of the last line, in a process of its own that knows no Tersor."""
     setup, _, last = lines.strip().rpartition("\noutputs = ")
-    file = folder / "inputs.npz"
+    file = folder.parent / f"{folder.name}.inputs.npz"
     np.savez(file, **{f"{i:03d}": a for i, a in enumerate(inputs)})  # type: ignore[arg-type]
     tensor = "torch" in setup.partition("def ")[0]
     values = "import torch\n" if tensor else ""
@@ -139,6 +140,8 @@ def run(key: str, given: argparse.Namespace) -> dict[str, Any]:
             module, batches, metric="cosine", max_drop="1%", target=given.target, out=out, threads=given.threads
         )
         plain.mkdir()
+        used = Path(scratch) / "used"
+        shutil.copytree(out / "model", used)
         OnnxRuntime().export(Compressed(model), plain)
         inputs = [t[:1].numpy() for t in data]
         shapes = [Input(n, str(a.dtype), a.shape) for n, a in zip(model.inputs, inputs, strict=True)]
@@ -148,7 +151,7 @@ def run(key: str, given: argparse.Namespace) -> dict[str, Any]:
         for _ in range(given.starts):
             clocked = tersor.benchmark([out], threads=given.threads, rounds=given.rounds)
             taken["clock"].append(clocked.median(str(out)))
-            taken["readme"].append(of_lines(readme, out / "model", model.inputs, inputs, given.rounds))
+            taken["readme"].append(of_lines(readme, used, model.inputs, inputs, given.rounds))
             taken["onnxruntime"].append(of_lines(export, plain, model.inputs, inputs, given.rounds))
     assert report.after.seconds is not None
     line |= {

@@ -1,11 +1,12 @@
-"""Unstructured and 2:4 zeros, one-shot: Tersor beside Wanda, magnitude and Taylor as the field uses them.
+"""Unstructured and 2:4 zeros, one-shot: Tersor beside SparseGPT, Wanda, magnitude and Taylor as the field uses them.
 
     python -m benchmarks.sparsity --models resnet56                # the table: test accuracy, one JSON line a model
+    python -m benchmarks.sparsity --llmcompressor PYTHON           # with SparseGPT, of an environment with llmcompressor
     python -m benchmarks.sparsity --models resnet56 --part held --zeros 0.8 --images 256
 
 No training; everybody sees the same training images, at most 1,024. Only Taylor sees their labels. A share of zeros
-counts over the weights of all convolutions and linears. The peers zero the weights of the network as it was trained, norms
-apart, and repair nothing; they are shown as they are and after their batch norms were re-estimated on the same images, and
+counts over the weights of all convolutions and linears. SparseGPT moves the weights that stay (see `sparsity_peer`); the other
+peers zero the weights of the network as it was trained, norms apart, and repair nothing; all are shown as they are and after their batch norms were re-estimated on the same images, and
 the better of the two is compared. They share Tersor's patterns and statistics of the inputs, so their seconds are those of this
 code, without capturing the model. Accuracy is compared on the same items.
 """
@@ -14,6 +15,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
+import os
+import subprocess
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from benchmarks import environment, figures, zoo
@@ -176,6 +182,24 @@ def peer_rows(peers: Peers, zeros: Sequence[float], judge: Judge) -> Iterator[Ro
             yield row | {"accuracy_norms_reestimated": _percent(again)}, max((plain, again), key=np.sum)
 
 
+def repairing_rows(python: str, key: str, peers: Peers, zeros: Sequence[float], judge: Judge) -> Iterator[Row]:
+    """llmcompressor's SparseGPT, the same share in every layer."""
+    asked: dict[float | str, str] = {**{share: f"{share:g}" for share in zeros}, "2:4": "2:4"}
+    with tempfile.TemporaryDirectory() as place:
+        np.save(f"{place}/images.npy", peers.images.numpy())
+        command = [python, "-m", "benchmarks.sparsity_peer", key, f"{place}/images.npy", place, *asked.values()]
+        environ = {**os.environ, "PYTHONPATH": str(environment.ROOT)}
+        told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=environment.ROOT, env=environ)
+        known = json.loads(told.stdout.splitlines()[-1])
+        for share, name in asked.items():
+            network = zoo.module(key)
+            network.load_state_dict(load_file(f"{place}/{name}.safetensors"), strict=False)
+            plain, again = judge(network), judge(reestimated(network, peers.images))
+            method = f"SparseGPT, llmcompressor {known['llmcompressor']}"
+            row = _row("peer", method, share, zeros_of(peers.weights(network)), known["seconds"][name], plain)
+            yield row | {"accuracy_norms_reestimated": _percent(again)}, max((plain, again), key=np.sum)
+
+
 def _row(tool: str, method: str, asked: float | str, zeros: float, seconds: float, hits: np.ndarray) -> dict[str, Any]:
     row = {
         "tool": tool,
@@ -225,7 +249,10 @@ def measured(key: str, given: argparse.Namespace) -> dict[str, Any]:
     line["seconds_measuring"] = round(ours.seconds, 1)
     rows = list(our_rows(ours, zeros, judge, given.uniform))
     if given.peers:
-        rows += peer_rows(Peers(module, images, labels, given.seed), zeros, judge)
+        peers = Peers(module, images, labels, given.seed)
+        rows += peer_rows(peers, zeros, judge)
+        if given.llmcompressor:
+            rows += repairing_rows(given.llmcompressor, key, peers, zeros, judge)
     line["rows"] = compared(rows)
     line["load_after"] = environment.load()
     return line
@@ -263,6 +290,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "--uniform", action=argparse.BooleanOptionalAction, default=False, help="ours at one density, too"
     )
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--llmcompressor", default="", help="python of an environment that has it")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(words)
     torch.set_num_threads(given.threads)
