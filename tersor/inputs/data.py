@@ -39,6 +39,7 @@ from tersor.measuring.batches import Batch, Batches, Later
 from tersor.memory import CONTAINER, Room
 from tersor.shelf import RESIDENT, Shelf
 
+TOGETHER = 64  # items of a batch, where the data is not in batches
 _HUGE = 1e18
 _APART, _FEW = 30, 0.1  # times the usual size, and the share of items, that look like mistakes
 _EVALUATION = 200  # items: fewer cannot tell a drop of 0.5 % from chance
@@ -73,7 +74,10 @@ def bring(data: Any, what: str = "DATA", room: Room = CONTAINER) -> Source:
     if isinstance(data, str | Path):
         name = str(data)
         if name.endswith(".npz"):
-            return Source(name, (arrays.read(Path(name), room),), whole=True)
+            parts = arrays.in_parts(Path(name), TOGETHER)
+            if parts is None:
+                return Source(name, (arrays.read(Path(name), room),), whole=True)
+            return Source(name, _collect(parts, f"{what} '{name}'", room))
         function = functions.named(name, what, DataError)
         return _read(functions.called(function, f"{what} '{name}'", DataError), name, f"{what} '{name}'", room)
     name = functions.origin(data)
@@ -112,7 +116,7 @@ def batches(source: Source, model: Model | Taken, labels: bool = False) -> Batch
     source = told(source, model)
     found = checked(unchecked(source, model), source, model, labels)
     _warn_of_outliers(found, model, source.name)
-    return found.rebatch(64) if source.whole else found
+    return found.rebatch(TOGETHER) if source.whole else found
 
 
 def told(source: Source, model: Model | Taken) -> Source:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tersor.errors import DataError, DataWarning
 from tersor.graph.model import Model, capture
-from tersor.inputs import data
+from tersor.inputs import arrays, data
 from tersor.inputs.models import bring, captured
 from tersor.measuring.batches import Batches, Later
 
@@ -394,3 +394,40 @@ def test_what_is_too_large_for_memory_lies_on_disk_and_is_the_same(monkeypatch: 
     for one, other in zip((usual, *usual.split(0.3)), (streamed, *streamed.split(0.3)), strict=True):
         assert one.digest() == other.digest()
         assert len(one) == len(other)
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file counts as too large to be in memory at once."""
+    monkeypatch.setattr(arrays, "LARGE", 0)
+    monkeypatch.setattr(data, "TOGETHER", 4)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_large_npz_is_read_in_parts(tmp_path: Path, one: Model, large: None, save: Any) -> None:
+    path = tmp_path / "x.npz"
+    save(path, x=IMAGES.numpy().astype(">f4"), y=LABELS.numpy())
+    found = opened(str(path), one, labels=True)
+    assert [len(part) for part in found.parts] == [4, 4, 2]
+    assert torch.equal(torch.cat([b.inputs[0] for b in found]), IMAGES)
+    assert torch.equal(torch.cat([torch.as_tensor(b.labels) for b in found]), LABELS)
+
+
+@pytest.mark.parametrize(
+    "made", [{"x": IMAGES.numpy(), "y": LABELS.numpy()[:9]}, {"x": np.asfortranarray(IMAGES.numpy())}]
+)
+def test_what_cannot_be_read_in_parts_is_read_whole(tmp_path: Path, large: None, made: dict[str, np.ndarray]) -> None:
+    np.savez(tmp_path / "x.npz", **made)  # type: ignore[arg-type]
+    assert data.bring(str(tmp_path / "x.npz")).whole
+
+
+def test_damage_in_a_large_npz_is_seen(tmp_path: Path, large: None) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, x=IMAGES.numpy(), y=LABELS.numpy())
+    content = bytearray(path.read_bytes())
+    content[900] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.npz' cannot be read \(Bad CRC-32"):
+        data.bring(str(path))
+    with pytest.raises(DataError, match="There is no file"):
+        data.bring(str(tmp_path / "none.npz"))
