@@ -9,6 +9,7 @@ more zeros, so that the share over all is what was asked for.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import sys
@@ -54,10 +55,8 @@ def sparse(network: nn.Module, images: Tensor, asked: str) -> nn.Module:
 
         hooks = [layer.register_forward_hook(note) for layer in block]
         for batch in images.split(BATCH):
-            try:
+            with contextlib.suppress(_Enough):
                 network(batch)
-            except _Enough:
-                pass
         for hook in hooks:
             hook.remove()
         for layer in block:
