@@ -87,6 +87,8 @@ class Search:
     cuts: tuple[Widths, ...] = ()  # the widths on offer
     damage: dict[tuple[str, str], float] = field(default_factory=dict)  # predicted, by matrix and technique
     failed: list[Exception] = field(default_factory=list)  # what ended a step of the search
+    safe: tuple[str, Race] | None = None  # a file without loss that was verified before anything slow, and its race
+    cut: bool = False  # whether the time limit ended the search
     enter: Callable[[float | None], None] = lambda more: (
         None
     )  # told of each of STEPS, with the seconds that are left at most
@@ -104,7 +106,7 @@ class Search:
         ahead = list(steps)
         try:
             if limit.limited:
-                with until(limit.sooner(self.bench.verifying)):
+                with until(limit.sooner(self.bench.delivering)):
                     self._quick()
             with until(limit.sooner(self.bench.choosing)):
                 begun = monotonic()
@@ -113,6 +115,7 @@ class Search:
                     step()
                     ahead.remove(name)
         except TimeUp:
+            self.cut = True
             return "; ".join(ahead)
         return ""
 
@@ -129,11 +132,18 @@ class Search:
         return "" if best is None else f"{best.name}, {1e3 * (best.seconds or 0.0):.3g} ms"
 
     def _quick(self) -> None:
-        """Have something lossless timed before anything slow is begun."""
+        """Have something lossless timed and verified before anything slow is begun: where there is no time to choose, that is
+        delivered."""
         quick = [t for t in self.targets if t.precision != "int8" and not t.compiles]
-        self._try_whole(quick)
-        if self.bench.alive():
-            self._time_all()
+        files = [t for t in quick if target_name(t)[0] != "eager"]  # which is timed as the original
+        self._try_whole(files or quick)
+        if not self.bench.alive():
+            return
+        beside = [name for name in (self.unchanged("eager"),) if name is not None]
+        with suppress(TargetError):  # each has its reason by now
+            race = self.bench.time(list(dict.fromkeys([*self.bench.alive(), *beside])), ROUNDS, BEHIND)
+            best = self.bench.fastest_inside()
+            self.safe = None if best is None else (best.name, race)
 
     def lossless_and_int8(self) -> None:
         """Try every target at every precision, whole, and time them side by side."""
@@ -238,7 +248,21 @@ class Search:
             raise self._nothing()
 
     def choose(self) -> tuple[Trial, Race]:
-        """The trial to deliver, and its race against the original. Raises `BudgetError` or `TargetError` if there is none.
+        """The trial to deliver, and its race against the original. Raises `BudgetError` or `TargetError` if there is none."""
+        try:
+            return self._choose()
+        except TimeUp:
+            if self.safe is None or self.bench.trials[self.safe[0]].refused is not None:
+                raise
+        name, race = self.safe
+        self.notes.append(
+            "The time limit left no time to choose among what was tried: this is the fastest of the files without loss that "
+            "were timed and verified at the beginning."
+        )
+        return self.bench.trials[name], race
+
+    def _choose(self) -> tuple[Trial, Race]:
+        """As there is time for it.
 
         The fastest that keeps the promise, those near it and the lossless ones are raced. What is not measurably faster is not
         worth losing anything for: see `choice`.
@@ -247,7 +271,7 @@ class Search:
         while True:
             best, near = self._verified()
             if best is None:
-                if not self.bench.alive() and limit.spent >= limit.whole:
+                if self.cut and all(t.candidate.reference for t in self.bench.trials.values()):
                     raise TimeUp  # nothing was tried, which says nothing of the targets
                 raise self._nothing()
             known = {t.name: t for t in (best, *near, *self._lossless())}

@@ -30,6 +30,7 @@ from tersor.targets import target_called, target_name
 
 CLOSING = 2.0  # seconds that a report and a manifest take
 BESIDE = 20  # rounds of a file against its float model
+TOGETHER = 100e6  # bytes of a file, up to which several are held in memory at once
 COPIED = 50e6  # bytes a second, flushed
 
 
@@ -244,14 +245,17 @@ class Workbench:
         """Seconds from the last measurement to an artifact in place."""
         return CLOSING + max((t.nbytes for t in self.trials.values()), default=0) / COPIED
 
+    def delivering(self) -> float:
+        """Seconds to judge one trial on all data and to deliver it as it was timed."""
+        return self._judging * (1 + len(self.job.held) / len(self.job.evaluation)) + self.copying()
+
     def verifying(self) -> float:
         """Seconds to judge one trial and to deliver it."""
         return self._judging + self.closing()
 
     def choosing(self) -> float:
         """Seconds to choose among what was tried: one trial may disappoint on evaluation data."""
-        job = self.job
-        return self._judging * (1 + len(job.held) / len(job.evaluation)) + self.verifying()
+        return self.delivering() - self.copying() + self.verifying()
 
     def near(self, name: str, times: float, most: int = 4) -> list[Trial]:
         """The promising trials that took at most `times` as long as trial `name`, without it; `most` of them, fastest first."""
@@ -317,7 +321,7 @@ def time_side_by_side(
 ) -> Race:
     """Race the trials on one batch, each in a process of its own; the first is raced against itself as a control.
 
-    failures, room: as for `race`.
+    Where one has more than `TOGETHER` bytes, no two are in memory at once. failures, room: as for `race`.
     """
     example = scratch / f"batch{len(inputs[0])}.npz"
     save_arrays(example, {f"{i:03d}": array for i, array in enumerate(inputs)})
@@ -337,6 +341,7 @@ def time_side_by_side(
     control = contenders[0].name
     return race(
         contenders,
+        apart=max(trial.nbytes for trial in trials) > TOGETHER,
         rounds=rounds,
         control=control,
         threads=threads,

@@ -112,3 +112,30 @@ def test_too_little_time_says_how_much_is_needed(tmp_path: Path, clock: Clock) -
         searched(out, 30)
     assert not out.exists()
     assert clock.now - begin < 36
+
+
+def test_what_was_verified_first_is_delivered_where_choosing_takes_too_long(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last race of all is one that no time is left for."""
+
+    def never(*_: object) -> None:
+        raise TimeUp
+
+    monkeypatch.setattr("tersor.search.Search._last_race", never)
+    report = searched(tmp_path / "small", 300)
+    assert verify(tmp_path / "small").difference < 1e-3
+    assert report.after.name == "onnxruntime fp32"
+    assert report.ratio is not None
+    assert any("left no time to choose among what was tried" in note for note in report.notes)
+
+
+def test_a_limit_that_strikes_before_anything_was_tried_is_not_the_targets_fault(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise TimeUp
+
+    monkeypatch.setattr("tersor.search.Search._quick", never)
+    with pytest.raises(BudgetError, match="The time limit of 1 min 40 s was over before any file was verified"):
+        searched(None, 100)

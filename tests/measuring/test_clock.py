@@ -55,6 +55,22 @@ def test_who_is_far_behind_is_soon_out() -> None:
     assert result.median("adder 9") == pytest.approx(result.seconds("adder 9").value)
 
 
+def test_no_two_are_in_memory_at_once(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    crowd = [contender(f"alone {n}", path=path, n=2_000 * n) for n in (1, 3)]
+    result = race(crowd, rounds=12, control="alone 1", starts=2, apart=True)
+    assert {name: len(seen) for name, seen in result.samples.items()} == dict.fromkeys(
+        ("alone 1", "alone 3", "alone 1" + AGAIN), 12
+    )
+    assert result.ratio("alone 3", "alone 1").value > 1.5
+    failures: dict[str, str] = {}
+    result = race([contender("raising"), *crowd], rounds=6, control="raising", apart=True, failures=failures)
+    assert list(failures) == ["raising"]
+    assert result.control in {"alone 1", "alone 3"}
+    with pytest.raises(TargetError, match="the weights are not here"):
+        race([contender("raising"), *crowd], rounds=6, apart=True)
+
+
 def test_several_starts_make_one_race() -> None:
     result = race(
         [contender("adder 1", n=2_000), contender("adder 3", n=6_000)], rounds=12, control="adder 1", starts=3
