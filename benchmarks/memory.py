@@ -73,9 +73,7 @@ def measured(name: str, threads: int) -> dict[str, Any]:
         env = {**os.environ, "TERSOR_CACHE": str(folder / "cache"), "TMPDIR": str(folder)}
         begin, peak, own = time.monotonic(), 0, 0
         with open(folder / "errors", "w+b") as errors:
-            process = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=errors, env=env, cwd=environment.ROOT
-            )
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=env, cwd=environment.ROOT)
             while process.poll() is None:
                 together, alone = limits.held(process.pid)
                 peak, own = max(peak, together), max(own, alone)
@@ -103,7 +101,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args(words)
-    print("| command | given MB | peak MB | of the command alone | times | seconds |\n|---|---|---|---|---|---|", flush=True)
+    print(
+        "| command | given MB | peak MB | of the command alone | times | seconds |\n|---|---|---|---|---|---|",
+        flush=True,
+    )
     for key in asked.only.split(","):
         line = environment.record(benchmark="memory", model=key, threads=asked.threads, seed=0)
         line |= measured(key, asked.threads)

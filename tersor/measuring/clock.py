@@ -115,7 +115,7 @@ def race(
     threads: int = 2,
     timeout: float = 300.0,
     cores: Sequence[int] = (),
-    turn: float = 0.004,
+    turn: float = 0.01,
     seed: int = 0,
     behind: float | None = None,
     starts: int = 1,
