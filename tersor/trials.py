@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import monotonic
 
 import numpy as np
@@ -24,7 +23,7 @@ from tersor.measuring.clock import Contender, Race, race
 from tersor.measuring.metrics import Drop, Metric, Predict, Score, drop, predictor
 from tersor.memory import CONTAINER, Room
 from tersor.plan import Plan
-from tersor.scratch import full_disk, room
+from tersor.scratch import full_disk, room, scratch
 from tersor.target import Audit, Compressed, Dynamic, Runner, Target
 from tersor.targets import target_called, target_name
 
@@ -50,7 +49,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of a candidate. `refused` says why it could not be exported, run or judged; then nothing else counts."""
+    """What became of a candidate. `refused` says why it could not be exported, run or judged; then nothing else counts. full:
+    there was no room for its file."""
 
     candidate: Candidate
     folder: Path
@@ -59,6 +59,7 @@ class Trial:
     score: Score | None = None
     audit: Audit | None = None
     refused: str | None = None
+    full: bool = False
 
     @property
     def name(self) -> str:
@@ -79,6 +80,8 @@ class Workbench:
         self._held: dict[str, Drop] = {}
         self._judging = job.scoring
         self._races: list[float] = []
+        self._raced: list[Race] = []
+        self._probes = 0
         self._started: float | None = None  # the race under way
         self._blamed: dict[type[Target], str] = {}
         self._batch = one_batch(job.calibration, job.batch)
@@ -89,7 +92,8 @@ class Workbench:
         for candidate in candidates:
             deadline.check()
             self.job.progress(f"exporting {candidate.name}", 0, 0)
-            trial = try_out(candidate, self.scratch / f"{len(self.trials):03d}")
+            with deadline.enforced():
+                trial = try_out(candidate, self.scratch / f"{len(self.trials):03d}")
             self.trials[trial.name] = trial
             fresh += [trial] if trial.refused is None else []
         return fresh
@@ -120,6 +124,7 @@ class Workbench:
                 room=self.job.room,
             )
             self._races.append((monotonic() - self._started) / starts)
+            self._raced.append(race)
         finally:
             self._started = None
             for name, why in failures.items():
@@ -134,7 +139,9 @@ class Workbench:
 
     def ratio(self, candidate: Candidate, name: str, rounds: int) -> float | None:
         """Seconds of a candidate that is only a probe, over those of trial `name`; None where it cannot be exported or run."""
-        probe = try_out(candidate, self.scratch / f"probe{len(list(self.scratch.iterdir())):03d}")
+        self._probes += 1
+        with deadline.enforced():
+            probe = try_out(candidate, self.scratch / f"probe{self._probes:03d}")
         if probe.refused is not None:
             return None
         pair = [self.trials[name], probe]
@@ -145,7 +152,13 @@ class Workbench:
             )
         except TargetError:
             return None
+        finally:
+            shutil.rmtree(probe.folder, ignore_errors=True)
         return race.median(probe.name) / race.median(name)
+
+    def latest(self, name: str) -> Race | None:
+        """The last race that trial `name` was in; None where it was in none."""
+        return next((race for race in reversed(self._raced) if name in race.samples), None)
 
     def _blame(self, trial: Trial) -> str:
         """A sentence more on a file that never ran."""
@@ -269,20 +282,21 @@ class Workbench:
 
 
 def try_out(candidate: Candidate, folder: Path) -> Trial:
-    """Export a candidate into `folder` (created). Whatever its target or an exporter raises is recorded, not raised."""
-    folder.mkdir(parents=True)
-    room(folder, sum(t.nbytes for t in candidate.compressed.model.module.parameters()))
+    """Export a candidate into `folder` (created). Whatever its target, an exporter or the disk raises is recorded, not raised:
+    another may need less room, and what was tried before is still there to deliver.
+    """
     try:
         missing = candidate.target.available()
         if missing is not None:
             return Trial(candidate, folder, refused=missing)
+        folder.mkdir(parents=True)
+        room(folder, sum(t.nbytes for t in candidate.compressed.model.module.parameters()))
         with full_disk(folder):
             candidate.target.export(candidate.compressed, folder)
-    except StorageError:  # no other candidate would find more room
-        raise
+        return Trial(candidate, folder, nbytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()))
     except Exception as refusal:  # exporters raise anything
-        return Trial(candidate, folder, refused=reason(refusal))
-    return Trial(candidate, folder, nbytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()))
+        shutil.rmtree(folder, ignore_errors=True)  # half a file only takes room
+        return Trial(candidate, folder, refused=reason(refusal), full=isinstance(refusal, StorageError))
 
 
 def score(trial: Trial, metric: Metric, data: Batches, threads: int, batch: int) -> Trial:
@@ -324,7 +338,10 @@ def time_side_by_side(
     Where one has more than `TOGETHER` bytes, no two are in memory at once. failures, room: as for `race`.
     """
     example = scratch / f"batch{len(inputs[0])}.npz"
-    save_arrays(example, {f"{i:03d}": array for i, array in enumerate(inputs)})
+    if not example.exists():  # the batch of a scratch folder is always the same
+        with full_disk(scratch):
+            save_arrays(example.with_suffix(".part"), {f"{i:03d}": array for i, array in enumerate(inputs)})
+            example.with_suffix(".part").rename(example)
     contenders = [
         Contender(
             trial.name,
@@ -354,19 +371,23 @@ def time_side_by_side(
 
 def beside_float(file: Path, model: Model, inputs: Sequence[np.ndarray], threads: int) -> Race | None:
     """A written ONNX file ("file") raced in ONNX Runtime against the same model in float ("float"); None where it cannot be."""
+    try:
+        with scratch() as folder:
+            return _beside_float(file, model, inputs, threads, folder)
+    except (TargetError, StorageError):  # the file is written; only a comparison is missing
+        return None
+
+
+def _beside_float(file: Path, model: Model, inputs: Sequence[np.ndarray], threads: int, folder: Path) -> Race | None:
     target = target_called("onnxruntime", "fp32")
-    with TemporaryDirectory(prefix="tersor-") as scratch:
-        plain = try_out(Candidate("float", target, Compressed(model)), Path(scratch) / "float")
-        folder = Path(scratch) / "file"
-        folder.mkdir()
-        shutil.copyfile(file, folder / "model.onnx")
-        if plain.refused is not None:
-            return None
-        trials = [plain, Trial(replace(plain.candidate, name="file"), folder)]
-        try:
-            return time_side_by_side(trials, inputs, threads=threads, rounds=BESIDE, scratch=Path(scratch))
-        except TargetError:
-            return None
+    plain = try_out(Candidate("float", target, Compressed(model)), folder / "float")
+    if plain.refused is not None:
+        return None
+    (folder / "file").mkdir()
+    with full_disk(folder):
+        shutil.copyfile(file, folder / "file" / "model.onnx")
+    trials = [plain, Trial(replace(plain.candidate, name="file"), folder / "file")]
+    return time_side_by_side(trials, inputs, threads=threads, rounds=BESIDE, scratch=folder)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -59,7 +59,7 @@ class Race:
     @property
     def rounds(self) -> int:
         """Of those that went all the way."""
-        return max(len(s) for s in self.samples.values())
+        return max((len(s) for s in self.samples.values()), default=0)
 
     def median(self, name: str) -> float:
         """Seconds of one call."""
@@ -296,10 +296,10 @@ class _Field:
                 raise
 
     def _load(self, stack: ExitStack, name: str, contender: Contender) -> None:
-        process = self._processes[name] = Process(name, self._threads, self._timeout, self._watch)
-        self._watch.add(process)
-        stack.callback(process.end)
         with self.watched(name):
+            process = self._processes[name] = Process(name, self._threads, self._timeout, self._watch)
+            self._watch.add(process)
+            stack.callback(process.end)
             order = {"make": contender.make, "arguments": dict(contender.arguments), "cores": self._cores}
             process.load(order)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tersor.deadline import Deadline, TimeUp, until
 from tersor.errors import InputError, TargetError
 from tersor.measuring.clock import AGAIN, Contender, Race, race
 from tersor.memory import Room, held
@@ -263,3 +265,27 @@ def test_memory_that_is_there_is_no_reason() -> None:
     room = Room(held() + (1 << 30))
     race([contender("adder", n=2000), contender("hungry", nbytes=1 << 26)], rounds=5, failures=failures, room=room)
     assert not failures
+
+
+def test_a_process_that_cannot_be_started_is_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, begun = subprocess.Popen, []
+
+    def limited(*given: object, **more: object) -> object:
+        begun.append(1)
+        if len(begun) == 2:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return started(*given, **more)
+
+    monkeypatch.setattr(subprocess, "Popen", limited)
+    failures: dict[str, str] = {}
+    result = race([contender("adder 1", n=200), contender("adder 3", n=600)], rounds=5, failures=failures)
+    assert set(result.samples) == {"adder 1"}
+    assert "could not be started" in failures["adder 3"]
+
+
+def test_what_must_be_left_may_grow_while_one_is_waited_for() -> None:
+    """The longer a race lasts, the more time must be left for the last one."""
+    begin = time.monotonic()
+    with pytest.raises(TimeUp), until(Deadline.after(6).sooner(lambda: time.monotonic() - begin)):
+        race([contender("hanging")], rounds=5)
+    assert time.monotonic() - begin < 5
