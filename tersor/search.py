@@ -251,7 +251,6 @@ class Search:
         The fastest that keeps the promise, those near it and the lossless ones are raced. What is not measurably faster is not
         worth losing anything for: see `choice`.
         """
-        limit = self.job.deadline
         while True:
             best, near = self._verified()
             if best is None:
