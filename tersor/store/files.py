@@ -92,7 +92,7 @@ def refuse_file(out: Path, endings: Collection[str]) -> None:
         raise StorageError(f"{out} is a folder, and a file was to be written there; choose another name.")
     if out.suffix not in endings:
         raise InputError(
-            f"The file {out.name} ends in {out.suffix or 'nothing'}; wanted {' or '.join(endings)}, which says what it is."
+            f"The file {out.name} ends in {out.suffix or 'nothing'}; wanted {' or '.join(endings)}, which names the format."
         )
     with _disk_errors(out):
         writable(out)
