@@ -265,7 +265,7 @@ class Report:
     def heads(self) -> tuple[str, ...]:
         """What stands above the columns of `rows`."""
         middle = () if self.unchanged is None else (f"unchanged in {self.unchanged.name.partition(' (')[0]}",)
-        return "", self.before.name, *middle, self.after.name, "" if self.unchanged is None else "by compression"
+        return "", self.before.name, *middle, self.after.name, "change" if self.unchanged is None else "by compression"
 
     def rows(self) -> list[tuple[str, ...]]:
         """(what, before, unchanged, after, change) of the table, without the third where there is no `unchanged`; the change is
@@ -366,7 +366,8 @@ def faster(ratio: Interval | None, verdict: str) -> str:
     if ratio is None:
         return ""
     if not ratio.excludes(1.0) or verdict == "no difference":
-        return f"no measurable difference [{1 / ratio.high:.2f}x, {1 / ratio.low:.2f}x]"
+        said = "no difference beyond the noise" if ratio.excludes(1.0) else "no measurable difference"
+        return f"{said} [{1 / ratio.high:.2f}x, {1 / ratio.low:.2f}x]"
     if ratio.value < 1:
         return f"{1 / ratio.value:.2f}x faster [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}]"
     return f"{ratio.value:.2f}x slower [{ratio.low:.2f}, {ratio.high:.2f}]"

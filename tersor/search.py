@@ -118,8 +118,11 @@ class Search:
 
     def _at_most(self, whole: float) -> float | None:
         """Seconds that plans and the last race take at most, where all whole files took `whole`: a rung takes no longer than
-        these. None where a training may be as long as it likes."""
-        return None if self.recover is not None else (len(BOLDER) + 1) * whole + self.bench.choosing()
+        these, and nothing longer than the time limit. None where a training may be as long as it likes."""
+        limit = self.job.deadline
+        known = [] if self.recover is not None else [(len(BOLDER) + 1) * whole + self.bench.choosing()]
+        left = [max(0.0, limit.whole - limit.spent)] if limit.limited else []
+        return min([*known, *left], default=None)
 
     def best_so_far(self) -> str:
         """The fastest file that keeps the promise on held-out data, and its time; of those that were judged by now."""
@@ -295,9 +298,9 @@ class Search:
     def _explain(self, race: Race, raced: Sequence[str], chosen: str) -> None:
         first = min(raced, key=race.median)
         if chosen != first and self._simplicity(chosen) < self._simplicity(first):
-            self.notes.append(f"{first} was not measurably faster than {chosen}, which is simpler.")
+            self.notes.append(f"'{first}' was not measurably faster than '{chosen}', which is simpler.")
         elif chosen != first and self.bench.inside(first):
-            self.notes.append(f"{first} was not measurably faster than {chosen}, which loses less or is smaller.")
+            self.notes.append(f"'{first}' was not measurably faster than '{chosen}', which loses less or is smaller.")
         if self._simplicity(chosen) == 0 and any(decisions is not None for decisions in self.decided.values()):
             self.notes.append("No compressed candidate was measurably faster: the artifact holds the unchanged model.")
 
@@ -532,7 +535,7 @@ class Search:
             self.notes.append(f"No target runs the plan for {1e3 * seconds:.3g} ms.")
             return False
         if not good:
-            tried = ", ".join(t.name for t in trials)
+            tried = ", ".join(f"'{t.name}'" for t in trials)
             self.notes.append(f"Over budget on held-out data: {tried}.")
             return False
         best = self.bench.fastest_promising()
@@ -596,14 +599,12 @@ class Search:
         judged = {name: found for name in kept if (found := self.bench.judge(name)) is not None}
         if judged:
             name = min(judged, key=lambda name: judged[name].amount)
-            return (
-                f"No candidate is within the allowed drop of {limit}; the best is {name}: {judged[name].text}. {advice}"
-            )
+            return f"No candidate is within the allowed drop of {limit}; the best is '{name}': {judged[name].text}. {advice}"
         if held:
             name = min(held, key=lambda name: held[name].amount)
             return (
                 f"No candidate is within the allowed drop of {limit} on held-out data, on which candidates are selected, so "
-                f"none was evaluated on the evaluation data; the best there was {name}: {held[name].text}. {advice}"
+                f"none was evaluated on the evaluation data; the best there was '{name}': {held[name].text}. {advice}"
             )
         refusals = " ".join(f"{t.name}: {t.refused}" for t in self.bench.trials.values() if t.refused is not None)
         return f"No candidate could be evaluated. {refusals}"

@@ -183,7 +183,7 @@ def _tried(search: Search, trial: Trial, race: Race) -> Tried:
     if trial.refused is not None:
         return Tried(trial.name, note=trial.refused)
     score: Mapping[str, float] = {}
-    amount, note = None, "not evaluated: slower than the chosen candidate"
+    amount, note = None, "not evaluated: slower than the fastest candidate within the budget"
     if trial.candidate.reference:
         note = "the unchanged model, for comparison only"
     elif trial.score is not None:

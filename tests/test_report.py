@@ -188,7 +188,7 @@ def test_the_page_says_what_is_claimed() -> None:
 
 def test_the_text_table() -> None:
     text = full().to_text()
-    assert text.splitlines()[0].split() == ["eager", "fp32", "onnxruntime", "int8"]
+    assert text.splitlines()[0].split() == ["eager", "fp32", "onnxruntime", "int8", "change"]
     assert "0.16 ms [0.15, 0.17]" in text
     assert "3.72x smaller" in text
     assert "Warning: a warning" in text
@@ -257,7 +257,7 @@ def test_a_dict_metric_has_a_row_for_each_entry() -> None:
         (Interval(0.4, 0.5, 0.6), "faster", "2.00x faster [1.67, 2.50]"),
         (Interval(1.9, 2.0, 2.1), "slower", "2.00x slower [1.90, 2.10]"),
         (Interval(0.9, 0.97, 1.1), "no difference", "no measurable difference [0.91x, 1.11x]"),
-        (Interval(0.9, 0.97, 0.99), "no difference", "no measurable difference [1.01x, 1.11x]"),
+        (Interval(0.9, 0.97, 0.99), "no difference", "no difference beyond the noise [1.01x, 1.11x]"),
         (None, "", ""),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from tersor import __version__
 from tersor.cli.archives import distil, prune, quantize
@@ -45,14 +45,25 @@ class Command(TyperCommand):
     """A command whose help does not call its flags values."""
 
     def get_help_option(self, ctx: Any) -> Any:
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.metavar = ""
-        return option
+        return _no_value(super().get_help_option(ctx))
+
+
+class Commands(TyperGroup):
+    """All of them, with such a help."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        return _no_value(super().get_help_option(ctx))
+
+
+def _no_value(option: Any) -> Any:
+    if option is not None:
+        option.metavar = ""
+    return option
 
 
 app = typer.Typer(
     name="tersor",
+    cls=Commands,
     help="Compress a trained neural network for the machine where it will run, and prove the result.",
     no_args_is_help=True,
     add_completion=False,

@@ -12,7 +12,6 @@ from tersor.cli.options import (
     BUDGET,
     MODEL,
     TRAINING,
-    Archive,
     Augment,
     Data,
     EvalData,
@@ -28,6 +27,7 @@ from tersor.cli.options import (
     Sensitivity,
     Threads,
     Training,
+    archive,
 )
 from tersor.cli.places import default, refuse_early
 from tersor.cli.progress import Stages
@@ -36,7 +36,7 @@ from tersor.cli.progress import Stages
 def prune(
     model: Model,
     data: Data,
-    out: Archive = None,
+    out: Annotated[Path | None, archive("-pruned.pt2")] = None,
     macs: Annotated[
         str | None,
         typer.Option(
@@ -335,7 +335,7 @@ def distil(
             "--reuse", metavar="", help="Initialize the student with the teacher's weights where layers agree."
         ),
     ] = False,
-    out: Archive = None,
+    out: Annotated[Path | None, archive("-distilled.pt2")] = None,
     recover: Annotated[
         str, typer.Option(metavar="LENGTH", help="Length of the training: 2epochs or 10m.", rich_help_panel=TRAINING)
     ] = "2epochs",

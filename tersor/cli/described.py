@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tersor.cli.console import table
 from tersor.inputs.described import Column, Described
-from tersor.units import number, several
+from tersor.units import several
 
 
 def show_data(found: Described) -> None:
@@ -32,4 +32,5 @@ def _cells(column: Column) -> tuple[str, ...]:
     if column.distinct is not None:
         more = ", ..." if column.distinct > len(column.values) else ""
         said.append(f"{column.distinct} distinct: {', '.join(column.values)}{more}")
-    return column.name, shape, column.type, number(column.low), number(column.high), "; ".join(said)
+    ends = ["" if end is None else f"{end:.4g}" for end in (column.low, column.high)]
+    return column.name, shape, column.type, *ends, "; ".join(said)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,14 +55,14 @@ Exclude = Annotated[
     list[str] | None, typer.Option(metavar="LAYER", help="Name of a layer to leave unchanged. Can be repeated.")
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="INTEGER", help="Random seed.", rich_help_panel=RUN)]
-Archive = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Path of the .pt2 or .onnx file to write. Default: the model's name plus -pruned.pt2 or -distilled.pt2.",
-        show_default=False,
-    ),
-]
+
+
+def archive(ending: str) -> Any:
+    """The option that names the file to write, which is otherwise called after the model with `ending`."""
+    said = f"Path of the .pt2 or .onnx file to write. Default: the model's name plus {ending}."
+    return typer.Option(metavar="FILE", help=said, show_default=False)
+
+
 Json = Annotated[
     bool,
     typer.Option(

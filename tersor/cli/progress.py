@@ -56,8 +56,10 @@ class Stages:
             print(f"{stage} {self._far(now, done, total)}", file=sys.stderr, flush=True)
 
     def _far(self, now: float, done: int, total: int) -> str:
-        """How far it is, and how long the rest takes at the pace so far."""
-        if not total or done <= self._begun:
-            return f"{done}/{total}" if total else str(done)
+        """How far it is, and how long the rest takes at the pace so far; else the time so far."""
+        if not total:
+            return f"({duration(now - self._begin)} so far)"
+        if done <= self._begun:
+            return f"{done}/{total}"
         left = (now - self._begin) / (done - self._begun) * (total - done)
         return f"{done}/{total}, {duration(left)} left"

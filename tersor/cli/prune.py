@@ -20,7 +20,7 @@ def show(found: Pruned, out: Path | None) -> None:
         for i, step in enumerate(found.steps, 1)
     ]
     unit = "%" if found.drop.relative else "points"
-    head = ("", "multiply-adds", "fewer", "weights", "nonzero", f"drop on held-out data, {unit}")
+    head = ("", "multiply-adds", "fewer", "weights", "nonzero, of original", f"drop on held-out data, {unit}")
     table(found.name, head, rows, numbers=(1, 2, 3, 4, 5))
     if found.widths:
         narrowed = [(name, str(before), str(left)) for name, (left, before) in found.widths.items()]

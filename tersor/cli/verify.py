@@ -42,7 +42,7 @@ def verified(
     found = verify(folder, batches, chosen, threads)
     before = _recorded(recorded) if chosen.name == recorded["metric"] else None
     record = {"folder": folder, "verified": True, "difference": found.difference, "metric": chosen.name}
-    record |= {"score": found.score, "recorded": before}
+    record |= {"score": found.score, "recorded": before.get("", before) if isinstance(before, dict) else before}
     items = several(len(batches), "item")
     said = f"{folder} matches its manifest; {chosen.name} on {items} of {spec}: {_shown(found.score)}"
     return record, f"{said}{f' (recorded on its own evaluation data: {_shown(before)})' if before else ''}."

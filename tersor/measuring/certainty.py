@@ -64,6 +64,6 @@ def flips(found: Regression | None) -> tuple[str, ...]:
         return ()
     share = exact(found.lost, found.items)
     return (
-        f"Of {several(found.items, 'evaluation item')}, each worth {100 / found.items:.2g} points, {found.lost} became wrong; "
+        f"Of {several(found.items, 'evaluation item')}, each worth {100 / found.items:.3g} points, {found.lost} became wrong; "
         f"on new data that is {100 * share.low:.2g} to {100 * share.high:.2g} points (exact 95 % interval).",
     )

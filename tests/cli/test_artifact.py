@@ -130,6 +130,8 @@ def test_verify_says_what_it_checked(made: Path, net: Path, call: Call) -> None:
     assert code == 0
     assert "accuracy on 200 items" in out
     assert "recorded on its own evaluation data" in out
+    code, out, _ = call("verify", made, "--data", f"{net}:other", "--json")
+    assert type(json.loads(out)["recorded"]) is type(json.loads(out)["score"]) is float
     code, out, _ = call("verify", made, "--data", f"{net}:other", "--metric", "cross_entropy", "--json")
     found = json.loads(out)
     assert (found["verified"], found["metric"], found["recorded"]) == (True, "cross_entropy", None)

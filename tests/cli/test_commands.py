@@ -112,6 +112,8 @@ def test_every_command_has_help_and_json(here: Here) -> None:
         shown = here(command, "--help")
         assert shown.returncode == 0
         assert "--json" in shown.stdout
+        assert "<bool>" not in shown.stdout
+    assert "<bool>" not in here("--help").stdout
 
 
 def test_python_m_is_the_same_command() -> None:

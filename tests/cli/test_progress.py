@@ -27,12 +27,17 @@ def test_a_log_hears_of_each_stage_once_and_of_a_long_one_how_long_it_still_take
             progress("training", step, 400)
             now += 1.0
         progress("training", 1, 400)  # another one
+        progress("timing 3 candidates", 0, 0)
+        now += 45.0
+        progress("timing 3 candidates", 0, 0)
     assert capsys.readouterr().err.splitlines() == [
         "reading the data",
         "training",
         "training 130/400, 4 min 30 s left",
         "training 160/400, 4 min left",
         "training",
+        "timing 3 candidates",
+        "timing 3 candidates (45 s so far)",
     ]
 
 
