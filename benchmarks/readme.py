@@ -23,8 +23,8 @@ HEADS = {
         "best peer lies below one. Peers: torch eager "
         "(also channels last), torch.compile (also frozen and autotuned), ONNX Runtime (fp32, static int8), OpenVINO (fp32, "
         "bf16), NNCF int8 (also with slow bias correction and with accuracy control). "
-        "Accuracy is the exported file's, on test data that nobody had seen; the promise was judged on other held-out data "
-        "(100 to 2,000 items), so here it holds within sampling error. MobileNet's images are partly from its training set. "
+        "Accuracy is that of the exported file, on unseen test data; the budget was checked on other held-out data (100 to "
+        "2,000 items), so here it holds within sampling error. MobileNet's images are partly from its training set. "
         "Commit {commit}, load {load}; every row with intervals: [benchmarks/results](benchmarks/results/cnn_cpu.jsonl).",
     ),
     "README.zh-CN.md": (
@@ -35,7 +35,7 @@ HEADS = {
         "torch.compile（含 freezing 与 max-autotune）、ONNX Runtime（fp32、静态 int8）、OpenVINO（fp32、bf16）、"
         "NNCF int8（含慢速偏差校正与精度控制）。"
         "精度为导出文件在从未见过的测试数据上的结果；"
-        "承诺是在另一份留出数据（100 至 2,000 项）上判定的，故此处在抽样误差内成立。MobileNet 的图像部分取自其训练集。"
+        "预算是在另一份留出数据（100 至 2,000 项）上检验的，故此处在抽样误差内成立。MobileNet 的图像部分取自其训练集。"
         "提交 {commit}，负载 {load}；含区间的全部数据见 [benchmarks/results](benchmarks/results/cnn_cpu.jsonl)。",
     ),
 }

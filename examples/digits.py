@@ -21,12 +21,12 @@ network = nn.Sequential(
     nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
     nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10),
 )  # fmt: skip
-optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+optimizer = torch.optim.Adam(network.parameters(), 3e-3)
 for _ in range(8):
     for at in torch.randperm(1200).split(64):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nn.functional.cross_entropy(network(x[at]), y[at]).backward()
-        optimiser.step()
+        optimizer.step()
 network.eval()
 
 report = tersor.compress(

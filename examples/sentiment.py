@@ -50,8 +50,8 @@ class Student(nn.Module):
         self.words = nn.Embedding(len(table), width)
         self.lstm = nn.LSTM(width, hidden, batch_first=True, bidirectional=True)
         self.head = nn.Linear(2 * hidden, 2)
-        centred = table.detach() - table.detach().mean(0)
-        main = centred @ torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -width:]
+        centered = table.detach() - table.detach().mean(0)
+        main = centered @ torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -width:]
         self.words.weight.data = 0.3 * main / main.std()
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -86,30 +86,30 @@ def pretrained(folder: str | Path, layers: int = 3) -> tuple[Classifier, Tensor,
     return Classifier(encoder, words.shape[1]), words, AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def tokenised(tokenise: Any, sentences: list[str]) -> Tensor:
+def tokenized(tokenize: Any, sentences: list[str]) -> Tensor:
     """(sentences, LENGTH) ids, cut or filled up."""
-    found = tokenise(sentences, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+    found = tokenize(sentences, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
     return found["input_ids"]
 
 
 def train(teacher: Classifier, x: Tensor, y: Tensor, epochs: int = 2, rate: float = 1e-4) -> None:
     """Plain training, 32 sentences of about the same length at a time."""
     parts = [(teacher.encoder, rate), (teacher.head, 1e-3)]
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [{"params": [p for p in part.parameters() if p.requires_grad], "lr": lr} for part, lr in parts]
     )
     length = (x != 0).sum(1)
     batches = (length + torch.rand(len(x))).argsort().split(32)
     steps = epochs * len(batches)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda n: min(10 * n, steps - n) / steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(10 * n, steps - n) / steps)
     teacher.train()
     for epoch in range(epochs):
         for at in torch.randperm(len(batches)).tolist():
             batch = batches[at]
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(teacher(x[batch, : int(length[batch].max())]), y[batch]).backward()
             nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
-            optimiser.step()
+            optimizer.step()
             schedule.step()
         print(f"teacher: epoch {epoch + 1} of {epochs}", flush=True)
     teacher.eval()
@@ -161,10 +161,10 @@ def main() -> None:
     torch.manual_seed(0)
     random.seed(0)
     if given.model:
-        teacher, table, tokenise = pretrained(given.model)
+        teacher, table, tokenize = pretrained(given.model)
         lines = [line.rsplit("\t", 1) for line in Path(given.sentences).read_text("utf-8").splitlines()]
         random.shuffle(lines)
-        x, y = tokenised(tokenise, [s for s, _ in lines]), torch.tensor([int(label) for _, label in lines])
+        x, y = tokenized(tokenize, [s for s, _ in lines]), torch.tensor([int(label) for _, label in lines])
         seen = shown = len(x) * 7 // 8
         train(teacher, x[:seen], y[:seen])
         epochs, rate = 6, 1e-3

@@ -29,12 +29,12 @@ def main() -> None:
     order = torch.randperm(len(x))
     train, test = order[:1300], order[1300:]
     teacher = network(32)
-    optimiser = torch.optim.Adam(teacher.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(teacher.parameters(), 3e-3)
     for _ in range(300):
         batch = train[torch.randint(0, len(train), (128,))]
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nn.functional.cross_entropy(teacher(x[batch]), y[batch]).backward()
-        optimiser.step()
+        optimizer.step()
     data, held = list(zip(x[train].split(128), y[train].split(128), strict=True)), [(x[test], y[test])]
     how = tersor.Recovery.of("80epochs", augment="crop")
     found = tersor.distil(

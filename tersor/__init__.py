@@ -1,4 +1,4 @@
-"""Tersor makes a trained neural network small and fast on the machine where it will run, and proves it.
+"""Tersor compresses a trained neural network for the machine where it will run, and proves the result.
 
     import tersor
     report = tersor.compress(model, data, max_drop="0.5%", out="small")

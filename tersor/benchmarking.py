@@ -16,13 +16,13 @@ from tersor.store.manifest import read
 
 
 def benchmark(folders: Sequence[str | Path], batch: int = 1, threads: int = 0, rounds: int = 50) -> Race:
-    """Race artifacts on a batch of their own recorded example, each in a process of its own; the first also against itself.
+    """Time artifacts side by side on a batch of their recorded example, each in its own process; the first also against itself.
 
-    threads: 0 takes what the first was measured with. Raises `ArtifactError` where a folder is no artifact, or where two
-    take different inputs.
+    threads: 0 uses as many as the first was measured with. Raises `ArtifactError` if a folder is no artifact, or if two take
+    different inputs.
     """
     if batch < 1 or rounds < 5:
-        raise InputError(f"A batch of {batch} in {rounds} rounds was asked for; wanted at least 1 item and 5 rounds.")
+        raise InputError(f"batch is {batch} and rounds is {rounds}; they must be at least 1 and 5.")
     paths = [Path(folder) for folder in folders]
     for path in paths:
         load(path)  # checks every file, and warns on another machine
@@ -34,7 +34,7 @@ def benchmark(folders: Sequence[str | Path], batch: int = 1, threads: int = 0, r
             other = _example(path, batch)
             if [a.shape for a in other] != [a.shape for a in inputs]:
                 raise ArtifactError(
-                    f"{path} takes other inputs than {paths[0]}; only models of the same inputs can be raced."
+                    f"{path} takes different inputs than {paths[0]}; only models with the same inputs can be compared."
                 )
         stored: dict[str, Any] = {f"{i:03d}": array for i, array in enumerate(inputs)}
         np.savez(example, **stored)

@@ -109,7 +109,7 @@ class Calibrated:
         """H, g and ranges of any model that takes the same inputs; `needs` other than its own where they are given."""
         needs = self.needs if needs is None else needs
         items = min(PROFILE_ITEMS, len(self._job.calibration))
-        progress = self._progress("measuring activations")
+        progress = self._progress("calibrating")
 
         def measured() -> Profile:
             progress(0, items)

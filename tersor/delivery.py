@@ -68,7 +68,7 @@ class Verified:
 
 
 def verify(folder: str | Path, data: Batches | None = None, metric: Metric | None = None, threads: int = 0) -> Verified:
-    """Check every file, run the recorded example again and, where data is given, measure the metric again.
+    """Check every file, run the recorded example again and, if data is given, evaluate the metric again.
 
     Raises `ArtifactError` where anything differs from the manifest.
     """
@@ -77,7 +77,7 @@ def verify(folder: str | Path, data: Batches | None = None, metric: Metric | Non
     if difference > TOLERANCE:
         raise ArtifactError(
             f"{folder} loads, but its outputs differ from the recorded ones by {difference:.2g} of the largest, where at "
-            f"most {TOLERANCE} was wanted; the runtime or the CPU differs: compress again on this machine."
+            f"most {TOLERANCE} is allowed; the runtime or the CPU differs: compress again on this machine."
         )
     score = None
     if data is not None and metric is not None:
@@ -95,7 +95,7 @@ def _open(folder: Path, threads: int) -> tuple[Manifest, Runner]:
     try:
         target = target_called(str(written["file"]), str(written["precision"]))
     except InputError as cause:
-        raise ArtifactError(f"{folder} was made for a target that this Tersor does not have: {cause}") from cause
+        raise ArtifactError(f"{folder} was made for a target that this version of Tersor lacks: {cause}") from cause
     for name in manifest.files:
         if name.endswith(".onnx"):
             refuse_outside(folder / name)
@@ -175,6 +175,6 @@ def _readme(trial: Trial, runner: Runner, batch: int, threads: int) -> str:
     ]
     lines = trial.candidate.target.usage(inputs, runner.outputs, threads)
     return (
-        f"# {trial.name}\n\nMade by Tersor; runs without it, in `model/`. `report.html` shows what changed, "
-        f"`manifest.json` what was measured.\n\n```python\n{lines.strip()}\n```\n"
+        f"# {trial.name}\n\nMade by Tersor. The model runs without it: start these lines in the folder `model/`. "
+        f"`report.html` shows what changed, `manifest.json` what was measured.\n\n```python\n{lines.strip()}\n```\n"
     )

@@ -68,7 +68,7 @@ def allocate(curves: Mapping[str, Curve], share: float, power: float = 1.0) -> d
     least = sum(sizes[name] * table[0][0] for name, table in tables.items())
     if least > budget:
         raise BudgetError(
-            f"The sparsest measured densities leave {least:.0f} weights; the share {share} is {budget:.0f}. Ask for more, "
+            f"The lowest measured densities leave {least:.0f} weights; the share {share} is {budget:.0f}. Keep more weights, "
             "or measure the curves at lower densities."
         )
 

@@ -41,7 +41,7 @@ from tersor.target import Compressed
 
 @dataclass(frozen=True)
 class Distilled:
-    """A trained student, and its scores on evaluation data beside the teacher's.
+    """A trained student, and its scores on evaluation data next to the teacher's.
 
     untrained: the student's score as it came; drop: from the teacher to the trained student. macs: of teacher and student.
     left_alone: what the training did not change, and why; of a share of the teacher also what could not be made smaller.
@@ -89,13 +89,13 @@ def distil(
     memory_limit: int | str | None = None,
     progress: Progress = quiet,
 ) -> Distilled:
-    """Train `student` to answer as `teacher` does.
+    """Train `student` to give the outputs of `teacher` (knowledge distillation).
 
-    student, teacher, data, metric, eval_data: as `compress` takes them; both models have the same inputs and outputs. width,
-    depth: where the student is None, what it has of each of the teacher's axes ("50%", "2x" less, 0.5) and of its residual
-    branches; it begins with what structured OBS leaves of the teacher. reuse: the student begins with the teacher's values in
-    the layers, counted from the inputs, in which both are alike; they are trained on with the others. recover:
-    how long and how ("2epochs", "10m", or a `Recovery`). The best state after an epoch, on held-out data, comes out. out: a
+    student, teacher, data, metric, eval_data: as for `compress`; both models have the same inputs and outputs. width, depth: if
+    the student is None, the share of each of the teacher's axes ("50%", "2x" fewer, 0.5) and of its residual branches that it
+    has; it starts with what structured OBS leaves of the teacher. reuse: the student starts with the teacher's weights in the
+    layers, counted from the inputs, in which both agree; they are trained like the others. recover: length and settings of the
+    training ("2epochs", "10m", or a `Recovery`). The result is the best state after an epoch, on held-out data. out: a
     `torch.export` archive (.pt2), which torch loads without Tersor and `compress` takes; or an ONNX file (.onnx).
     Raises `InputError` where the two do not fit together, and what `compress` raises for its inputs.
     """
@@ -104,14 +104,15 @@ def distil(
         refuse_foreign(Path(out))
     how = recover if isinstance(recover, Recovery) else Recovery.of(recover)
     if how is None:
-        raise InputError("recover is none, and a student learns nothing in no time; give 2epochs, 10m, or a Recovery.")
+        raise InputError("recover is none, but a student has to be trained; give 2epochs, 10m, or a Recovery.")
     shares = amounts.share(width), amounts.share(depth)
     if (student is None) == (shares == (1.0, 1.0)):
         raise InputError(
-            "A student is a model of its own or a share of its teacher; name a student, or give width or depth, not both."
+            "A student is a model of its own or a smaller copy of its teacher; name a student, or give width or depth, but not "
+            "both."
         )
     if student is None and reuse:
-        raise InputError("A share of the teacher begins with the teacher's values anyway; leave out reuse.")
+        raise InputError("A smaller copy of the teacher starts from the teacher's weights anyway; leave out reuse.")
     with torch_threads(threads):
         job = bring(teacher, data, metric, 0.0, eval_data, 1, threads, seed, (), None, progress, memory_limit)
         if student is None:
@@ -178,7 +179,7 @@ def _begun(student: Model, teacher: Model) -> Model:
     small, taken = take_early(fold_norms(student), fold_norms(teacher))
     if not taken:
         raise InputError(
-            "reuse was asked for, and the student's first layer is not like its teacher's; make it so, or leave out reuse."
+            "reuse was given, but the student's first layer is not like its teacher's; make them alike, or leave out reuse."
         )
     return small
 

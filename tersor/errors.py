@@ -5,7 +5,7 @@ without a traceback and exits with `exit_code`.
 
     TersorError
     ├── InputError            what the user brought
-    │   ├── ModelError        the model: NaN weights, already quantised, cannot be exported
+    │   ├── ModelError        the model: NaN weights, already quantized, cannot be exported
     │   ├── DataError         the data: empty, Inf, all zero, wrong shapes
     │   ├── MetricError       the metric: unknown, raises, returns no number
     │   └── RecipeError       a saved recipe that does not fit the model
@@ -33,7 +33,7 @@ class InputError(TersorError):
 
 
 class ModelError(InputError):
-    """The model holds NaN or Inf, is already quantised, or cannot be captured."""
+    """The model holds NaN or Inf, is already quantized, or cannot be captured."""
 
 
 class DataError(InputError):

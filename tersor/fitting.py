@@ -71,13 +71,13 @@ class Decisions:
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8 or (self.bits < 8 and self.feeds != "static"):
             raise InputError(
-                f"Activations in {self.bits} bits with {self.feeds} feeds were asked for; 2 to 8 bits are possible, below 8 "
-                "with static feeds."
+                f"Activations of {self.bits} bits with feeds {self.feeds!r} are not possible; 2 to 8 bits are, below 8 with "
+                "static feeds."
             )
         if self.feeds not in get_args(Feeds):
-            raise InputError(f"There are no feeds {self.feeds!r}; choose of {', '.join(get_args(Feeds))}.")
+            raise InputError(f"There is no kind of feeds {self.feeds!r}; choose one of {', '.join(get_args(Feeds))}.")
         if self.ranges not in RANGES:
-            raise InputError(f"There are no ranges {self.ranges!r}; choose of {', '.join(RANGES)}.")
+            raise InputError(f"There are no ranges {self.ranges!r}; choose one of {', '.join(RANGES)}.")
 
     @property
     def cuts(self) -> bool:

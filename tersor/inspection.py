@@ -82,10 +82,10 @@ class Inspection:
 
 
 def inspect(model: Any, data: Any = None) -> Inspection:
-    """Layers, parameters, multiply-accumulates, the axes that can be pruned, or why they cannot, and what is in no layer.
+    """Layers, parameters, multiply-adds, the axes that can be pruned, or why they cannot, and the parameters outside layers.
 
-    model: a module, (module, example), an exported program, or their spec. data: where the model comes without an example,
-    its first batch is the example; how it was read is told. Raises `ModelError` or `DataError` whose message is one sentence.
+    model: a module, (module, example), an exported program, or their spec. data: shown as it is read; if the model comes
+    without an example, its first batch is the example. Raises `ModelError` or `DataError` whose message is one sentence.
     """
     brought = models.bring(model)
     source = None if data is None else _source(data, brought)

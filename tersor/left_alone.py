@@ -65,9 +65,9 @@ def unnarrowed(model: Model, names: Collection[str]) -> dict[str, str]:
     for group in found:
         refused = (group.refused or "").removeprefix("not prunable: ")
         for member in group.members:
-            why.setdefault(member.tensor, refused or "its axes may not be cut here")
+            why.setdefault(member.tensor, refused or "its axes were not among those to prune")
     return {
-        layer.name: why.get(layer.weight, "none of its axes can be cut")
+        layer.name: why.get(layer.weight, "none of its axes can be pruned")
         for layer in layers_of(model)
         if layer.weight not in cut
     }
@@ -125,11 +125,11 @@ def _reason(readers: Mapping[fx.Node, None], kept: bool) -> str:
     if all(any(norm in name for norm in _NORMS) for name in names):
         return "statistics of a norm" if kept else "a norm's scale or shift"
     if all(_pointwise(reader) for reader in readers):
-        return "read value by value, as by " + _listed(names)
+        return "used elementwise, by " + _listed(names)
     if any(weight_of(reader) is not None for reader in readers):
-        return f"no weight of its own: {_listed(names)} and others read it in different ways"
+        return f"not the weight of one layer: {_listed(names)} and others use it in different ways"
     if len(names) > 1:
-        return f"read by different operators: {_listed(names)}"
+        return f"used by different operators: {_listed(names)}"
     return f"used in {names[0]}, which Tersor does not compress"
 
 

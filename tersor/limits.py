@@ -64,8 +64,8 @@ def too_short(limit: Deadline, heard: Heard, afterwards: float | None) -> Budget
     rest = heard.rest
     foreseen = limit.spent + rest + (2 * (heard.spent + rest) if afterwards is None else afterwards)
     return BudgetError(
-        f"The time limit of {duration(limit.whole)} was over before any file was verified, at this stage: {heard}. Nothing was "
-        f"written. Allow {duration(_generous(_MARGIN * foreseen))} or more, or give fewer items to judge on (--eval-data)."
+        f"The time limit of {duration(limit.whole)} expired before any candidate was verified, at this stage: {heard}. Nothing "
+        f"was written. Allow {duration(_generous(_MARGIN * foreseen))} or more, or evaluate on fewer items (--eval-data)."
     )
 
 
@@ -73,7 +73,7 @@ def cut_short(limit: Deadline, heard: Heard, left_out: str) -> str:
     """What to note where something was delivered."""
     return (
         f"The time limit of {duration(limit.whole)} ended the search at this stage: {heard}. Left out or cut short: "
-        f"{left_out}. With more time a faster file may be found; what was measured and fitted is kept for that."
+        f"{left_out}. With more time a faster file may be found; run the same command with a longer limit to continue."
     )
 
 

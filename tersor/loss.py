@@ -162,7 +162,9 @@ def classes(labels: Any, like: Tensor, output: str = "") -> Tensor:
         )
     flat, count = found.reshape(-1), like.shape[-1]
     if len(flat) != len(like):
-        raise InputError(f"There are {len(flat)} labels for {len(like)} rows of class scores; they must be as many.")
+        raise InputError(
+            f"There are {len(flat)} labels for {len(like)} rows of class scores; their numbers must be equal."
+        )
     numbers = flat.long()
     if found.ndim > 1 and found[0].numel() > 1 and 2 < count <= VOID:
         numbers = numbers.masked_fill(numbers == VOID, IGNORED)

@@ -46,8 +46,8 @@ class Room:
         if needed > left:
             whose = "the memory limit" if self.limit is not None else "the memory of this machine or container"
             raise InputError(
-                f"The model has {written(model)} of weights, and the work on it takes about {written(needed)} more than the "
-                f"{written(held())} that are in use; {whose} leaves {written(left)}. Allow at least "
+                f"The model has {written(model)} of weights, and working on it takes about {written(needed)} in addition to "
+                f"the {written(held())} already in use; {whose} leaves {written(left)}. Allow at least "
                 f"{written(held() + needed)}, or bring a smaller model."
             )
 

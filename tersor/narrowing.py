@@ -25,6 +25,7 @@ from tersor.graph.watched import OUTPUTS, judged, watched
 from tersor.maths.obs import Sweep
 from tersor.profile import Profile, measure
 from tersor.site import Group, Matrix, groups, matrices
+from tersor.units import several
 from tersor.widths import allocate, curves, scaled
 from tersor.windows import Narrowing, narrowing
 
@@ -90,7 +91,8 @@ def dispensable(
     """
     names = [branch.name for branch in branches(model) if branch.name not in spare]
     if len(names) < count:
-        raise BudgetError(f"The model has {len(names)} residual branches that can be left out; {count} were to go.")
+        found = several(len(names), "residual branch", "residual branches")
+        raise BudgetError(f"The model has {found} that can be removed; {count} were requested.")
     lost = Lost(model, batches)
     gone: tuple[str, ...] = ()
     for _ in range(count):

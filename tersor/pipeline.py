@@ -60,18 +60,18 @@ def compress(
     memory_limit: int | str | None = None,
     progress: Progress = quiet,
 ) -> Report:
-    """Make a trained model small and fast on this machine, and prove it.
+    """Find the fastest version of a trained model within the allowed metric drop, verify it, and write it to a folder.
 
     model: a module, (module, example), an exported program, or their spec (`file.py:function`, `archive.pt2`).
-    data, eval_data: batches of (inputs, labels), or their spec; without `eval_data` a seeded part of `data` is kept aside.
-    metric: a built-in name, a `Metric`, or a spec; `max_drop`: what may be lost of it (0.005 or "0.5%").
-    target: target names separated by commas, or "auto" for every installed one; `batch` is the size that is timed.
-    time_limit: how long all of this may take ("10m"): the best that was verified by then is delivered.
-    recipe: a plan.yaml to re-apply; allow_code: it may name functions of files (`augment: file.py:function`), which then run.
-    recover: how long a plan that loses too much is trained, the original teaching it ("2epochs", "10m", or a `Recovery`).
-    sensitivity: what `sensitivity` found of the channels of this model, or the file with it; plans are made by it as well.
-    memory_limit: what may be held in memory ("2GB"), with the processes that are started; None: what the container has.
-    out: where the artifact goes (None: nowhere, only the report). Raises a `TersorError` whose message is one sentence.
+    data, eval_data: batches of (inputs, labels), or their spec; without `eval_data` a seeded part of `data` is held out.
+    metric: a built-in name, a `Metric`, or a spec; `max_drop`: maximum allowed drop of it (0.005 or "0.5%").
+    target: target names separated by commas, or "auto" for every installed one; `batch`: batch size to optimize latency for.
+    time_limit: maximum time for everything ("10m"): the best candidate that was verified by then is delivered.
+    recipe: a plan.yaml to re-apply; allow_code: whether it may run the functions that it names (`augment: file.py:function`).
+    recover: how long candidates over the budget are trained, with the original as the teacher ("2epochs", "10m", or a
+    `Recovery`). sensitivity: the result of `sensitivity` for the channels of this model, or its file; it corrects predictions.
+    memory_limit: maximum memory, of child processes too ("2GB"); None: the limit of the container or machine.
+    out: the folder to write (None: none, only the report). Raises a `TersorError` whose message is one sentence.
     """
     begin = time.monotonic()
     targets = targets_called(target)

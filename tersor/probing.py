@@ -57,16 +57,16 @@ def sensitivity(
     memory_limit: int | str | None = None,
     progress: Progress = quiet,
 ) -> Sensitivity:
-    """The metric as a function of how much smaller each place is made, one place at a time.
+    """How much the metric drops when each layer alone is pruned or quantized.
 
-    model, data, metric: as `compress` takes them; data is split by `seed`, and `items` of the held part are judged on.
-    Cost: one pass over the calibration items, and one over the judged ones a point.
+    model, data, metric: as for `compress`; data is split by `seed`, and the metric is evaluated on `items` held-out items.
+    Cost: one pass over the calibration items, and one over the evaluated items per point.
     Raises `InputError` for an unknown granularity, and what `compress` raises for its inputs.
     """
     unknown = sorted(set(granularities) - set(GRANULARITIES))
     if unknown or not granularities:
         raise InputError(
-            f"There is no granularity {', '.join(unknown) or '(none)'}; choose of {', '.join(GRANULARITIES)}."
+            f"There is no granularity {', '.join(unknown) or '(none)'}; choose one of {', '.join(GRANULARITIES)}."
         )
     with torch_threads(threads):
         job = bring(model, data, metric, 0.0, None, 1, threads, seed, tuple(exclude), None, progress, memory_limit)
@@ -77,7 +77,7 @@ def sensitivity(
         changes = [change for granularity in granularities for change in CHANGES[granularity](ground, job)]
         points = []
         for done, (place, granularity, amount, changed, lost) in enumerate(changes):
-            progress("judging one place at a time", done, len(changes))
+            progress("evaluating one layer at a time", done, len(changes))
             score, now = _judged(job, changed(), held)
             points.append(Point(place, granularity, amount, _entries(score), lost, _apart(outputs, now) / len(held)))
     return Sensitivity(job.name, job.metric.name, job.metric.lower, len(held), before, tuple(points))

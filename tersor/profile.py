@@ -307,7 +307,7 @@ def _unmasked(node: str, gradient: Tensor) -> Tensor:
     if not bool(kept.any()):
         raise DataError(
             f"On the calibration data the gradient at '{node}' is NaN or Inf everywhere; check the model's weights and how its "
-            "inputs are normalised."
+            "inputs are normalized."
         )
     return torch.where(kept, gradient, 0.0)
 

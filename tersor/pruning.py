@@ -80,23 +80,22 @@ def prune(
     memory_limit: int | str | None = None,
     progress: Progress = quiet,
 ) -> Pruned:
-    """Prune a trained model, from unlabelled data.
+    """Prune a trained model, from unlabeled data.
 
-    model, data, metric, eval_data: as `compress` takes them. macs: what is to be left of the multiply-accumulates when
-    channels are removed ("2.1x" less, "48%", 0.48). only: of these kinds ("channels", "neurons", "heads", "head_width",
-    "residual"; `inspect` says which axis is what), all where empty. weights: what stays of the single weights, in the `pattern`
-    "anywhere", "rows", "2:4" or "16x1"; how much of each layer, by damage. branches: how many residual branches (half a
-    block of a transformer, a block of a residual network) are left out. criterion: what is worth keeping ("best":
-    structured OBS for channels, a search for weights; or "wanda", "magnitude", ...). steps: how many lead there, by
-    `schedule` (geometric, linear, cosine, cubic). multiple: what widths should be multiples of
-    ("auto": what the runtimes of this machine are seen to reward). max_drop: go only as far
-    as this promise holds; alone, channels are removed until it does not. recover: how to train after each step
-    ("2epochs", "10m", or a `Recovery`); the original is the teacher. rewind: the same network as it was early in its training
-    (a module, or its spec): before each training, what is left takes its values (a lottery ticket). sensitivity: what
-    `sensitivity` found of the channels of this model, or the file with it: widths are proposed by it as well. out: a
+    model, data, metric, eval_data: as for `compress`. macs: multiply-adds to keep, by removing channels ("2.1x" fewer, "48%",
+    0.48). only: kinds of prunable groups to use ("channels", "neurons", "heads", "head_width", "residual"; `inspect` shows the
+    kind of each axis), all if empty. weights: single weights to keep, in the `pattern` "anywhere", "rows", "2:4" or "16x1";
+    how many of each layer is chosen by predicted loss. branches: number of residual branches (half a block of a transformer, a
+    block of a residual network) to remove. criterion: pruning criterion ("best": structured OBS for channels, a search for
+    weights; or "wanda", "magnitude", ...). steps: number of pruning steps, by `schedule` (geometric, linear, cosine, cubic).
+    multiple: channel alignment ("auto": the multiple that the runtimes of this machine run fastest). max_drop: maximum allowed
+    metric drop, before which pruning stops; alone, channels are removed up to it. recover: how to train after each step
+    ("2epochs", "10m", or a `Recovery`), with the original as the teacher. rewind: an earlier checkpoint of the same network (a
+    module, or its spec): before each training the remaining weights take its values (a lottery ticket). sensitivity: the
+    result of `sensitivity` for the channels of this model, or its file; widths are proposed by it as well. out: a
     `torch.export` archive (.pt2), which torch loads without Tersor and `compress` takes; or an ONNX file (.onnx).
-    Raises `InputError` for wishes that contradict each other, `BudgetError` where `macs` is out of reach or no step keeps the
-    promise, and what `compress` raises for its inputs.
+    Raises `InputError` for arguments that contradict each other, `BudgetError` if `macs` is out of reach or no step is within
+    `max_drop`, and what `compress` raises for its inputs.
     """
     if out is not None:
         refuse_file(Path(out), ENDINGS)
@@ -106,8 +105,8 @@ def prune(
         macs, weights, tuple(only), branches, pattern, criterion, schedule, steps, multiple, max_drop, sensitivity
     )
     if training is None and (wish.moved or rewind is not None):
-        what = "The criterion movement scores a training" if wish.moved else "rewind starts a training"
-        raise InputError(f"{what}, and recover says nothing of one; give recover, for example 2epochs.")
+        what = "The criterion movement" if wish.moved else "rewind"
+        raise InputError(f"{what} needs a training, but recover is not given; give recover, for example 2epochs.")
     with torch_threads(threads):
         allowed = 0.0 if wish.allowed is None else wish.allowed
         job = bring(
@@ -235,7 +234,7 @@ def _decided(job: Job, ground: Calibrated, wish: Wish) -> Iterator[Decisions]:
     found = None
     steps = max(len(wish.macs), len(wish.weights), len(wish.branches))
     for step in range(steps):
-        job.progress("choosing what goes", step, steps)
+        job.progress("choosing what to prune", step, steps)
         try:
             keep = next(keeps)
         except BudgetError:
@@ -264,14 +263,14 @@ def _unfelt(job: Job, ground: Calibrated) -> tuple[str, ...]:
     more = len(found) - NAMED
     where = ", ".join(f"'{name}'" for name in found[:NAMED]) + (f" and {more} more" if more > 0 else "")
     seen = (
-        f"On the calibration data no gradient reaches {where}, and yet the outputs change without that: something behind is "
+        f"On the calibration data no gradient reaches {where}, and yet the outputs depend on it: something after it is "
         "saturated (a sigmoid at 1, a clip)"
     )
-    wanted = "give a model that puts out the values before that, or other data."
+    wanted = "give a model that returns the values before the saturation, or other data."
     if len(found) == len(matrices(ground.model)):
-        raise DataError(f"{seen}, so no loss can be predicted; {wanted}")
+        raise DataError(f"{seen}, so the loss of pruning cannot be predicted; {wanted}")
     warnings.warn(
-        f"{seen}, so no loss can be predicted and nothing of that is cut; {wanted}", DataWarning, stacklevel=2
+        f"{seen}, so the loss cannot be predicted and nothing there is pruned; {wanted}", DataWarning, stacklevel=2
     )
     return found
 
@@ -279,7 +278,7 @@ def _unfelt(job: Job, ground: Calibrated) -> tuple[str, ...]:
 def _dispensed(job: Job, ground: Calibrated, wish: Wish, spare: Sequence[str]) -> tuple[str, ...]:
     if not (wish.branches or wish.thin):
         return ()
-    job.progress("choosing branches", 0, 0)
+    job.progress("choosing branches to remove", 0, 0)
     batches = [batch.inputs for batch in job.calibration]
     if wish.branches:
         return dispensable(ground.model, batches, wish.branches[-1], job.exclude)
@@ -309,11 +308,11 @@ def _names(job: Job, model: Model, wish: Wish, spare: Sequence[str]) -> list[str
         whole = [g for g in groups(model) if g.refused is None and g.counted and not budgeted(model, g)]
         if found:
             raise InputError(
-                f"Of the kinds asked for ({', '.join(wish.only)}) no axis of this model can be pruned, only {kinds}."
+                f"This model has no prunable axis of the requested kinds ({', '.join(wish.only)}), only {kinds}."
             )
-        why = f": the width of '{whole[0].name}' counts in {', '.join(whole[0].counted[:NAMED])}" if whole else ""
+        why = f": the width of '{whole[0].name}' matters to {', '.join(whole[0].counted[:NAMED])}" if whole else ""
         raise InputError(
-            f"No axis of this model can be pruned on a budget{why}; `tersor inspect` says more. Ask for weights instead of "
+            f"No axis of this model can be pruned for a budget{why}; `tersor inspect` says more. Give weights instead of "
             "macs."
         )
     return names
@@ -352,7 +351,7 @@ def _keeps(job: Job, ground: Calibrated, wish: Wish, gone: tuple[str, ...], spar
 
 
 def _measured_multiple(job: Job) -> int:
-    job.progress("timing widths", 0, 0)
+    job.progress("timing layer widths", 0, 0)
     with scratch() as folder:
         return rewarded([target_called(file, "fp32") for file in RUNTIMES], job.threads, folder)
 
@@ -360,7 +359,7 @@ def _measured_multiple(job: Job) -> int:
 def _last_inside(job: Job, original: Model, good: Sequence[_State], walked: Sequence[Step], wish: Wish) -> Pruned:
     """The last of the good states that keeps the promise on evaluation data as well."""
     for state in reversed(good):
-        job.progress("judging", 0, 0)
+        job.progress("evaluating", 0, 0)
         small = state.remake()
         after = job.metric(predict_with(small), job.evaluation)
         lost = drop(job.before, after, job.metric)
@@ -368,8 +367,8 @@ def _last_inside(job: Job, original: Model, good: Sequence[_State], walked: Sequ
             return _pruned(job, original, small, state, after, lost, walked, wish)
     least = min((step.lost for step in walked), default=0.0)
     raise BudgetError(
-        f"No step kept the promise of {job.max_drop:.4g}; the least lost was {least:.4g}, on held-out data. Allow a larger "
-        "max_drop, take more and smaller steps, or give more data."
+        f"No step is within the allowed drop of {job.max_drop:.4g}; the smallest drop was {least:.4g}, on held-out data. Allow "
+        "a larger max_drop, take more and smaller steps, or give more data."
     )
 
 
@@ -409,10 +408,10 @@ def _spared(job: Job, model: Model, state: _State, wish: Wish) -> dict[str, str]
             if layer.name in job.exclude:
                 reasons[layer.name] = EXCLUDED
             elif layer.name in unfelt:
-                reasons[layer.name] = "no gradient reached it, so that no loss can be predicted"
+                reasons[layer.name] = "no gradient reached it, so the loss of pruning it cannot be predicted"
             else:
-                zeroed = "single weights go from linear layers and convolutions only"
-                reasons[layer.name] = why.get(layer.name, zeroed if wish.weights else "not in a branch that went")
+                zeroed = "single weights are pruned in linear layers and convolutions only"
+                reasons[layer.name] = why.get(layer.name, zeroed if wish.weights else "not in a removed branch")
     return reasons
 
 
@@ -425,6 +424,6 @@ def _early(rewind: Any, job: Job) -> Model:
     if ours != theirs:
         other = sorted(set(ours.items()) ^ set(theirs.items()))[0][0]
         raise InputError(
-            f"rewind names another network: it differs at '{other}' from the model; give the same one, trained less."
+            f"rewind is a different network: it differs from the model at '{other}'; give an earlier state of the same model."
         )
     return early

@@ -49,7 +49,7 @@ WORDS = {"ternary": (2, True), "binary": (1, True), "2": (2, False), "1": (1, Tr
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantised model, and its score on evaluation data beside the original's.
+    """A quantized model, and its score on evaluation data next to the original's.
 
     model: with its grids in the graph. weights: bits of each matrix. activations: bits of what matrices read, 32 where it
     stays float. bytes: of all parameters, before and after. trained: the course of the training, where there was one.
@@ -105,27 +105,27 @@ def quantize(
     memory_limit: int | str | None = None,
     progress: Progress = quiet,
 ) -> Quantized | QuantizedFolder:
-    """Quantise a trained model to 1 to 16 bits, from unlabelled data.
+    """Quantize a trained model to 1 to 16 bits, from unlabeled data.
 
-    model, data, metric, eval_data: as `compress` takes them. weights: integers of 1 to 8 bits, "ternary", "binary", a format of
+    model, data, metric, eval_data: as for `compress`. weights: integers of 1 to 8 bits, "ternary", "binary", a format of
     `maths.levels.FORMATS` ("nf4", "fp8", "mxfp4", "log4", ...), "codebook16" (16 learned values), "bf16" or "fp16".
-    activations: 2 to 8 bits of what matrices read (at 8 bits also of what integer kernels hand on), or "none".
-    edges: the same for the first and last matrix; "auto": 8 bits where the others have fewer. embeddings: the same for tables
-    whose rows are looked up, or "none": float. groups: columns that share a scale, 0 for what is usual (one scale an output, or
-    the format's). method: "gptq", or "rounding" integers to the nearest. ranges: how the ends of an activation's grid are
-    found, one of `feeds.RANGES`. recover: how to train afterwards ("2epochs", "10m", or a `Recovery`), with the original as
-    the teacher and the steps of the grids learned.
-    out: a `torch.export` archive (.pt2) with packed codes, which torch loads without Tersor; or an ONNX file (.onnx), where
-    linear layers keep their codes, in 4 or 8 bits, and all else is float.
-    Where `model` is a folder of a language model (config.json, safetensors): see `quantize_folder`, which does that, and which
-    alone has a use for kv_cache and polish.
-    Raises `InputError` for wishes that cannot be meant, and what `compress` raises for its inputs.
+    activations: 2 to 8 bits for the inputs of layers (at 8 bits also for what integer kernels pass on), or "none".
+    edges: weight format of the first and the last layer; "auto": 8 bits where the others have fewer. embeddings: weight format
+    of embeddings, or "none" to keep them in float. groups: group size, columns that share a scale; 0 for the format's default
+    (one scale per output channel, for most). method: "gptq", or "rounding" to nearest. ranges: the observer of activation
+    ranges, one of `feeds.RANGES`. recover: quantization-aware training ("2epochs", "10m", or a `Recovery`), with the original
+    as the teacher and learned scales.
+    out: a `torch.export` archive (.pt2) with packed integers, which torch loads without Tersor; or an ONNX file (.onnx), where
+    linear layers have packed integers of 4 or 8 bits and everything else is float.
+    If `model` is the folder of a language model (config.json, safetensors), see `quantize_folder`; kv_cache and polish apply
+    only there.
+    Raises `InputError` for arguments that contradict each other, and what `compress` raises for its inputs.
     """
     if isinstance(model, str | Path) and Path(model).is_dir() and not holds_encoder(model):
         if memory_limit is not None:
             raise InputError(
-                "A memory limit was given, and a folder of a language model is taken a block at a time, whatever is free; "
-                "leave out memory_limit."
+                "memory_limit does not apply to the folder of a language model, which is quantized one block at a time; "
+                "leave it out."
             )
         refuse_others(edges=edges, embeddings=embeddings, ranges=ranges, recover=recover, metric=metric)
         return quantize_folder(
@@ -145,11 +145,9 @@ def quantize(
             progress=progress,
         )
     if str(kv_cache).strip() != "none":
-        raise InputError(f"A key/value cache of {kv_cache!r} was asked for; only folders of language models have one.")
+        raise InputError(f"kv_cache is {kv_cache!r}; it applies only to folders of language models. Leave it out.")
     if polish:
-        raise InputError(
-            f"{polish} steps of polish were asked for; only folders of language models have it, here `recover` does more."
-        )
+        raise InputError(f"polish is {polish}; it applies only to folders of language models. Use recover instead.")
     if out is not None:
         refuse_file(Path(out), ENDINGS)
         refuse_foreign(Path(out))
@@ -157,7 +155,7 @@ def quantize(
     if str(embeddings).strip() != "none":
         _technique(embeddings, "rounding", groups)  # words are judged before anything is loaded
     if ranges not in RANGES:
-        raise InputError(f"There are no ranges {ranges!r}; choose of {', '.join(RANGES)}.")
+        raise InputError(f"There are no ranges {ranges!r}; choose one of {', '.join(RANGES)}.")
     (wanted, ends), read = _techniques(weights, edges, method, groups), _read(activations)
     if out is not None and Path(out).suffix == ".onnx":
         _refuse_onnx(weights, wanted, read)
@@ -173,7 +171,7 @@ def quantize(
             chosen |= {t.name: looked_up for t in tables(ground.model) if t.name not in job.exclude}
         if not chosen:
             raise InputError(
-                "The model has no matrix that may be quantised; `tersor inspect` lists them. Exclude fewer."
+                "The model has no layer that can be quantized; `tersor inspect` lists its layers. Exclude fewer."
             )
         decisions = Decisions(
             techniques=chosen, feeds="none" if read == 32 else "static", bits=min(8, read), ranges=ranges
@@ -183,13 +181,13 @@ def quantize(
         if recovering is not None:
             fitted = recovering(fitted)
         stored = store_quantised(fitted)
-        job.progress("judging", 0, 0)
+        job.progress("evaluating", 0, 0)
         after = job.metric(predict_with(stored), job.evaluation)
     if out is not None and group().rank == 0:
         write_model(Path(out), fitted, stored)
     race = None
     if out is not None and Path(out).suffix == ".onnx" and group().rank == 0:
-        job.progress("timing the file beside the float model", 0, 0)
+        job.progress("timing the file against the float model", 0, 0)
         race = beside_float(Path(out), job.model, one_batch(job.calibration, 1), job.threads)
     return Quantized(
         name=job.name,
@@ -215,9 +213,7 @@ def _spared(model: Model, fitted: Compressed, exclude: Sequence[str]) -> dict[st
     reasons = {}
     for layer in layers_of(model):
         if layer.weight not in fitted.weights:
-            embedding = (
-                "an embedding, and no bits were asked for embeddings" if layer.name in looked_up else "not fitted"
-            )
+            embedding = "an embedding, for which no format was given" if layer.name in looked_up else "not quantized"
             reasons[layer.name] = EXCLUDED if layer.name in exclude else embedding
     return reasons
 
@@ -225,9 +221,9 @@ def _spared(model: Model, fitted: Compressed, exclude: Sequence[str]) -> dict[st
 def _techniques(weights: int | str, edges: int | str, method: str, groups: int) -> tuple[Stored, Stored]:
     """Of most matrices, and of the first and last one."""
     if method not in METHODS:
-        raise InputError(f"There is no method {method!r}; choose of {', '.join(METHODS)}.")
+        raise InputError(f"There is no method {method!r}; choose one of {', '.join(METHODS)}.")
     if groups < 0:
-        raise InputError(f"groups is {groups}; write how many columns share a scale, or 0 for what is usual.")
+        raise InputError(f"groups is {groups}; write how many columns share a scale, or 0 for the format's default.")
     inner = _technique(weights, method, groups)
     if str(edges).strip() == "auto":
         return inner, inner if inner.bits >= 8 else _technique(8, method, groups)
@@ -248,18 +244,20 @@ def _technique(wanted: int | str, method: str, groups: int) -> Stored:
     if grain is None and word != values and values.isdecimal():
         return KMeans(int(values))
     if word in DTYPES or word != values:
-        raise InputError(f"Weights in {word} have no groups of columns; leave out groups, or choose another format.")
+        raise InputError(f"The weight format {word} has no group size; leave out groups, or choose another format.")
     known = ", ".join([*FORMATS, *DTYPES])
-    raise InputError(f"Weights of {word!r} bits were asked for; write 1 to 8, ternary, binary, codebook16 or {known}.")
+    raise InputError(f"There is no weight format {word!r}; write 1 to 8, ternary, binary, codebook16 or {known}.")
 
 
 def _refuse_onnx(weights: int | str, wanted: Stored, read: int) -> None:
     if not isinstance(wanted, GPTQ | Rounding):
-        raise InputError(f"An ONNX file has no codes for weights in {weights!r}; write 2 to 8 bits, or a .pt2 archive.")
+        raise InputError(
+            f"An ONNX file cannot hold weights in {weights!r}; choose 2 to 8 bits, or write a .pt2 archive."
+        )
     if read < 32:
         raise InputError(
-            f"Activations of {read} bits were asked for in an ONNX file; `tersor compress` makes such files. Leave "
-            "activations at none, or write a .pt2 archive."
+            f"quantize writes no ONNX file with activations of {read} bits; use `tersor compress` for that, leave activations "
+            "at none, or write a .pt2 archive."
         )
 
 
@@ -268,7 +266,7 @@ def _read(bits: int | str) -> int:
     if word == "none":
         return 32
     if not (word.isdecimal() and 2 <= int(word) <= 8):
-        raise InputError(f"Activations of {word!r} bits were asked for; write 2 to 8, or none.")
+        raise InputError(f"activations is {word!r}; write 2 to 8 (bits), or none.")
     return int(word)
 
 

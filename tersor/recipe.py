@@ -160,7 +160,7 @@ def _yaml(text: str) -> Any:
 def _whole(written: Mapping[str, Any], name: str, least: int, most: int, standard: int | None = None) -> int:
     found = written[name] if standard is None else written.get(name, standard)
     if type(found) is not int or not least <= found <= most:
-        raise RecipeError(f"The recipe says {name}: {found!r:.60}; wanted a whole number of {least} to {most}.")
+        raise RecipeError(f"The recipe says {name}: {found!r:.60}; expected a whole number from {least} to {most}.")
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from tersor.left_alone import LeftAlone
 from tersor.records import plain, record
-from tersor.units import count, ms, number, points, quantity, signed, size, spread
+from tersor.units import count, ms, number, points, quantity, several, signed, size, spread
 
 _UNLIKE = 0.95  # of a cosine: less is worth a word
 
@@ -76,17 +76,17 @@ class Watched:
     def words(self, metric: str) -> str:
         """One sentence; "" of an output of which the metric says it all."""
         of = f"the output '{self.output}'" if self.output else "the output"
-        fit = f"{self.measure} to the original's {number(self.value)}"
-        alone = f", of its quiet channel {self.channel} alone {number(self.channel_cosine)}"
+        fit = f"{self.measure} with the original {number(self.value)}"
+        alone = f" ({number(self.channel_cosine)} for its low-amplitude channel {self.channel})"
         quiet = "" if self.channel is None else alone
         if self.judged is False:
-            return f"Nothing was promised of {of}: {metric} does not look at it; {fit}{quiet}."
+            return f"The budget does not cover {of}: {metric} does not look at it; {fit}{quiet}."
         if self.judged is None:
-            return f"Whether {metric} looks at {of} is not known; {fit}{quiet}."
+            return f"It is not known whether {metric} looks at {of}; {fit}{quiet}."
         if self.channel_cosine is not None and self.channel_cosine < _UNLIKE:
             return (
-                f"Channel {self.channel} of {of}, whose values are small beside the others', has the cosine "
-                f"{number(self.channel_cosine)} to the original's."
+                f"Channel {self.channel} of {of}, whose values are much smaller than those of other channels, has a cosine of "
+                f"{number(self.channel_cosine)} with the original."
             )
         return ""
 
@@ -143,7 +143,7 @@ class Layer:
 
     name: str
     shape: tuple[int, ...]
-    technique: str = "as it was"
+    technique: str = "unchanged"
     bits: float = 32.0
     width_before: int | None = None
     width_after: int | None = None
@@ -265,7 +265,7 @@ class Report:
     def heads(self) -> tuple[str, ...]:
         """What stands above the columns of `rows`."""
         middle = () if self.unchanged is None else (f"unchanged in {self.unchanged.name.partition(' (')[0]}",)
-        return "", self.before.name, *middle, self.after.name, "" if self.unchanged is None else "by compression"
+        return "", self.before.name, *middle, self.after.name, "change" if self.unchanged is None else "by compression"
 
     def rows(self) -> list[tuple[str, ...]]:
         """(what, before, unchanged, after, change) of the table, without the third where there is no `unchanged`; the change is
@@ -276,7 +276,7 @@ class Report:
         found: list[tuple[str, ...]] = [
             *self._score_rows(len(seen)),
             (self._time_name(), *(_spread(f.seconds) for f in seen), self._gained()),
-            ("bytes", *(size(f.nbytes) for f in seen), _times(b.nbytes, a.nbytes, "smaller", "larger")),
+            ("file size", *(size(f.nbytes) for f in seen), _times(b.nbytes, a.nbytes, "smaller", "larger")),
             ("multiply-adds", *(count(f.macs) for f in seen), _times(b.macs, a.macs, "fewer", "more")),
             ("parameters", *(count(f.parameters) for f in seen), _times(b.parameters, a.parameters, "fewer", "more")),
             ("peak memory", *(size(f.memory) for f in seen), _times(b.memory, a.memory, "less", "more")),
@@ -292,8 +292,8 @@ class Report:
         if self.unchanged is None or self.runtime is None or self.compression is None:
             return ""
         return (
-            f"Over {self.before.name}: {self.speed()}. The runtime alone, with the unchanged model, gave: "
-            f"{faster(self.runtime, self.runtime_verdict)}; compression gave: "
+            f"Compared with {self.before.name}: {self.speed()}. Of that, from the runtime (unchanged model): "
+            f"{faster(self.runtime, self.runtime_verdict)}; from compression: "
             f"{faster(self.compression, self.compression_verdict)}."
         )
 
@@ -325,7 +325,14 @@ class Report:
 
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         environment.filters.update(
-            ms=ms, size=size, count=count, points=points, number=number, quantity=quantity, signed=signed
+            ms=ms,
+            size=size,
+            count=count,
+            points=points,
+            number=number,
+            quantity=quantity,
+            signed=signed,
+            several=several,
         )
         template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
         curves = [(course, _line(course.losses), _line(course.judged)) for course in self.training]
@@ -347,7 +354,7 @@ class Report:
         return found
 
     def _time_name(self) -> str:
-        return f"time of a batch of {self.batch}, median"
+        return f"median time per batch of {self.batch}"
 
 
 def _spread(seconds: Interval | None) -> str:
@@ -359,7 +366,8 @@ def faster(ratio: Interval | None, verdict: str) -> str:
     if ratio is None:
         return ""
     if not ratio.excludes(1.0) or verdict == "no difference":
-        return f"no measurable difference [{1 / ratio.high:.2f}x, {1 / ratio.low:.2f}x]"
+        said = "no difference beyond the noise" if ratio.excludes(1.0) else "no measurable difference"
+        return f"{said} [{1 / ratio.high:.2f}x, {1 / ratio.low:.2f}x]"
     if ratio.value < 1:
         return f"{1 / ratio.value:.2f}x faster [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}]"
     return f"{ratio.value:.2f}x slower [{ratio.low:.2f}, {ratio.high:.2f}]"
@@ -371,11 +379,13 @@ def _times(before: float | None, after: float | None, less: str, more: str) -> s
     times, word = (before / after, less) if after < before else (after / before, more)
     if times == 1:
         return "the same"
-    return f"{times:.2f}x {word}" if times >= 1.005 else f"{100 * (times - 1):.1g} % {word}"
+    if times >= 1.005:
+        return f"{times:.2f}x {word}"
+    return f"{100 * (times - 1):.1g} % {word}" if times >= 1.0005 else f"less than 0.1 % {word}"
 
 
 def _reasons(operators: list[Executed]) -> list[str]:
-    return list(dict.fromkeys(o.reason or "no reason known" for o in operators))
+    return list(dict.fromkeys(o.reason or "reason unknown" for o in operators))
 
 
 @dataclass(frozen=True)

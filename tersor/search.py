@@ -57,15 +57,15 @@ LIMITS = (0.25, 0.375, 0.5, 0.625, 0.75)  # of its width that a group keeps at l
 GENTLER = (0.1, 0.25, 0.5, 0.75)  # of the way back from int8 to float
 ORIGINAL = "original (torch eager)"
 BASELINE = ("onnxruntime", FLOAT)
-STEPS = ("int8 and compiled files", "plans that mix precisions and widths")
+STEPS = ("int8 and compiled candidates", "mixed-precision and pruned candidates")
 ROUNDS = 20
 FINAL_ROUNDS = 60
 STARTS = 3  # of the last race, each with new processes: one that was unlucky may be a tenth slower all its life
 NEAR = 1.2  # times the fastest: what may turn out to be the fastest in the last race
 REPEATS = 2  # of the last race, where a file was not as fast as itself
 _NARROW = (
-    "int8 weights lie on {bits}-bit grids: this processor has no VNNI, its integer kernels add products in 16 bits, and wider "
-    "weights overflow there."
+    "int8 weights use only {bits} bits: this processor has no VNNI, so its integer kernels accumulate in 16 bits, which wider "
+    "weights overflow."
 )
 BEHIND = 2.0  # times the fastest: no bolder plan of a slower runtime would catch up
 
@@ -120,8 +120,11 @@ class Search:
 
     def _at_most(self, whole: float) -> float | None:
         """Seconds that plans and the last race take at most, where all whole files took `whole`: a rung takes no longer than
-        these. None where a training may be as long as it likes."""
-        return None if self.recover is not None else (len(BOLDER) + 1) * whole + self.bench.choosing()
+        these, and nothing longer than the time limit. None where a training may be as long as it likes."""
+        limit = self.job.deadline
+        known = [] if self.recover is not None else [(len(BOLDER) + 1) * whole + self.bench.choosing()]
+        left = [max(0.0, limit.whole - limit.spent)] if limit.limited else []
+        return min([*known, *left], default=None)
 
     def best_so_far(self) -> str:
         """The fastest file that keeps the promise on held-out data, and its time; of those that were judged by now."""
@@ -150,16 +153,16 @@ class Search:
         if any(t.precision == "int8" for t in self.targets):
             if weight_bits() < 8:
                 self.notes.append(_NARROW.format(bits=weight_bits()))
-            with self._step("Making everything int8"):
+            with self._step("Quantizing everything to int8"):
                 self._try_decisions(self._everything_int8("static"))
-            with self._step("Making everything int8 with dynamic feeds"):
+            with self._step("Quantizing everything to int8 with dynamic activations"):
                 dynamic = self._everything_int8("dynamic")
                 if mostly_linear(self.model) and any(_runs(t, dynamic) for t in self.targets):
                     self._try_decisions(dynamic, " dynamic")
         self._time_all()
         if not self.bench.alive():
             raise self._nothing()
-        with self._step("Putting activations on grids in other ways"):
+        with self._step("Trying other placements of activation quantizers"):
             self._placements()
 
     @contextmanager
@@ -169,7 +172,7 @@ class Search:
             yield
         except Exception as cause:
             self.failed.append(cause)
-            self.notes.append(f"{what} failed, and the search went on without: {reason(cause)}")
+            self.notes.append(f"{what} failed; the search continued without it: {reason(cause)}")
 
     def _placements(self) -> None:
         """Time the fastest int8 against itself with its activations put on grids in other ways; go on with the fastest."""
@@ -230,8 +233,8 @@ class Search:
         self.targets = [target]
         if recipe.decisions is not None and not _runs(target, recipe.decisions):
             raise RecipeError(
-                f"The recipe has feeds: {recipe.decisions.feeds}, which {_label(target)} does not run; correct that line "
-                "or the target."
+                f"The recipe has feeds: {recipe.decisions.feeds}, which {_label(target)} does not run; correct that line or "
+                "the target."
             )
         if recipe.decisions is None:
             whole = self._plain if recipe.unchanged else self._folded
@@ -312,9 +315,9 @@ class Search:
         noise = choice.noise(race)
         if noise > choice.NOISE:
             self.notes.append(
-                f"The clock cannot tell differences below {100 * noise:.0f} % now: that much one file differed from itself in "
-                f"the last race (load {race.load[1]:.1f}). Where it could not tell, the simplest file was taken; on a quiet "
-                "machine another may be measurably faster."
+                f"Time differences below {100 * noise:.0f} % could not be measured: in the last comparison one file differed "
+                f"from itself by that much (load average {race.load[1]:.1f}). Where candidates could not be told apart, the "
+                "simplest was chosen; on a quiet machine another may be measurably faster."
             )
         return race
 
@@ -332,11 +335,11 @@ class Search:
     def _explain(self, race: Race, raced: Sequence[str], chosen: str) -> None:
         first = min(raced, key=race.median)
         if chosen != first and self._simplicity(chosen) < self._simplicity(first):
-            self.notes.append(f"{first} was not measurably faster than {chosen}, which is simpler.")
+            self.notes.append(f"'{first}' was not measurably faster than '{chosen}', which is simpler.")
         elif chosen != first and self._kept(first):
-            self.notes.append(f"{first} was not measurably faster than {chosen}, which loses less or is smaller.")
+            self.notes.append(f"'{first}' was not measurably faster than '{chosen}', which loses less or is smaller.")
         if self._simplicity(chosen) == 0 and any(decisions is not None for decisions in self.decided.values()):
-            self.notes.append("Nothing that was compressed was measurably faster: the file holds the unchanged model.")
+            self.notes.append("No compressed candidate was measurably faster: the artifact holds the unchanged model.")
 
     def _simplicity(self, name: str) -> int:
         """From 0, a plain export, up: rewritten without loss, in another float precision, in int8, narrower or trained."""
@@ -507,7 +510,7 @@ class Search:
         with enforced():
             self.cuts = widths(ground.model, ground.profile, exclude) if bold else ()
         arithmetic = 1.0
-        with self._step("The probe of how narrower layers pay"):
+        with self._step("Timing a narrower model"):
             arithmetic = self._arithmetic(int8)
         speeds = Speeds(self._seconds_in_float(int8), int8.seconds or 0.0, arithmetic)
         with enforced():
@@ -559,7 +562,7 @@ class Search:
 
     def _rung(self, table: Table, seconds: float) -> bool:
         """Plan, fit, export and time one rung; whether any of its trials looks good on data held out of calibration."""
-        with self._step(f"The plan within {1e3 * seconds:.3g} ms"):
+        with self._step(f"The plan for {1e3 * seconds:.3g} ms"):
             return self._rung_within(table, seconds)
         return False
 
@@ -575,11 +578,11 @@ class Search:
             trials = self._try_decisions(self._decisions(plan), plan=plan, train=True)
             good = [t for t in trials if self.bench.promising(t.name)]
         if not trials:
-            self.notes.append(f"No target runs the plan within {1e3 * seconds:.3g} ms.")
+            self.notes.append(f"No target runs the plan for {1e3 * seconds:.3g} ms.")
             return False
         if not good:
-            tried = " and ".join(t.name for t in trials)
-            self.notes.append(f"{tried} lost too much on data held out of calibration.")
+            tried = ", ".join(f"'{t.name}'" for t in trials)
+            self.notes.append(f"Over budget on held-out data: {tried}.")
             return False
         best = self.bench.fastest_promising()
         self.bench.time([t.name for t in good] + [best.name for _ in (1,) if best is not None], ROUNDS)
@@ -639,21 +642,21 @@ class Search:
     def _best_reached(self) -> str:
         """The nearest to the promise, and on which data it broke it: what loses too much on held-out data is not judged."""
         limit = f"{self.job.max_drop:.4g}"
-        advice = "Allow a larger --max-drop, give more data, or another --target."
+        advice = "Allow a larger --max-drop, give more data, or choose another --target."
         held = {name: found for name in self.bench.alive() if (found := self.bench.on_held(name)) is not None}
         kept = [name for name, found in held.items() if found.within(self.job.max_drop)]
         judged = {name: found for name in kept if (found := self.bench.judge(name)) is not None}
         if judged:
             name = min(judged, key=lambda name: judged[name].amount)
-            return f"Nothing was inside the budget of {limit}; best reached: {name}, {judged[name].text}. {advice}"
+            return f"No candidate is within the allowed drop of {limit}; the best is '{name}': {judged[name].text}. {advice}"
         if held:
             name = min(held, key=lambda name: held[name].amount)
             return (
-                f"Nothing was inside the budget of {limit} on the data held out of calibration, by which candidates are "
-                f"chosen, so that none was judged on evaluation data; best reached there: {name}, {held[name].text}. {advice}"
+                f"No candidate is within the allowed drop of {limit} on held-out data, on which candidates are selected, so "
+                f"none was evaluated on the evaluation data; the best there was '{name}': {held[name].text}. {advice}"
             )
         refusals = " ".join(f"{t.name}: {t.refused}" for t in self.bench.trials.values() if t.refused is not None)
-        return f"Nothing could be judged. {refusals}"
+        return f"No candidate could be evaluated. {refusals}"
 
 
 def technique() -> Technique:

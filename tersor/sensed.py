@@ -69,8 +69,8 @@ class Sensitivity:
         if not known:
             where = f"names {next(iter(half))!r} and others" if half else "has no channels"
             raise InputError(
-                f"sensitivity {where}, and this model can be narrowed at {', '.join(names[:3]) or 'no place'}; give what "
-                "`tersor sensitivity --granularity channels` finds of this model."
+                f"sensitivity {where}, but this model can be pruned at {', '.join(names[:3]) or 'no place'}; give the output "
+                "of `tersor sensitivity --granularity channels --json` for this model."
             )
         return known
 
@@ -85,7 +85,7 @@ class Sensitivity:
         try:
             found = record(Sensitivity, value, "sensitivity")
         except ArtifactError as cause:
-            raise InputError(f"{path} is JSON of something else; {wanted}.") from cause
+            raise InputError(f"{path} is JSON, but not of a sensitivity; {wanted}.") from cause
         assert isinstance(found, Sensitivity)
         return found
 

@@ -42,7 +42,7 @@ MEMORY = 2 << 30  # bytes of hidden states: windows beyond are left out
 
 @dataclass(frozen=True)
 class QuantizedFolder:
-    """A quantised language model, and its loss of the next token on text that nothing was fitted to, before and after.
+    """A quantized language model, and its next-token loss on held-out text, before and after.
 
     weights: bits of each matrix. bytes: of all tensors, before and after. windows, tokens: judged; calibrated: windows fitted
     to. losses: nats a token of each judged window, before and after. out: where it was written, where it was. activations: bits
@@ -90,15 +90,15 @@ def quantize_folder(
     out: str | Path | None = None,
     progress: Progress = quiet,
 ) -> QuantizedFolder:
-    """Quantise the linear layers of the decoder blocks of the model in `path` to 2, 3, 4 or 8 bits, symmetric.
+    """Quantize the linear layers of the decoder blocks of the model in `path` to 2, 3, 4 or 8 bits, symmetric.
 
-    data, eval_data: token ids (`language.text.bring`), or "itself": text that the model draws, which takes it into memory
-    whole for that long. activations: 4 to 8 bits of what the layers read, each position on a grid of its own while it runs, or
-    "none". kv_cache: 8 (integers) or "fp8" for the keys and values that attention keeps, or "none". groups: columns that share
-    a scale (or the next larger number that divides the columns of a matrix), 0 for one scale an output. polish: steps in which
-    the codes of each block are chosen again, all together, by what the block gives (`language.polishing`). exclude: linear
-    layers that stay as they are. out: the folder to write, whole or not at all.
-    Raises `InputError` for wishes that cannot be meant, `ModelError` and `DataError` for what cannot be used, and
+    data, eval_data: token ids (`language.text.bring`), or "itself": text that the model generates, for which it is in memory as
+    a whole. activations: 4 to 8 bits for the inputs of the layers, with a scale per token computed at run time, or "none".
+    kv_cache: 8 (integers) or "fp8" for the keys and values that attention keeps, or "none". groups: group size, columns that
+    share a scale (or the next larger number that divides the columns of a layer), 0 for one scale per output channel. polish:
+    optimization steps per block for rounding and scales (`language.polishing`). exclude: linear layers to leave unchanged. out:
+    the folder to write, completely or not at all.
+    Raises `InputError` for arguments that contradict each other, `ModelError` and `DataError` for what cannot be used, and
     `StorageError` where `out` cannot be written.
     """
     amounts.seed(seed)
@@ -119,7 +119,7 @@ def quantize_folder(
         walk = Walk(decoder, pieces, wanted, method != "rounding", cache, polish)
         schemes = {name: each.scheme for name, each in wanted.items()}
         sizes = _carry_out(folder, decoder, walk, schemes, cache, out, progress)
-        progress("judging", 0, 0)
+        progress("evaluating", 0, 0)
         before, after = walk.losses()
     return QuantizedFolder(
         name=path.resolve().name,
@@ -154,11 +154,11 @@ def _left_alone(
             if layer in exclude:
                 reason = EXCLUDED
             elif not name.startswith(f"{decoder.place}."):
-                reason = "not in a block: embeddings, the last norm and the head stay as they are"
+                reason = "not in a decoder block: embeddings, the last norm and the head stay as they are"
             elif len(spec.shape) < 2:
                 reason = "a bias, or a norm's scale or shift"
             else:
-                reason = f"held by {kind}: in blocks only linear layers (nn.Linear) are quantized"
+                reason = f"belongs to {kind}: in decoder blocks only linear layers (nn.Linear) are quantized"
             found[stored] = LeftAlone(stored, reason, nbytes(spec))
     return tuple(sorted(found.values(), key=lambda each: (-each.nbytes, each.name)))
 
@@ -167,31 +167,31 @@ def refuse_others(*, edges: Any, embeddings: Any, ranges: Any, recover: Any, met
     """Raises `InputError` for wishes that `quantize` takes for other models, and that folders do not have yet."""
     if recover is not None:
         raise InputError(
-            "Training afterwards was asked for; a folder of a language model cannot be trained here: leave it out."
+            "recover does not apply to the folder of a language model, which is not trained; leave it out."
         )
     for name, given, usual in (("edges", edges, "auto"), ("embeddings", embeddings, "none")):
         if str(given) != usual:
             raise InputError(
-                f"{name} is {given!r}; embedding and head of a language model stay as they are: leave it out."
+                f"{name} is {given!r}; the embeddings and the head of a language model stay in float: leave it out."
             )
     if ranges != "best":
         raise InputError(
-            f"Ranges {ranges!r} were asked for; each position of a language model makes its own grid: leave it out."
+            f"ranges is {ranges!r}; the activations of a language model are quantized per token at run time: leave it out."
         )
     if metric != "accuracy":  # the default of other models
-        raise InputError(
-            f"The metric {metric!r} was asked for; language models are judged by the loss of the next token."
-        )
+        raise InputError(f"metric is {metric!r}; language models are evaluated by their next-token loss: leave it out.")
 
 
 def _checked(weights: int | str, groups: int, method: str) -> int:
     word = str(weights).strip()
     if not word.isdecimal() or int(word) not in BITS:
-        raise InputError(f"Weights of {word!r} bits were asked for; folders of language models hold 2, 3, 4 or 8.")
+        raise InputError(f"weights is {word!r}; for the folder of a language model write 2, 3, 4 or 8 (bits).")
     if method not in METHODS:
-        raise InputError(f"There is no method {method!r}; choose of {', '.join(METHODS)}.")
+        raise InputError(f"There is no method {method!r}; choose one of {', '.join(METHODS)}.")
     if groups < 0:
-        raise InputError(f"groups is {groups}; write how many columns share a scale, or 0 for one scale an output.")
+        raise InputError(
+            f"groups is {groups}; write how many columns share a scale, or 0 for one scale per output channel."
+        )
     return int(word)
 
 
@@ -201,9 +201,7 @@ def _read(bits: int | str) -> int:
         return 0
     if word.isdecimal() and 4 <= int(word) <= 8:
         return int(word)
-    raise InputError(
-        f"Activations of {word!r} bits were asked for; of the folder of a language model they have 4 to 8, or none."
-    )
+    raise InputError(f"activations is {word!r}; for the folder of a language model write 4 to 8 (bits), or none.")
 
 
 def _wanted(
@@ -214,7 +212,7 @@ def _wanted(
         if name not in inside:
             near = difflib.get_close_matches(name, inside, 3, 0.4) or list(inside)[:3]
             raise InputError(
-                f"exclude names {name!r}, which is no linear layer of a block; near it: {', '.join(near)}."
+                f"exclude names {name!r}, which is not a linear layer of a decoder block; similar names: {', '.join(near)}."
             )
     held = folder.specs()
     found: dict[str, Wanted] = {}
@@ -225,7 +223,7 @@ def _wanted(
         technique = METHODS[method](bits, True, scheme.kind.granularity)
         found[name] = Wanted(scheme, technique, DTYPES[held[decoder.stored(f"{name}.weight")].dtype])
     if not found and inside:
-        raise InputError(f"The blocks of {folder.path} have no linear layer that may be quantised; exclude fewer.")
+        raise InputError(f"The blocks of {folder.path} have no linear layer left to quantize; exclude fewer.")
     if not found:
         kinds = {kind for name, kind in decoder.owners.items() if name.startswith(f"{decoder.place}.")}
         raise InputError(
@@ -282,7 +280,7 @@ def _carry_out(
     sizes = sum(map(nbytes, held.values())), sum(map(nbytes, planned.values()))
     if out is None:
         for done, _ in enumerate(walk.blocks(), 1):
-            progress("fitting", done, len(decoder.blocks))
+            progress("quantizing blocks", done, len(decoder.blocks))
         return sizes
     with staging(Path(out), unmarked) as aside:
         folder.copy_rest(aside)
@@ -301,7 +299,7 @@ def _carry_out(
                     key = decoder.stored(name)
                     writer.put(key, value.to(DTYPES[held[key].dtype]))
                     rest.discard(key)
-                progress("fitting", done, len(decoder.blocks))
+                progress("quantizing blocks", done, len(decoder.blocks))
             for name in sorted(rest):
                 writer.put(name, folder.read([name])[name])
         mark(aside)  # by which the folder is known again, and may be replaced

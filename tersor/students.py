@@ -18,6 +18,7 @@ from tersor.graph.branches import branches, without
 from tersor.narrowing import Lost
 from tersor.site import groups
 from tersor.target import Compressed
+from tersor.units import several
 from tersor.widths import curves
 
 
@@ -34,7 +35,7 @@ def scaled(ground: Calibrated, inputs: Sequence[Sequence[Tensor]], width: float,
         model = ground.fit(Decisions(drop=gone)).model
     open_groups = [g for g in groups(model) if g.refused is None and not g.counted and g.kind != "head_width"]
     if width < 1 and not open_groups:
-        raise InputError("No axis of the teacher can be narrowed; `tersor inspect` says why. Leave out width.")
+        raise InputError("No axis of the teacher can be pruned; `tersor inspect` says why. Leave out width.")
     keep = {}
     if width < 1:
         profile = ground.measured(model) if gone else ground.profile
@@ -49,7 +50,8 @@ def _least_missed(ground: Calibrated, inputs: Sequence[Sequence[Tensor]], depth:
     count = len(names) - _share(depth, len(names))
     if depth < 1 and not count:
         raise InputError(
-            f"The teacher has {len(names)} residual branches, and {100 * depth:.3g} % of them leaves them all; leave out depth."
+            f"The teacher has {several(len(names), 'residual branch', 'residual branches')}, and keeping {100 * depth:.3g} % "
+            "removes none; leave out depth."
         )
     if not count:
         return ()

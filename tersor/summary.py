@@ -44,13 +44,14 @@ from tersor.site import Matrix, matrices, sites, tables
 from tersor.target import Compressed, Dynamic, Runner
 from tersor.targets import target_name
 from tersor.trials import Trial, answers
+from tersor.units import several
 
 SIMULATED = 32  # items on which the runtime is compared with its simulation
 Made = TypeVar("Made")
 
 OWN_DATA = (
-    "The promise was judged on a part of DATA that nothing else read. If the model was trained on DATA, it may lose more on "
-    "new data; --eval-data judges on data of your own choice."
+    "The metric was evaluated on a part of DATA that nothing else used. If the model was trained on DATA, it may lose more on "
+    "new data; --eval-data evaluates on data of your own choice."
 )
 
 
@@ -64,13 +65,13 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
     original, timed = job.original, ORIGINAL in race.samples
     same = _unchanged(search, chosen, race)
     faithful: tuple[str, ...] = _in_time(
-        search, "a comparison with our simulation of the file", lambda: _faithful(job, chosen), ()
+        search, "the comparison with a simulation of the file", lambda: _faithful(job, chosen), ()
     )
     outputs: tuple[Watched, ...] = _in_time(
-        search, "what became of the outputs that the metric does not look at", lambda: watched(job, after), ()
+        search, "the outputs that the metric does not look at", lambda: watched(job, after), ()
     )
     regression: Regression | None = _in_time(
-        search, "what changed item by item", lambda: compare(original, after, job.evaluation, seed=job.seed), None
+        search, "the comparison item by item", lambda: compare(original, after, job.evaluation, seed=job.seed), None
     )
     return Report(
         model=job.name,
@@ -102,7 +103,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
         training=tuple(_course(plan, history) for plan, history in search.courses.items()),
         audit=tuple(Executed(**asdict(o)) for o in chosen.audit.operators) if chosen.audit else (),
         compared=_in_time(
-            search, "predictions beside what was measured", lambda: _compared(search, chosen, runner), ()
+            search, "the comparison of predicted and measured figures", lambda: _compared(search, chosen, runner), ()
         ),
         machine=machine(),
         versions=versions(),
@@ -135,7 +136,7 @@ def _in_time(search: Search, what: str, make: Callable[[], Made], otherwise: Mad
         with until(search.job.deadline.sooner(search.bench.copying)):
             return make()
     except TimeUp:
-        search.notes.append(f"The time limit left no time for {what} in the report.")
+        search.notes.append(f"The report lacks {what}: the time limit left no time for it.")
     except Exception as cause:  # it is told beside the result, and is no part of it
         search.notes.append(f"The report lacks {what}: {reason(cause)}")
     return otherwise
@@ -184,8 +185,8 @@ def _slower(search: Search, chosen: Trial, race: Race) -> tuple[str, ...]:
         return ()
     how = faster(race.ratio(chosen.name, name), "slower")
     return (
-        f"This file is slower than the unchanged model in ONNX Runtime fp32: {how}. It is what the wanted targets and "
-        "the budget allow; where speed is what counts, add onnxruntime:fp32 to --target.",
+        f"This file is slower than the unchanged model in ONNX Runtime fp32: {how}. It is the best that the requested "
+        "targets and the budget allow; if speed matters most, add onnxruntime:fp32 to --target.",
     )
 
 
@@ -195,7 +196,7 @@ def _tried(search: Search, trial: Trial, race: Race) -> Tried:
     if trial.refused is not None:
         return Tried(trial.name, note=trial.refused)
     score: Mapping[str, float] = {}
-    amount, note = None, "slower than the chosen one: not judged"
+    amount, note = None, "not evaluated: slower than the fastest candidate within the budget"
     if trial.candidate.reference:
         note = "the unchanged model, for comparison only"
     elif trial.score is not None:
@@ -203,7 +204,7 @@ def _tried(search: Search, trial: Trial, race: Race) -> Tried:
         lost = bench.judge(trial.name)
         amount, note = None if lost is None else lost.amount, ""
     elif not bench.looked_good(trial.name):
-        note = "lost too much on data held out of calibration: not judged"
+        note = "not evaluated: over budget on held-out data"
     both = [race.median(n) / s for n in race.samples if (s := _seconds(bench.trials, n)) is not None]
     drift = float(np.median(both)) if both else 1.0
     seconds = trial.seconds if trial.seconds is None else trial.seconds * drift
@@ -221,7 +222,7 @@ def _layers(search: Search, chosen: Trial) -> tuple[Layer, ...]:
     after = {matrix.name: matrix for matrix in (*matrices(compressed.model), *tables(compressed.model))}
     looked_up = [table for table in tables(search.model) if table.name in techniques]
     return tuple(
-        _layer(search, matrix, after.get(matrix.name), compressed, repr(techniques.get(matrix.name, "as it was")))
+        _layer(search, matrix, after.get(matrix.name), compressed, repr(techniques.get(matrix.name, "unchanged")))
         for matrix in (*looked_up, *matrices(search.model))
     )
 
@@ -234,7 +235,7 @@ def _spared(search: Search, chosen: Trial) -> dict[str, str]:
     for layer in layers_of(search.model):
         now = after.get(layer.name)
         if now is not None and now.shape == layer.shape and layer.weight not in compressed.weights:
-            reasons[layer.name] = EXCLUDED if layer.name in exclude else "as it was in the version that was chosen"
+            reasons[layer.name] = EXCLUDED if layer.name in exclude else "unchanged in the chosen candidate"
     return reasons
 
 
@@ -243,7 +244,7 @@ def _layer(search: Search, before: Matrix, after: Matrix | None, compressed: Com
     size = compressed.model.tensor(before.weight).numel() if after is not None else 0
     nbytes = weight.nbytes if weight is not None else 4 * size
     feed = compressed.feeds.get(_read_by(compressed.model, after)) if after is not None else None
-    fed = ", dynamic feed" if weight is not None and isinstance(feed, Dynamic) else ""
+    fed = ", dynamic activations" if weight is not None and isinstance(feed, Dynamic) else ""
     return Layer(
         name=before.name,
         shape=before.shape,
@@ -273,10 +274,10 @@ def _work(before: Model, after: Model) -> tuple[Share, ...]:
 def _compared(search: Search, chosen: Trial, runner: Runner) -> tuple[Compared, ...]:
     found, plan, damage = [], chosen.candidate.plan, search.predicted(chosen)
     if plan is not None:
-        found.append(Compared("seconds of a batch", plan.seconds, chosen.seconds, "seconds"))
-        found.append(Compared("bytes", plan.nbytes, float(chosen.nbytes), "bytes"))
+        found.append(Compared("time per batch", plan.seconds, chosen.seconds, "seconds"))
+        found.append(Compared("file size", plan.nbytes, float(chosen.nbytes), "bytes"))
     if damage is not None and real_places(search.job.model).places is None:  # else no output shows what was predicted
-        found.append(Compared("damage an item", damage, _divergence(search.job, runner), "nats"))
+        found.append(Compared("loss increase per item", damage, _divergence(search.job, runner), "nats"))
     return tuple(found)
 
 
@@ -285,14 +286,18 @@ def _faithful(job: Job, chosen: Trial) -> tuple[str, ...]:
     try:
         found = chosen.candidate.target.fidelity(chosen.folder, next(iter(job.held.rebatch(SIMULATED))).arrays())
     except Exception as unknown:  # a check, whatever it meets in a runtime or in the simulation
-        return (f"The runtime was not compared with a simulation of its file. {reason(unknown)}",)
+        return (f"The runtime could not be compared with a simulation of its file. {reason(unknown)}",)
     if found is None:
         return ()
-    same = f"The runtime decides as our simulation of its file on {100 * found.agreement:.4g} % of {found.items} items"
+    items = several(found.items, "item")
+    same = f"The runtime agrees with a simulation of its file on {100 * found.agreement:.4g} % of {items}"
     if found.parts is None:
-        return (f"{same}, and gives the same codes everywhere.",)
+        return (f"{same}, and all quantized activations are equal.",)
     d = found.parts
-    return (f"{same}; they part first at {d.node}: {d.differing} of {d.total} values, by {d.steps:.3g} steps at most.",)
+    return (
+        f"{same}; the first activation that differs is {d.node}: {d.differing} of {d.total} values, by at most {d.steps:.3g} "
+        "quantization steps.",
+    )
 
 
 def _divergence(job: Job, runner: Runner) -> float:

@@ -26,6 +26,7 @@ from tersor.plan import Plan
 from tersor.scratch import full_disk, room, scratch
 from tersor.target import Audit, Compressed, Dynamic, Runner, Target
 from tersor.targets import target_called, target_name
+from tersor.units import several
 
 CLOSING = 2.0  # seconds that a report and a manifest take
 BESIDE = 20  # rounds of a file against its float model
@@ -107,8 +108,8 @@ class Workbench:
         """
         names = [n for n in names if self.trials[n].refused is None]
         if not names:
-            raise TargetError("None of the candidates that were to be timed can be run.")
-        self.job.progress(f"timing {len(names)} candidates", 0, 0)
+            raise TargetError("None of the candidates to be timed can be run.")
+        self.job.progress(f"timing {several(len(names), 'candidate')}", 0, 0)
         self._started = monotonic()
         failures: dict[str, str] = {}
         try:
@@ -161,7 +162,7 @@ class Workbench:
         return next((race for race in reversed(self._raced) if name in race.samples), None)
 
     def _blame(self, trial: Trial) -> str:
-        """A sentence more on a file that never ran."""
+        """A further sentence on a file that never ran."""
         target, compressed = trial.candidate.target, trial.candidate.compressed
         if trial.seconds is not None:
             return ""
@@ -171,7 +172,7 @@ class Workbench:
             except Exception:  # it was refused; that a runtime or an exporter also fails here says nothing new
                 self._blamed[type(target)] = ""
         operator = self._blamed[type(target)]
-        return f" What it cannot run is the operator {operator}." if operator else ""
+        return f" It cannot run the operator {operator}." if operator else ""
 
     def rule_out(self, name: str, why: str) -> None:
         """Note why a trial is not to be had; the others are none the worse for it."""
@@ -217,7 +218,7 @@ class Workbench:
         """How much worse the exported file is than the original, in its own runtime, on the evaluation data; None where it
         cannot be judged."""
         if self.trials[name].score is None:
-            self.job.progress(f"judging {name}", 0, 0)
+            self.job.progress(f"evaluating {name}", 0, 0)
             begin = monotonic()
             seen = self._scored(name, self.job.evaluation)
             if seen is None:
@@ -246,7 +247,7 @@ class Workbench:
         try:
             return score(self.trials[name], self.job.metric, data, self.job.threads, self.job.batch)
         except Exception as cause:  # whatever a runtime raises, or a metric for what the runtime gave
-            self.rule_out(name, f"It could not be judged: {reason(cause)}")
+            self.rule_out(name, f"It could not be evaluated: {reason(cause)}")
             return None
 
     def closing(self) -> float:

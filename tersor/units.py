@@ -11,11 +11,12 @@ def ms(seconds: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time of seconds to days, in the two units that matter."""
+    """A time of seconds to days, in the two units that matter, the second where there is any of it."""
     whole = round(seconds)
     for unit, name, part, its in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= unit:
-            return f"{whole // unit} {name} {whole % unit // part} {its}"
+            rest = whole % unit // part
+            return f"{whole // unit} {name}" + (f" {rest} {its}" if rest else "")
     return f"{whole} s"
 
 
@@ -35,6 +36,11 @@ def count(n: float | None) -> str:
     return "" if n is None else _scaled(n, ((1e9, " G"), (1e6, " M"), (1e3, " k")), "")
 
 
+def several(number: int, thing: str, things: str = "") -> str:
+    """A number of things, such as "1 layer" and "2 layers"; `things`: the plural where it is not `thing` and s."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+
+
 def points(share: float | None) -> str:
     """A share as a percentage."""
     return "" if share is None else f"{100 * share:.2f} %"
@@ -46,7 +52,8 @@ def signed(value: float) -> str:
 
 
 def number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}" if 0 < abs(value) <= 1 else f"{value:.5g}"
+    """Four digits after the point; of what these would not show, three that do."""
+    return "" if value is None else f"{value:.4f}" if 1e-3 <= abs(value) <= 1 else f"{value + 0.0:.5g}"
 
 
 def quantity(value: float | None, unit: str) -> str:

@@ -132,7 +132,7 @@ def allocate(
     offers = {name: _offers(group.blocks, least, step) for name, group in counter.groups.items()}
     narrowest = {name: offer[0] for name, offer in offers.items()}
     if counter.total(narrowest) > budget:
-        fewest = "one block a group" if least == 0 else f"{100 * least:.3g} % of the blocks of every group"
+        fewest = "one block per group" if least == 0 else f"{100 * least:.3g} % of the blocks of every group"
         raise BudgetError(_out_of_reach(counter.total(narrowest), budget, fewest, groups, swept))
     low, high = 0.0, 1.0
     while counter.total(_widths(counter, swept, high, offers)) > budget:
@@ -152,15 +152,13 @@ def _out_of_reach(left: float, budget: float, fewest: str, groups: Sequence[Grou
     why = f"{', '.join(whole[:NAMED])}{f' and {len(whole) - NAMED} more' if len(whole) > NAMED else ''}"
     if not swept:
         return (
-            f"No axis can be narrowed: nothing tells what the blocks of {why} are worth, since no plain matrix reads them. Ask "
-            "for weights instead of macs."
+            f"No axis can be pruned: the loss of removing blocks of {why} cannot be predicted, since no linear layer or "
+            "convolution reads them. Give weights instead of macs."
         )
-    rest = (
-        f" {why} stay whole, since no plain matrix reads them and nothing tells what they are worth." if whole else ""
-    )
+    rest = f" {why} cannot be pruned, since no linear layer or convolution reads them." if whole else ""
     return (
-        f"Even {fewest} leave {left:.4g} multiply-accumulates; the budget is {budget:.4g}.{rest} Ask for at least that, or "
-        "allow more groups."
+        f"Even {fewest} leaves {left:.4g} multiply-adds; the budget is {budget:.4g}.{rest} Give a larger budget, or allow more "
+        "groups."
     )
 
 

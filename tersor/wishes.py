@@ -73,38 +73,41 @@ def wish_of(
     allowed = None if max_drop is None else amounts.drop(max_drop)
     left, density = (None if given is None else amounts.share(given) for given in (macs, weights))
     if schedule not in SCHEDULES:
-        raise InputError(f"There is no schedule {schedule!r}; choose of {', '.join(SCHEDULES)}.")
+        raise InputError(f"There is no schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}.")
     if unknown := sorted(set(only) - set(KINDS)):
-        raise InputError(f"There is no kind of axis {unknown[0]!r}; choose of {', '.join(KINDS)}.")
+        raise InputError(f"There is no kind of prunable group {unknown[0]!r}; choose one of {', '.join(KINDS)}.")
     if steps < 1:
         raise InputError(f"steps is {steps}; it must be at least 1.")
     step = 0 if multiple == AUTO else int(multiple) if str(multiple).isdecimal() else -1
     if step < 0 or multiple in (0, "0"):
-        raise InputError(f"multiple is {multiple!r}; it is a number from 1 on, or {AUTO}.")
+        raise InputError(f"multiple is {multiple!r}; write a number from 1 up, or {AUTO}.")
     places = pattern_called(pattern)
     scored = None if criterion == "best" else criterion_called(criterion)
     one = places(1.0)
     fixed = one if isinstance(one, NofM) else None
     if fixed is not None:
         if density is not None:
-            raise InputError(f"The pattern {pattern} says itself how many weights stay; leave out weights.")
+            raise InputError(f"The pattern {pattern} itself determines how many weights stay; leave out weights.")
         density = fixed.n / fixed.m
     thin = branches == AUTO
     count = 0 if thin else int(branches) if str(branches).isdecimal() else -1
     if count < 0 or (thin and left is None):
         raise InputError(
-            f"branches is {branches!r}{' and macs is not given' if thin else ''}; it counts from 0 on, or is {AUTO} with macs."
+            f"branches is {branches!r}{' and macs is not given' if thin else ''}; write a number from 0 up, or {AUTO} together "
+            "with macs."
         )
     if left is None and density is None and not count:
         if allowed is None:
-            raise InputError("Nothing says how much to prune; give macs, weights, branches or max_drop.")
+            raise InputError(
+                "It is not given how much to prune; give macs, weights, branches, a pattern such as 2:4, or max_drop."
+            )
         left, schedule, steps = SMALLEST, geometric.__name__, max(steps, STEPS)
     if only and left is None:
-        raise InputError(f"only={', '.join(only)} says which axes lose channels, and nothing says how many; give macs.")
+        raise InputError(f"only is {', '.join(only)}, but it is not given how much to prune; give macs.")
 
     if sensitivity is not None and (left is None or scored is not None):
         raise InputError(
-            "sensitivity helps to choose widths by damage; give macs, or max_drop alone, and criterion best."
+            "sensitivity corrects the predicted loss of channels; it needs macs, or max_drop alone, and criterion best."
         )
 
     def sparse(share: float) -> Technique:

@@ -89,7 +89,7 @@ def test_a_refusal_names_the_operator_and_the_line() -> None:
     source = Path(__file__).read_text(encoding="utf-8").splitlines()
     line = 1 + next(i for i, text in enumerate(source) if "# what OpenVINO refuses" in text)
     said = str(caught.value)
-    assert f"What it cannot run is the operator DFT at {__file__}:{line}." in said
+    assert f"It cannot run the operator DFT at {__file__}:{line}." in said
     assert "damaged" not in said
     assert said.count("openvino fp32:") == 1
 
@@ -149,7 +149,7 @@ def test_a_fit_that_fails_leaves_what_is_finished(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(calibrated.Calibrated, "fit", raising(text="Constraints violated (L['x'].size()[0])!"))
     report = compressed("onnxruntime")
     assert report.after.name.startswith("onnxruntime fp32")
-    assert any("Making everything int8 failed" in n and "Constraints violated" in n for n in report.notes)
+    assert any("Quantizing everything to int8 failed" in n and "Constraints violated" in n for n in report.notes)
 
 
 @without_processes
@@ -160,7 +160,7 @@ def test_a_step_of_the_search_may_fail(step: str, monkeypatch: pytest.MonkeyPatc
     assert report.after.score
     if step != "_plan" or any("The plan" in n for n in report.notes):
         assert any(
-            "failed, and the search went on without: ValueError: not as it should be." in n for n in report.notes
+            "failed; the search continued without it: ValueError: not as it should be." in n for n in report.notes
         )
 
 
@@ -168,7 +168,9 @@ def test_a_step_of_the_search_may_fail(step: str, monkeypatch: pytest.MonkeyPatc
 def test_a_fidelity_check_is_only_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnnxRuntime, "fidelity", raising(IndexError, "list index out of range"))
     report = compressed("onnxruntime:int8")
-    assert any("not compared with a simulation of its file. IndexError: list index out" in n for n in report.notes)
+    assert any(
+        "could not be compared with a simulation of its file. IndexError: list index out" in n for n in report.notes
+    )
 
 
 @without_processes
@@ -192,7 +194,7 @@ def test_what_was_lost_on_held_out_data_is_said() -> None:
     with pytest.raises(BudgetError) as caught:
         compress(net, near, eval_data=far, max_drop="0.1%", target="onnxruntime:int8", threads=1)
     said = str(caught.value)
-    assert "on the data held out of calibration, by which candidates are chosen" in said
+    assert "on held-out data, on which candidates are selected" in said
     lost = float(said.split("(")[1].split(" points worse")[0])
     assert lost > 0.1
 
@@ -202,7 +204,7 @@ def test_a_probe_that_cannot_be_exported_is_done_without(monkeypatch: pytest.Mon
     """As torch.export refuses a narrower network whose batch is fixed: the plans go on, as if all time were arithmetic."""
     monkeypatch.setattr(search, "shrink", raising(text="Constraints violated (L['x'].size()[0])! For more information"))
     report = compressed("onnxruntime")
-    assert any("The probe of how narrower layers pay failed" in n and "Constraints violated" in n for n in report.notes)
+    assert any("Timing a narrower model failed" in n and "Constraints violated" in n for n in report.notes)
     assert not any("Planning failed" in n for n in report.notes)
 
 

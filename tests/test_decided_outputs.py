@@ -77,6 +77,6 @@ def test_where_a_part_is_saturated_that_part_stays():
 
     torch.manual_seed(0)
     x = torch.randn(128, 12)
-    with pytest.warns(DataWarning, match=r"no gradient reaches 'gate.0', 'gate.2', and yet .* nothing of that is cut"):
+    with pytest.warns(DataWarning, match=r"no gradient reaches 'gate.0', 'gate.2', and yet .* nothing there is pruned"):
         found = prune((Gated().eval(), x[:2]), list(x.split(32)), macs=0.7, metric="cosine")
     assert found.widths.keys() == {"body.0"}

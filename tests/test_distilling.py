@@ -92,11 +92,11 @@ def test_early_layers_of_the_teacher_are_where_a_student_begins():
 @pytest.mark.parametrize(
     ("wish", "said"),
     [
-        ({"student": None}, "A student is a model of its own or a share of its teacher; name a student"),
-        ({"student": Narrow(), "width": "50%"}, "name a student, or give width or depth, not both"),
-        ({"student": None, "width": "50%", "reuse": True}, "begins with the teacher's values anyway; leave out reuse"),
+        ({"student": None}, "A student is a model of its own or a smaller copy of its teacher; name a student"),
+        ({"student": Narrow(), "width": "50%"}, "name a student, or give width or depth, but not both"),
+        ({"student": None, "width": "50%", "reuse": True}, "starts from the teacher's weights anyway; leave out reuse"),
         ({"student": None, "width": "200%"}, "The share '200%' lies outside 0% to 100%"),
-        ({"student": None, "depth": "60%"}, "The teacher has 1 residual branches, and 60 % of them leaves them all"),
+        ({"student": None, "depth": "60%"}, "The teacher has 1 residual branch, and keeping 60 % removes none"),
     ],
 )
 def test_a_student_that_cannot_be_meant_is_refused(wish, said):
@@ -141,7 +141,7 @@ def test_a_student_of_another_shape_or_without_time_is_refused():
         tersor.distil(
             nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), stripes.batches(), teacher=stripes.trained(), threads=1
         )
-    with pytest.raises(InputError, match="recover is none, and a student learns nothing in no time"):
+    with pytest.raises(InputError, match="recover is none, but a student has to be trained"):
         tersor.distil(Narrow(), stripes.batches(), teacher=stripes.trained(), recover="none")
 
 

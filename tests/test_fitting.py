@@ -230,7 +230,7 @@ def test_allocation_meets_the_budget_and_an_impossible_one_says_by_how_much(resi
     assert 0.5 * total < sum(macs(shrink(model, keep)).values()) <= 0.6 * total
     tighter = allocate(model, swept, found, 0.4 * total)
     assert all(len(tighter[name]) <= len(keep[name]) for name in keep)
-    with pytest.raises(BudgetError, match=r"Even one block a group leave .* the budget is 1\."):
+    with pytest.raises(BudgetError, match=r"Even one block per group leaves .* the budget is 1\."):
         allocate(model, swept, found, 1.0)
 
 

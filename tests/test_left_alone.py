@@ -49,8 +49,8 @@ def test_everything_is_in_a_layer_or_left_alone_with_the_reason():
     assert {each.name: (each.reason, each.nbytes) for each in found.left_alone} == {
         "both.weight": ("used in aten.bilinear, which Tersor does not compress", 2048),
         "experts": ("used in aten.bmm, which Tersor does not compress", 1024),
-        "shared": ("no weight of its own: aten.linear and others read it in different ways", 384),
-        "place": ("read value by value, as by aten.add", 128),
+        "shared": ("not the weight of one layer: aten.linear and others use it in different ways", 384),
+        "place": ("used elementwise, by aten.add", 128),
         "near": ("a buffer, used in aten.matmul, which Tersor does not compress", 64),
         "both.bias": ("used in aten.bilinear, which Tersor does not compress", 32),
         "norm.bias": ("a norm's scale or shift", 32),
@@ -81,7 +81,7 @@ def test_a_parameter_that_is_read_under_another_name_is_read():
             return self.second(x) * self.same
 
     assert [each.reason for each in left_alone(capture(Tied(), (torch.randn(2, 8),)))] == [
-        "read value by value, as by aten.mul"
+        "used elementwise, by aten.mul"
     ]
 
 
@@ -114,9 +114,9 @@ def test_a_quantized_model_says_what_stayed_float(batches):
     found = quantize((net, ids(2)), batches, metric="mse", weights=4, exclude=["head"])
     assert found.weights == {"cell.weight_ih": 8, "cell.weight_hh": 4}
     assert {each.name: each.reason for each in found.left_alone} == {
-        "embed": "an embedding, and no bits were asked for embeddings",
+        "embed": "an embedding, for which no format was given",
         "head": "excluded by the user",
-        "scale": "read value by value, as by aten.mul",
+        "scale": "used elementwise, by aten.mul",
     }
     assert json.loads(json.dumps(found.to_json()))["left_alone"][0]["nbytes"] == 352
     cell = 48 * 8 + 48 * 16  # the weights, of which half have 8 bits
@@ -132,7 +132,7 @@ def test_a_pruned_model_says_of_what_nothing_could_go(batches):
     assert found.widths["cell.weight_ih"][0] < 16
     assert {each.name: each.reason for each in found.left_alone} == {
         "embed": "excluded by the user",
-        "scale": "read value by value, as by aten.mul",
+        "scale": "used elementwise, by aten.mul",
     }
     sparse = prune((net, ids(2)), batches, metric="mse", weights="50%")
     assert [each.name for each in sparse.left_alone] == ["embed", "scale"]
@@ -153,7 +153,7 @@ def test_a_student_says_what_was_not_trained():
         Kept().eval(), list(ids(96).split(32)), teacher=(Kept().eval(), ids(2)), metric="agreement", recover="1epoch"
     )
     assert {each.name: each.reason for each in found.left_alone} == {
-        "shift": "a buffer, read value by value, as by aten.add",
+        "shift": "a buffer, used elementwise, by aten.add",
         "unread": "nothing in the forward pass reads it",
     }
 

@@ -103,9 +103,9 @@ def test_a_recipe_says_how_many_bits_and_impossible_ones_are_refused():
     for wrong in ({"bits": 4}, {"bits": 1, "feeds": "static"}, {"bits": 4, "feeds": "dynamic"}):
         with pytest.raises(InputError, match="2 to 8 bits are possible, below 8 with static feeds"):
             Decisions(**wrong)
-    with pytest.raises(InputError, match="no feeds 'sometimes'; choose of none, static, dynamic"):
+    with pytest.raises(InputError, match="no kind of feeds 'sometimes'; choose one of none, static, dynamic"):
         Decisions(feeds="sometimes")
-    with pytest.raises(InputError, match="no ranges 'widest'; choose of best, minmax, average, percentile"):
+    with pytest.raises(InputError, match="no ranges 'widest'; choose one of best, minmax, average, percentile"):
         Decisions(ranges="widest")
 
 

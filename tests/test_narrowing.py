@@ -92,7 +92,7 @@ def test_widths_are_multiples_where_asked(ground):
 
 def test_a_budget_out_of_reach_says_what_is_reachable(ground):
     model, batches, profile, names = ground
-    with pytest.raises(BudgetError, match=r"leave \d.* multiply-accumulates; the budget is 1"):
+    with pytest.raises(BudgetError, match=r"leaves \d.* multiply-adds; the budget is 1"):
         next(narrow(model, batches, profile, names, [1.0], refit=refitting(model, batches, profile)))
 
 

@@ -52,7 +52,7 @@ def test_the_artifact_is_what_the_report_claims(delivered: tuple[Path, Report]) 
     assert manifest["report"]["after"]["score"][""] == after
     assert {t.name for t in report.tried} >= {"onnxruntime fp32", "onnxruntime int8"}
     assert [layer.name for layer in report.layers] == ["stem.0", "body.0", "head"]
-    assert any("--eval-data judges on data of your own choice" in note for note in report.notes)
+    assert any("--eval-data evaluates on data of your own choice" in note for note in report.notes)
 
 
 def test_an_integer_artifact_says_what_was_predicted_and_whether_it_is_faithful(
@@ -60,8 +60,8 @@ def test_an_integer_artifact_says_what_was_predicted_and_whether_it_is_faithful(
 ) -> None:
     report = compress(trained, data, max_drop="10%", eval_data=data, target="onnxruntime:int8", threads=1)
     assert not any("--eval-data" in note for note in report.notes)
-    assert any("decides as our simulation of its file on 100 % of 32 items" in note for note in report.notes)
-    damage = next(c for c in report.compared if c.name == "damage an item")
+    assert any("agrees with a simulation of its file on 100 % of 32 items" in note for note in report.notes)
+    damage = next(c for c in report.compared if c.name == "loss increase per item")
     assert damage.predicted is not None
     assert damage.measured is not None
     assert {o.precision for o in report.audit} == {"i8"}
@@ -106,7 +106,9 @@ def test_a_budget_out_of_reach_says_the_best(data: Batches, tmp_path: Path) -> N
 
     out = tmp_path / "out"
     torch.manual_seed(0)
-    with pytest.raises(BudgetError, match=r"Nothing was inside the budget of 0.01 .*best reached there: .*--max-drop"):
+    with pytest.raises(
+        BudgetError, match=r"within the allowed drop of 0.01 on held-out data.*the best there was .*--max-drop"
+    ):
         compress(
             stripes.Small().eval(), data, metric=falling, max_drop=0.01, target="onnxruntime:fp32", out=out, threads=1
         )
@@ -139,7 +141,7 @@ def test_a_recipe_for_another_model_names_what_is_missing(trained: nn.Module, da
 
 
 def test_unknown_target_lists_the_known(trained: nn.Module, data: Batches) -> None:
-    with pytest.raises(InputError, match=r"no target 'tensorflow'; choose auto or some of eager"):
+    with pytest.raises(InputError, match=r"no target 'tensorflow'; choose auto or any of eager"):
         compress(trained, data, target="tensorflow", threads=1)
 
 

@@ -74,7 +74,7 @@ def test_what_was_found_is_read_again(found: Sensitivity, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [(None, "There is no file"), ("{", "cannot be read"), ('{"points": 3}', "is JSON of something else")],
+    [(None, "There is no file"), ("{", "cannot be read"), ('{"points": 3}', "is JSON, but not of a sensitivity")],
 )
 def test_another_file_is_refused(text: str | None, said: str, tmp_path: Path) -> None:
     file = tmp_path / "found.json"
@@ -85,10 +85,10 @@ def test_another_file_is_refused(text: str | None, said: str, tmp_path: Path) ->
 
 
 def test_of_another_model_it_is_refused(found: Sensitivity) -> None:
-    with pytest.raises(InputError, match=r"sensitivity names .* this model can be narrowed at conv1"):
+    with pytest.raises(InputError, match=r"sensitivity names .* this model can be pruned at conv1"):
         found.factors(["conv1"])
 
 
 def test_an_unknown_granularity_lists_the_known() -> None:
-    with pytest.raises(InputError, match="no granularity atoms; choose of channels, bits"):
+    with pytest.raises(InputError, match="no granularity atoms; choose one of channels, bits"):
         tersor.sensitivity(nn.Linear(2, 2), [], granularities=["atoms"])

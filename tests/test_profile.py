@@ -136,7 +136,7 @@ def test_bad_data_is_a_sentence(model, data, broken, sentence):
 def test_activation_that_overflows_is_named(data):
     net = Net()
     nn.init.constant_(net.depthwise.weight, 3e38)
-    with pytest.raises(DataError, match="begin in its value 'conv2d_1'"):
+    with pytest.raises(DataError, match="begin in its activation 'conv2d_1'"):
         measure(capture(net, (torch.randn(2, 3, 7, 7),)), data)
 
 

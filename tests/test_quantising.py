@@ -198,15 +198,15 @@ def test_compress_and_inspect_take_the_archive(tmp_path: Path):
 @pytest.mark.parametrize(
     ("wish", "said"),
     [
-        ({"weights": 9}, "Weights of '9' bits were asked for; write 1 to 8, ternary, binary, codebook16 or nf4, fp4"),
-        ({"weights": "bf16", "groups": 32}, "Weights in bf16 have no groups of columns; leave out groups"),
-        ({"embeddings": 9}, "Weights of '9' bits were asked for; write 1 to 8"),
+        ({"weights": 9}, "There is no weight format '9'; write 1 to 8, ternary, binary, codebook16 or nf4, fp4"),
+        ({"weights": "bf16", "groups": 32}, "The weight format bf16 has no group size; leave out groups"),
+        ({"embeddings": 9}, "There is no weight format '9'; write 1 to 8"),
         ({"weights": "codebook1"}, "table of 1 values was asked for; 2 to 256"),
-        ({"activations": 1}, "Activations of '1' bits were asked for; write 2 to 8, or none"),
-        ({"method": "awq"}, "no method 'awq'; choose of gptq, rounding"),
-        ({"ranges": "widest"}, "no ranges 'widest'; choose of best, minmax"),
+        ({"activations": 1}, "activations is '1'; write 2 to 8"),
+        ({"method": "awq"}, "no method 'awq'; choose one of gptq, rounding"),
+        ({"ranges": "widest"}, "no ranges 'widest'; choose one of best, minmax"),
         ({"groups": -1}, "groups is -1; write how many columns share a scale"),
-        ({"exclude": ["stem.0", "body.0", "head"]}, "no matrix that may be quantised"),
+        ({"exclude": ["stem.0", "body.0", "head"]}, "no layer that can be quantized"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(wish: dict, said: str):

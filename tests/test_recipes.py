@@ -79,7 +79,7 @@ def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("seed: 0", "seed: -1", "seed: -1; wanted a whole number"),
+        ("seed: 0", "seed: -1", "seed: -1; expected a whole number"),
         ("seed: 0", "seed: .nan", "seed: nan"),
         ("seed: 0", f"seed: {10**400}", "seed: 1000"),
         ("seed: 0", "seed: true", "seed: True"),

@@ -84,8 +84,8 @@ def test_channels_before_a_recurrent_layer_are_cut():
 def test_a_budget_out_of_reach_says_which_axes_have_no_price():
     model, _ = model_of(nn.GRU)
     found = [g for g in groups(model) if g.refused is None]
-    with pytest.raises(BudgetError, match=r"No axis can be narrowed: .*'conv'.* Ask for weights instead of macs"):
+    with pytest.raises(BudgetError, match=r"No axis can be pruned: .*'conv'.* Give weights instead of macs"):
         allocate(model, {}, found, 1)
     some = {"conv": Sweep(tuple(range(12)), tuple(map(float, range(13))))}
-    with pytest.raises(BudgetError, match=r"Even one block a group leave .*'cell.weight_ih_l0'.* stay whole"):
+    with pytest.raises(BudgetError, match=r"Even one block per group leaves .*'cell.weight_ih_l0'.* cannot be pruned"):
         allocate(model, some, found, 1)

@@ -188,7 +188,7 @@ def test_the_page_says_what_is_claimed() -> None:
 
 def test_the_text_table() -> None:
     text = full().to_text()
-    assert text.splitlines()[0].split() == ["eager", "fp32", "onnxruntime", "int8"]
+    assert text.splitlines()[0].split() == ["eager", "fp32", "onnxruntime", "int8", "change"]
     assert "0.16 ms [0.15, 0.17]" in text
     assert "3.72x smaller" in text
     assert "Warning: a warning" in text
@@ -207,16 +207,16 @@ def test_what_the_runtime_gave_and_what_compression_gave_stand_apart() -> None:
         compression_verdict="no difference",
     )
     said = (
-        "Over eager fp32: 10.00x faster [9.52, 10.53]. The runtime alone, with the unchanged model, gave: 8.89x faster "
-        "[8.33, 10.00]; compression gave: no measurable difference [0.95x, 1.25x]."
+        "Compared with eager fp32: 10.00x faster [9.52, 10.53]. Of that, from the runtime (unchanged model): 8.89x faster "
+        "[8.33, 10.00]; from compression: no measurable difference [0.95x, 1.25x]."
     )
     assert report.shares() == said
     assert said in report.to_text()
     assert said in report.to_html()
     assert report.heads() == ("", "eager fp32", "unchanged in onnxruntime fp32", "onnxruntime int8", "by compression")
     rows = {row[0]: row[1:] for row in report.rows()}
-    assert rows["bytes"] == ("1.08 MB", "1.07 MB", "290 kB", "3.69x smaller")
-    assert rows["time of a batch of 1, median"][-1] == "no measurable difference [0.95x, 1.25x]"
+    assert rows["file size"] == ("1.08 MB", "1.07 MB", "290 kB", "3.69x smaller")
+    assert rows["median time per batch of 1"][-1] == "no measurable difference [0.95x, 1.25x]"
     assert all(len(row) == 5 for row in report.rows())
     assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
 
@@ -231,7 +231,13 @@ def test_no_change_has_no_sign(before: float, after: float, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "said"), [(1000, 999, "0.1 % fewer"), (1000, 1000, "the same"), (1000, 500, "2.00x fewer")]
+    ("before", "after", "said"),
+    [
+        (1000, 999, "0.1 % fewer"),
+        (1000, 1000, "the same"),
+        (1000, 500, "2.00x fewer"),
+        (10**6, 10**6 + 1, "less than 0.1 % more"),
+    ],
 )
 def test_a_ratio_that_is_about_one_is_said_in_percent(before: int, after: int, said: str) -> None:
     report = replace(least(), before=Figures("a", macs=before), after=Figures("b", macs=after))
@@ -251,7 +257,7 @@ def test_a_dict_metric_has_a_row_for_each_entry() -> None:
         (Interval(0.4, 0.5, 0.6), "faster", "2.00x faster [1.67, 2.50]"),
         (Interval(1.9, 2.0, 2.1), "slower", "2.00x slower [1.90, 2.10]"),
         (Interval(0.9, 0.97, 1.1), "no difference", "no measurable difference [0.91x, 1.11x]"),
-        (Interval(0.9, 0.97, 0.99), "no difference", "no measurable difference [1.01x, 1.11x]"),
+        (Interval(0.9, 0.97, 0.99), "no difference", "no difference beyond the noise [1.01x, 1.11x]"),
         (None, "", ""),
     ],
 )
@@ -278,6 +284,8 @@ def test_faster_is_said_only_where_it_was_measured(ratio: Interval | None, verdi
         (number(0.91544), "0.9154"),
         (number(0), "0"),
         (number(12.3456), "12.346"),
+        (number(0.000_023_456_7), "2.3457e-05"),
+        (number(-0.0), "0"),
         (signed(-0.001) + signed(0.004), "+0.00+0.00"),
         (quantity(0.001, "seconds"), "1 ms"),
         (quantity(0.002, "nats"), "0.0020 nats"),

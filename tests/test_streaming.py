@@ -208,7 +208,7 @@ def test_excluded_layers_and_everything_else_stay(tmp_path: Path):
     assert left.keys() == set(same)
     assert all(left[name].nbytes == 4 * was[name].numel() for name in same)
     assert left[f"{kept}.weight"].reason == "excluded by the user"
-    assert left["lm_head.weight"].reason.startswith("not in a block")
+    assert left["lm_head.weight"].reason.startswith("not in a decoder block")
     assert left["model.layers.0.input_layernorm.weight"].reason == "a bias, or a norm's scale or shift"
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["quantization_config"]["ignore"] == [kept, "lm_head"]
@@ -307,7 +307,7 @@ def test_an_already_quantised_folder_is_refused_and_replaced_only_as_output(tmp_
     folder(tmp_path / "in", "llama")
     for _ in range(2):
         tersor.quantize(tmp_path / "in", [ids()], out=tmp_path / "out")
-    with pytest.raises(ModelError, match="is already quantised"):
+    with pytest.raises(ModelError, match="is already quantized"):
         tersor.quantize(tmp_path / "out", [ids()])
     before = (tmp_path / "in" / "model.safetensors").read_bytes()
     with pytest.raises(StorageError, match=r"is not replaced: it is not empty, and no tersor\.json says"):
@@ -318,17 +318,17 @@ def test_an_already_quantised_folder_is_refused_and_replaced_only_as_output(tmp_
 @pytest.mark.parametrize(
     ("wish", "said"),
     [
-        ({"activations": 3}, "of the folder of a language model they have 4 to 8, or none"),
-        ({"kv_cache": 4}, "key/value cache of 4 was asked for; write 8 or fp8, or none"),
-        ({"weights": 5}, "hold 2, 3, 4 or 8"),
-        ({"weights": "ternary"}, "hold 2, 3, 4 or 8"),
+        ({"activations": 3}, "for the folder of a language model write 4 to 8"),
+        ({"kv_cache": 4}, "kv_cache is 4; write 8 or fp8, or none"),
+        ({"weights": 5}, "write 2, 3, 4 or 8"),
+        ({"weights": "ternary"}, "write 2, 3, 4 or 8"),
         ({"groups": -1}, "groups is -1"),
         ({"method": "awq"}, "no method 'awq'"),
-        ({"edges": 4}, "embedding and head of a language model stay"),
-        ({"ranges": "minmax"}, "each position of a language model makes its own grid"),
-        ({"recover": "1epochs"}, "cannot be trained here"),
-        ({"metric": "agreement"}, "judged by the loss of the next token"),
-        ({"exclude": ["lm_head"]}, "no linear layer of a block; near it: model.layers"),
+        ({"edges": 4}, "embeddings and the head of a language model stay"),
+        ({"ranges": "minmax"}, "quantized per token at run time"),
+        ({"recover": "1epochs"}, "which is not trained"),
+        ({"metric": "agreement"}, "evaluated by their next-token loss"),
+        ({"exclude": ["lm_head"]}, "not a linear layer of a decoder block; similar names: model.layers"),
     ],
 )
 def test_wishes_that_folders_do_not_have(tmp_path: Path, wish: dict, said: str):
@@ -337,7 +337,7 @@ def test_wishes_that_folders_do_not_have(tmp_path: Path, wish: dict, said: str):
 
 
 def test_attention_whose_cache_readers_do_not_know(tmp_path: Path):
-    with pytest.raises(ModelError, match="leave the key/value cache at none"):
+    with pytest.raises(ModelError, match="leave the KV cache at none"):
         tersor.quantize(folder(tmp_path / "in", "bloom"), [ids()], kv_cache="fp8")
 
 
@@ -353,9 +353,9 @@ def test_the_command_line(tmp_path: Path):
     words += ["--out", str(tmp_path / "out")]
     start = [sys.executable, "-c", "from tersor.cli import main; main()", *words, "--threads", "1"]
     shown = subprocess.run(start, capture_output=True, text=True, check=True).stdout
-    assert "loss of the next token" in shown
+    assert "next-token loss" in shown
     assert "perplexity" in shown
-    assert "what they read" in shown
+    assert "activations" in shown
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 

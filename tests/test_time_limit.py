@@ -99,7 +99,7 @@ def test_what_is_verified_by_then_is_delivered(tmp_path: Path, clock: Clock) -> 
     assert clock.now - begin < 360
     assert verify(out).difference < 1e-3
     wanted = (
-        r"The time limit of 5 min 0 s ended the search at this stage: \w+.* Left out or cut short: "
+        r"The time limit of 5 min ended the search at this stage: \w+.* Left out or cut short: "
         r"int8 and compiled files; plans that mix precisions and widths\."
     )
     assert any(re.match(wanted, note) for note in report.notes)
@@ -108,7 +108,7 @@ def test_what_is_verified_by_then_is_delivered(tmp_path: Path, clock: Clock) -> 
 
 def test_too_little_time_says_how_much_is_needed(tmp_path: Path, clock: Clock) -> None:
     out, begin = tmp_path / "small", clock.now
-    wanted = r"limit of 30 s was over before any file was verified.*: .* Nothing was written. Allow .* or more"
+    wanted = r"limit of 30 s expired before any candidate was verified.*: .* Nothing was written. Allow .* or more"
     with pytest.raises(BudgetError, match=wanted):
         searched(out, 30)
     assert not out.exists()

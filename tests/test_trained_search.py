@@ -55,7 +55,7 @@ def test_what_loses_too_much_is_trained_and_its_recipe_gives_the_same_files(tmp_
     assert report.training[0].steps == report.training[0].losses[-1].step
     page = report.to_html()
     assert "<h2>Training</h2>" in page
-    assert "lost on held-out data" in page  # a curve from before the first step to after the only epoch
+    assert "drop on held-out data" in page  # a curve from before the first step to after the only epoch
     written = yaml.safe_load((out / "plan.yaml").read_text())
     assert written["recover"]["length"] == HOW["length"]
     recipe = tmp_path / "plan.yaml"

@@ -98,7 +98,7 @@ def test_what_a_norm_counts_is_said_to_stay() -> None:
     (axis,) = (a for a in tersor.inspect((Asks().eval(), example)).axes if a.name == "first")
     assert not axis.budgeted
     assert axis.normalised == ("native_layer_norm",)
-    with pytest.raises(InputError, match="the width of 'first' counts in native_layer_norm"):
+    with pytest.raises(InputError, match="the width of 'first' matters to native_layer_norm"):
         tersor.prune(
             (Asks().eval(), example), list(torch.randn(64, 8).split(32)), macs="1.2x", metric="cosine", threads=1
         )

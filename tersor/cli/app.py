@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from tersor import __version__
 from tersor.cli.archives import distil, prune, quantize
@@ -45,15 +45,26 @@ class Command(TyperCommand):
     """A command whose help does not call its flags values."""
 
     def get_help_option(self, ctx: Any) -> Any:
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.metavar = ""
-        return option
+        return _no_value(super().get_help_option(ctx))
+
+
+class Commands(TyperGroup):
+    """All of them, with such a help."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        return _no_value(super().get_help_option(ctx))
+
+
+def _no_value(option: Any) -> Any:
+    if option is not None:
+        option.metavar = ""
+    return option
 
 
 app = typer.Typer(
     name="tersor",
-    help="Make a trained neural network small and fast on the machine where it will run, and prove it.",
+    cls=Commands,
+    help="Compress a trained neural network for the machine where it will run, and prove the result.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -81,8 +92,8 @@ def compress(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder to write the artifact to; an earlier artifact there is replaced as a whole. Default: MODEL's name and "
-            "-small.",
+            help="Folder to write the artifact to; an existing artifact there is replaced as a whole. Default: the model's "
+            "name plus -small.",
             show_default=False,
         ),
     ] = None,
@@ -100,8 +111,8 @@ def compress(
         str,
         typer.Option(
             metavar="NAMES",
-            help="Runtimes to choose from, separated by commas: eager, inductor, onnxruntime, openvino, each also with a "
-            "precision (onnxruntime:int8), or auto for all that are installed.",
+            help="Runtimes to choose from, separated by commas: eager, inductor, onnxruntime, openvino, each optionally with "
+            "a precision (onnxruntime:int8), or auto for all that are installed.",
         ),
     ] = "auto",
     batch: Batch = 1,
@@ -113,7 +124,8 @@ def compress(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Maximum time of the whole command: 90s, 10m, 1.5h. The best result so far is delivered. Default: no limit.",
+            help="Maximum time for the whole command: 90s, 10m, 1.5h. The best candidate verified by then is delivered. "
+            "Default: no limit.",
             show_default=False,
             rich_help_panel=RUN,
         ),
@@ -125,14 +137,15 @@ def compress(
         ),
     ] = None,
     allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Let PLAN name functions of Python files, which then run.")
+        bool,
+        typer.Option("--allow-code", metavar="", help="Allow --recipe to run the Python functions that PLAN names."),
     ] = False,
     recover: Annotated[
         str | None,
         typer.Option(
             metavar="LENGTH",
-            help="Fine-tune candidates that lose too much for so long, with the original as the teacher: 2epochs, 10m. "
-            "Default: no training.",
+            help="Fine-tune candidates that exceed the allowed drop, for this long each, with the original model as the "
+            "teacher: 2epochs, 10m. Default: no training.",
             show_default=False,
             rich_help_panel=TRAINING,
         ),
@@ -209,13 +222,13 @@ def sensitivity(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="What to make smaller: channels, bits or weights. Can be repeated. Default: all three.",
+            help="What to reduce: channels, bits or weights. Can be repeated. Default: all three.",
             show_default=False,
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="HTML page with plots to write. Default: none.", show_default=False),
+        typer.Option(metavar="FILE", help="HTML page with plots to write. Default: no page.", show_default=False),
     ] = None,
     items: Annotated[int, typer.Option(min=1, metavar="COUNT", help="Number of held-out items to evaluate on.")] = 256,
     threads: Threads = 0,
@@ -263,13 +276,14 @@ def inspect(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Data to show as it is read; its first batch is the example input of a model that comes without one.",
+            help="Data to summarize: shapes, types, ranges, labels. Its first batch is the example input of a model that "
+            "comes without one.",
             show_default=False,
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show layers, parameters and multiply-adds, and which axes can be pruned or why not."""
+    """Show layers, parameters and multiply-adds, and which axes can be pruned and why others cannot."""
     with results(as_json) as stream:
         from tersor.inspection import inspect as look
 
@@ -295,13 +309,13 @@ def benchmark(
         typer.Option(
             min=0,
             metavar="COUNT",
-            help="Number of CPU threads; 0 uses as many as the first artifact was measured with.",
+            help="Number of CPU threads to use; 0 uses as many as the first artifact was measured with.",
         ),
     ] = 0,
     rounds: Annotated[int, typer.Option(min=5, metavar="COUNT", help="Number of timing rounds.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """Time an artifact in its own runtime, beside a second copy of itself (the noise) and beside other artifacts."""
+    """Time an artifact in its own runtime, next to a second copy of itself (the noise) and to other artifacts."""
     folders = [folder, *(vs or [])]
     with results(as_json) as stream:
         from tersor.benchmarking import benchmark as time_them
@@ -318,15 +332,17 @@ def benchmark(
 def verify(
     folder: Folder,
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Data to evaluate the metric on again.", show_default=False)
+        str | None, typer.Option(metavar="DATA", help="Data to evaluate the metric on.", show_default=False)
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Metric to evaluate. Default: the recorded one.", show_default=False),
+        typer.Option(
+            metavar="NAME", help="Metric to evaluate on --data. Default: the recorded one.", show_default=False
+        ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="The original model, for metrics that compare with it.", show_default=False),
+        typer.Option(metavar="MODEL", help="Original model, for metrics that compare with it.", show_default=False),
     ] = None,
     threads: Threads = 0,
     as_json: Json = False,
@@ -382,11 +398,11 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command(cls=Command)
 def demo(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write.")] = Path("demo-out"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write the artifact to.")] = Path("demo-out"),
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a small residual network on scans of handwritten digits, and compress it."""
+    """Train a small residual network on scanned handwritten digits, and compress it."""
     from tersor.store.files import refuse_folder
 
     refuse_folder(out)
@@ -448,7 +464,7 @@ def _say_what_is_kept(how: str) -> None:
     said = f"{how}; nothing was replaced."
     cache = sys.modules.get("tersor.store.cache")
     if cache is not None:  # else nothing was begun that could be kept
-        said += f" What was measured, fitted and trained so far is kept in {cache.default_folder()}: the same command goes on."
+        said += f" Intermediate results are kept in {cache.default_folder()}; run the same command again to resume."
     print(said, file=sys.stderr)
 
 
@@ -458,9 +474,9 @@ def _explain(error: Exception, as_json: bool) -> int:
     else:
         text = " ".join(str(error).split())[:500]
         message = (
-            f"{type(error).__name__}: {text} (not foreseen; --traceback shows where)"
+            f"{type(error).__name__}: {text} (unexpected; --traceback shows where)"
             if text
-            else (f"{type(error).__name__} (not foreseen; --traceback shows where)")
+            else (f"{type(error).__name__} (unexpected; --traceback shows where)")
         )
         code = 1
     print(f"error: {message}", file=sys.stderr)

@@ -12,7 +12,6 @@ from tersor.cli.options import (
     BUDGET,
     MODEL,
     TRAINING,
-    Archive,
     Augment,
     Data,
     EvalData,
@@ -28,6 +27,7 @@ from tersor.cli.options import (
     Sensitivity,
     Threads,
     Training,
+    archive,
 )
 from tersor.cli.places import default, refuse_early
 from tersor.cli.progress import Stages
@@ -36,19 +36,21 @@ from tersor.cli.progress import Stages
 def prune(
     model: Model,
     data: Data,
-    out: Archive = None,
+    out: Annotated[Path | None, archive("-pruned.pt2")] = None,
     macs: Annotated[
         str | None,
         typer.Option(
             metavar="SHARE",
-            help="Multiply-adds to keep, reached by removing channels: 2x (half of them), 50%.",
+            help="Multiply-adds to keep, by removing channels: 2x (half of them) or 50%.",
             show_default=False,
         ),
     ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            metavar="SHARE", help="Weights to keep; the others become zero: 5x (a fifth), 20%.", show_default=False
+            metavar="SHARE",
+            help="Weights to keep; the others are set to zero: 5x (a fifth of them) or 20%.",
+            show_default=False,
         ),
     ] = None,
     only: Annotated[
@@ -71,37 +73,41 @@ def prune(
         str,
         typer.Option(
             metavar="PATTERN",
-            help="Where zeros may lie: anywhere, rows (equally many a row), n:m such as 2:4, or a tile such as 16x1.",
+            help="Sparsity pattern: anywhere, rows (the same share of each row), n:m such as 2:4, or tiles such as 16x1.",
         ),
     ] = "anywhere",
     criterion: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Pruning criterion: best (for what is removed), magnitude, wanda, obs, taylor, ..."
+            metavar="NAME",
+            help="Pruning criterion: best (the most accurate for what is removed), magnitude, wanda, obs, taylor, ...",
         ),
     ] = "best",
     schedule: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="How the share removed grows over --steps: geometric, linear, cosine or cubic."
+            metavar="NAME", help="Schedule of the pruned share over --steps: geometric, linear, cosine or cubic."
         ),
     ] = "geometric",
     steps: Annotated[
         int,
-        typer.Option(min=1, metavar="COUNT", help="Number of pruning steps; statistics are measured anew for each."),
+        typer.Option(
+            min=1, metavar="COUNT", help="Number of pruning steps; calibration statistics are collected again for each."
+        ),
     ] = 1,
     multiple: Annotated[
         str,
         typer.Option(
             metavar="COUNT",
-            help="Channel alignment: keep a multiple of this many channels, or auto to time what the runtimes reward.",
+            help="Channel alignment: keep a multiple of this many channels, or auto to time which multiple the installed "
+            "runtimes run fastest.",
         ),
     ] = "1",
     max_drop: Annotated[
         str | None,
         typer.Option(
             metavar="DROP",
-            help="Maximum allowed metric drop: 0.5% or 0.005 (half a point of accuracy). Pruning stops before it.",
+            help="Maximum allowed metric drop: 0.5% or 0.005 (half a point of accuracy). Pruning stops before exceeding it.",
             show_default=False,
             rich_help_panel=BUDGET,
         ),
@@ -110,7 +116,8 @@ def prune(
         str | None,
         typer.Option(
             metavar="LENGTH",
-            help="Fine-tune after each step for so long, with the original as the teacher: 2epochs, 10m. Default: no training.",
+            help="Fine-tune for this long after each step, with the original model as the teacher: 2epochs, 10m. Default: no "
+            "training.",
             show_default=False,
             rich_help_panel=TRAINING,
         ),
@@ -183,8 +190,8 @@ def quantize(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Path of the .pt2 or .onnx file to write; for a language model the folder to write. Default: MODEL's name and "
-            "-quantized.",
+            help="Path of the .pt2 or .onnx file to write; for a language model's folder, the folder to write. Default: the "
+            "model's name plus -quantized.",
             show_default=False,
         ),
     ] = None,
@@ -198,20 +205,22 @@ def quantize(
     activations: Annotated[
         str,
         typer.Option(
-            metavar="BITS", help="Activation bits: 2 to 8 (4 to 8 for a language model), or none to keep them in float."
+            metavar="BITS",
+            help="Activation bits: 2 to 8 (4 to 8 for a language model's folder), or none to keep them in float.",
         ),
     ] = "none",
     kv_cache: Annotated[
         str,
         typer.Option(
-            metavar="FORMAT", help="For a language model: KV cache format: 8 (bits), fp8, or none to keep it in float."
+            metavar="FORMAT",
+            help="Format of the KV cache (language model's folder only): 8 (bits), fp8, or none to keep it in float.",
         ),
     ] = "none",
     edges: Annotated[
         str,
         typer.Option(
             metavar="FORMAT",
-            help="Weight format of the first and last matrix; auto is 8 bits where the others have fewer.",
+            help="Weight format of the first and the last layer; auto is 8 bits where the others have fewer.",
         ),
     ] = "auto",
     embeddings: Annotated[
@@ -220,7 +229,9 @@ def quantize(
     groups: Annotated[
         int,
         typer.Option(
-            min=0, metavar="COLUMNS", help="Group size: columns that share a scale; 0 is the usual size of the format."
+            min=0,
+            metavar="COUNT",
+            help="Group size: number of consecutive weight columns that share a scale; 0 uses the format's default.",
         ),
     ] = 0,
     method: Annotated[
@@ -238,14 +249,16 @@ def quantize(
         typer.Option(
             min=0,
             metavar="STEPS",
-            help="For a language model: optimization steps of rounding and scales per block (as in AdaRound and SignRound).",
+            help="Optimization steps per block for rounding and scales, as in AdaRound and SignRound (language model's folder "
+            "only).",
         ),
     ] = 0,
     recover: Annotated[
         str | None,
         typer.Option(
             metavar="LENGTH",
-            help="Quantization-aware training for so long, with the original as the teacher: 2epochs, 10m. Default: none.",
+            help="Quantization-aware training for this long, with the original model as the teacher: 2epochs, 10m. Default: "
+            "no training.",
             show_default=False,
             rich_help_panel=TRAINING,
         ),
@@ -306,7 +319,7 @@ def distil(
         str | None,
         typer.Argument(
             metavar="STUDENT",
-            help="The model to train, in the form of --teacher. Default: a smaller teacher, by --width and --depth.",
+            help="Student model to train, in the form of --teacher. Default: a smaller teacher, by --width and --depth.",
             show_default=False,
         ),
     ] = None,
@@ -322,9 +335,9 @@ def distil(
             "--reuse", metavar="", help="Initialize the student with the teacher's weights where layers agree."
         ),
     ] = False,
-    out: Archive = None,
+    out: Annotated[Path | None, archive("-distilled.pt2")] = None,
     recover: Annotated[
-        str, typer.Option(metavar="LENGTH", help="Length of the training: 2epochs, 10m.", rich_help_panel=TRAINING)
+        str, typer.Option(metavar="LENGTH", help="Length of the training: 2epochs or 10m.", rich_help_panel=TRAINING)
     ] = "2epochs",
     loss: Loss = "auto",
     rate: Rate = None,

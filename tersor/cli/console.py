@@ -43,7 +43,13 @@ def hush() -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module=r"tersor(\.|$)")
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _Shown()
+
+
+def seen(sentence: str) -> bool:
+    """Whether who reads what is printed now has read `sentence` as a warning, on the same terminal."""
+    shown = warnings.showwarning
+    return isinstance(shown, _Shown) and sentence in shown.said and sys.stdout.isatty() and sys.stderr.isatty()
 
 
 def say(sentences: Iterable[str]) -> None:
@@ -70,15 +76,23 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], numb
     console.print(found)
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: Any = None,
-    line: str | None = None,
-) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+class _Shown:
+    """Shows each warning as a line, in place of `warnings.showwarning`, and remembers it."""
+
+    def __init__(self) -> None:
+        self.said: set[str] = set()
+
+    def __call__(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: Any = None,
+        line: str | None = None,
+    ) -> None:
+        self.said.add(str(message))
+        print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def _plain(value: Any) -> Any:

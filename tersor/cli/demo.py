@@ -69,7 +69,7 @@ def scans(seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         from sklearn.datasets import load_digits
     except ImportError as cause:
         raise InputError(
-            "The demo's scans come with scikit-learn, which is not installed; pip install tersor[demo]."
+            "The demo's images come with scikit-learn, which is not installed; pip install tersor[demo]."
         ) from cause
     found = load_digits()
     images = torch.as_tensor(found.images, dtype=torch.float32)[:, None] / 16

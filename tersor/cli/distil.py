@@ -19,15 +19,16 @@ def show(found: Distilled, out: Path | None) -> None:
         ("multiply-adds", count(found.macs[0]), count(found.macs[1]), count(found.macs[1])),
         ("parameters", count(found.parameters[0]), count(found.parameters[1]), count(found.parameters[1])),
     ]
-    table(found.name, ("", f"teacher {found.teacher}", "student before", "student"), rows, numbers=(1, 2, 3))
+    heads = ("", f"teacher {found.teacher}", "student before training", "student")
+    table(found.name, heads, rows, numbers=(1, 2, 3))
     print(course(found.trained, found.drop.relative))
     show_left_alone(found.left_alone)
-    print(f"teacher to student: {found.drop.text}")
+    print(f"From teacher to student: {found.drop.text}")
     say(output.words(found.metric) for output in found.outputs)
     if out is not None:
         print(f"\nwritten   {out}")
         if out.suffix == ".pt2":
-            print(f"faster?   tersor compress {out} --data ...   measures it in every runtime")
+            print(f"next      tersor compress {out} --data ...   (finds the fastest runtime and precision for it)")
 
 
 def _score(score: Score) -> str:

@@ -45,9 +45,10 @@ def usable(found: list[Finding]) -> bool:
 
 def show(found: list[Finding]) -> None:
     """Everything that was looked at, as a table."""
-    table("", ("", "what", "seen", "advice"), [(f.state, f.what, f.seen, f.advice) for f in found])
+    table("", ("state", "what", "found", "advice"), [(f.state, f.what, f.seen, f.advice) for f in found])
     wrong = [f for f in found if f.state != "ok"]
-    print("Nothing is missing." if not wrong else f"{len(wrong)} of {len(found)} findings need a look.")
+    need = "needs" if len(wrong) == 1 else "need"
+    print("Nothing is missing." if not wrong else f"{len(wrong)} of {len(found)} findings {need} attention.")
 
 
 def _packages() -> list[Finding]:
@@ -91,17 +92,17 @@ def _machine() -> list[Finding]:
         Finding("fast arithmetic", ", ".join(fast) or "fp32 only", "ok" if fast else "warning", "" if fast else _SLOW),
         Finding("cores", str(cores), *_quota(cores)),
         Finding("memory", f"{here['memory'] / 1e9:.1f} GB"),
-        Finding("disk, here", f"{shutil.disk_usage('.').free / 1e9:.1f} GB free"),
+        Finding("disk, current folder", f"{shutil.disk_usage('.').free / 1e9:.1f} GB free"),
     ]
     busy = load > max(0.5, 0.25 * cores)
-    advice = "other programs are running: what is measured now is uncertain" if busy else ""
+    advice = "other programs are running: what is measured now is unreliable" if busy else ""
     found.append(Finding("load", f"{load:.1f} of {cores} cores", "warning" if busy else "ok", advice))
     compiler = next((path for name in ("g++", "clang++", "c++") if (path := shutil.which(name))), None)
-    missing = ("ok", "") if compiler else ("missing", "install g++ (apt install g++): target inductor compiles with it")
+    missing = ("ok", "") if compiler else ("missing", "install g++ (apt install g++): target inductor needs it")
     return [*found, Finding("compiler", compiler or "none found", *missing)]
 
 
-_SLOW = "no instructions for int8 or bf16: smaller models may not be faster here"
+_SLOW = "no int8 or bf16 instructions: quantized models may not be faster here"
 
 
 def _quota(cores: int) -> tuple[str, str]:
@@ -112,7 +113,7 @@ def _quota(cores: int) -> tuple[str, str]:
         return "ok", ""
     if granted >= cores:
         return "ok", ""
-    return "warning", f"the container may use {granted:.1f} cores' time: use --threads {max(1, int(granted))}"
+    return "warning", f"the container is limited to {granted:.1f} cores: use --threads {max(1, int(granted))}"
 
 
 def _traps() -> list[Finding]:
@@ -128,7 +129,7 @@ def _traps() -> list[Finding]:
         found.append(Finding("onnxruntime", " and ".join(both), "warning", "they overwrite each other: keep one"))
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_AFFINITY"):
         if name in os.environ:
-            found.append(Finding(name, os.environ[name], "warning", f"it changes what is measured: unset {name}"))
+            found.append(Finding(name, os.environ[name], "warning", f"it affects measurements: unset {name}"))
     return found
 
 

@@ -6,13 +6,13 @@ from tersor.cli.console import table
 from tersor.cli.described import show_data
 from tersor.cli.left_alone import show_left_alone
 from tersor.inspection import Axis, Inspection
-from tersor.units import count
+from tersor.units import count, several
 
 
 def show(found: Inspection) -> None:
     """The layers, then the axes that can be pruned, then those that cannot, and why; last what is in no layer."""
     inputs = ", ".join(f"{i.name} ({', '.join(['batch', *map(str, i.shape)])}) {i.type}" for i in found.inputs)
-    print(f"{found.model}: {count(found.parameters)} parameters, {count(found.macs)} multiply-adds an item")
+    print(f"{found.model}: {count(found.parameters)} parameters, {count(found.macs)} multiply-adds per item")
     print(f"inputs   {inputs}\noutputs  {', '.join(found.outputs)}\n")
     table(
         "Layers",
@@ -32,12 +32,12 @@ def show(found: Inspection) -> None:
     )
     if found.products:
         told = ", ".join(f"{each.operator.removeprefix('aten.')} {count(each.macs)}" for each in found.products)
-        print(f"Products that are no layers, in multiply-adds an item: {told}. No budget counts them.\n")
+        print(f"Matrix products outside layers, in multiply-adds per item: {told}. Budgets do not count them.\n")
     prunable = [axis for axis in found.axes if axis.refused is None]
     refused = [axis for axis in found.axes if axis.refused is not None]
     table(
-        f"Prunable: {len(prunable)} axes, {sum(a.blocks for a in prunable)} blocks",
-        ("axis", "kind", "blocks", "values a block", "made by", "read by", "note"),
+        f"Prunable: {several(len(prunable), 'axis', 'axes')}, {several(sum(a.blocks for a in prunable), 'block')}",
+        ("axis", "kind", "blocks", "weights per block", "produced by", "read by", "note"),
         [
             (a.name, a.kind, str(a.blocks), f"{a.parameters:.0f}", _few(a.producers), _few(a.readers), _note(a))
             for a in prunable
@@ -46,7 +46,9 @@ def show(found: Inspection) -> None:
     )
     if refused:
         reasons = [(a.name, str(a.blocks), (a.refused or "").removeprefix("not prunable: ")) for a in refused]
-        table(f"Not prunable: {len(refused)} axes", ("axis", "blocks", "why"), reasons, numbers=(1,))
+        table(
+            f"Not prunable: {several(len(refused), 'axis', 'axes')}", ("axis", "blocks", "why"), reasons, numbers=(1,)
+        )
     show_left_alone(found.left_alone)
     if found.data is not None:
         show_data(found.data)
@@ -63,4 +65,4 @@ def _few(found: tuple[str, ...]) -> str:
 def _note(axis: Axis) -> str:
     if not axis.normalised:
         return ""
-    return f"{'' if axis.budgeted else 'no budget cuts it: '}width counts in {_few(axis.normalised)}"
+    return f"{'' if axis.budgeted else 'not pruned for a budget: '}its width matters to {_few(axis.normalised)}"

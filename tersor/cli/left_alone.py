@@ -18,7 +18,7 @@ def show_left_alone(found: Sequence[LeftAlone]) -> None:
         by_reason.setdefault(each.reason, []).append(each)
     rows = [(_named(some), size(_nbytes(some)), reason) for reason, some in by_reason.items()]
     if rows:
-        table(f"Left alone: {size(_nbytes(found))}", ("what", "bytes", "why"), rows, numbers=(1,))
+        table(f"Left alone: {size(_nbytes(found))}", ("what", "size", "why"), rows, numbers=(1,))
 
 
 def _named(some: Sequence[LeftAlone]) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 MODEL = (
-    "The trained model: path/to/file.py:function or package.module:function that returns a torch.nn.Module or (module, "
+    "Trained model: path/to/file.py:function or package.module:function that returns a torch.nn.Module or (module, "
     "example input), or a torch.export archive (.pt2)."
 )
 DATA = (
@@ -16,7 +16,7 @@ DATA = (
     "arrays x and y."
 )
 # Panels of the help.
-BUDGET, TRAINING, RUN = "What is promised and measured", "Training", "How it runs"
+BUDGET, TRAINING, RUN = "Budget and evaluation", "Training", "Execution"
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)]
 ModelOrFolder = Annotated[
@@ -24,12 +24,13 @@ ModelOrFolder = Annotated[
     typer.Argument(
         metavar="MODEL",
         help=MODEL
-        + " Or the folder of a language model (config.json and safetensors); --data is then token ids or text.",
+        + " Or a language model's folder (config.json and safetensors); --data is then token ids, or the word itself for "
+        "text that the model generates.",
         show_default=False,
     ),
 ]
 Folder = Annotated[
-    Path, typer.Argument(metavar="FOLDER", help="A folder written by `tersor compress`.", show_default=False)
+    Path, typer.Argument(metavar="FOLDER", help="Artifact folder written by `tersor compress`.", show_default=False)
 ]
 Data = Annotated[str, typer.Option(metavar="DATA", help=DATA, show_default=False)]
 EvalData = Annotated[
@@ -54,14 +55,14 @@ Exclude = Annotated[
     list[str] | None, typer.Option(metavar="LAYER", help="Name of a layer to leave unchanged. Can be repeated.")
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="INTEGER", help="Random seed.", rich_help_panel=RUN)]
-Archive = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Path of the .pt2 or .onnx file to write. Default: the model's name and -pruned.pt2 or -distilled.pt2.",
-        show_default=False,
-    ),
-]
+
+
+def archive(ending: str) -> Any:
+    """The option that names the file to write, which is otherwise called after the model with `ending`."""
+    said = f"Path of the .pt2 or .onnx file to write. Default: the model's name plus {ending}."
+    return typer.Option(metavar="FILE", help=said, show_default=False)
+
+
 Json = Annotated[
     bool,
     typer.Option(
@@ -104,7 +105,7 @@ Training = Annotated[
     list[str] | None,
     typer.Option(
         metavar="SETTING=VALUE",
-        help="Further training settings: batch=64, norms=moving, optimiser=sgd, average=0.99, precision=bf16, ... Can be "
+        help="Further training settings: batch=64, norms=moving, optimizer=sgd, average=0.99, precision=bf16, ... Can be "
         "repeated.",
         show_default=False,
         rich_help_panel=TRAINING,
@@ -114,7 +115,7 @@ Sensitivity = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Output of `tersor sensitivity --json`; corrects the predicted loss of each prunable group.",
+        help="Output of `tersor sensitivity --json`, used to correct the predicted loss of each prunable group.",
         show_default=False,
     ),
 ]

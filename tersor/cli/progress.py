@@ -1,4 +1,4 @@
-"""What a command says on stderr while it works: the stage, how far it is, and how long it still takes."""
+"""What a command says on stderr while it works: the stage, how far along it is, and how long it will still take."""
 
 from __future__ import annotations
 
@@ -22,28 +22,9 @@ class Stages:
         self._begun = self._done = 0
         self._live = None
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                SpinnerColumn,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
+            from tersor.cli.bar import bar
 
-            columns = (
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("elapsed"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-            )
-            self._live = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._live = bar()
             self._task = self._live.add_task("starting", total=None)
 
     def __enter__(self) -> Stages:
@@ -75,8 +56,10 @@ class Stages:
             print(f"{stage} {self._far(now, done, total)}", file=sys.stderr, flush=True)
 
     def _far(self, now: float, done: int, total: int) -> str:
-        """How far it is, and how long the rest takes at the pace so far."""
-        if not total or done <= self._begun:
-            return f"{done}/{total}" if total else str(done)
+        """How far it is, and how long the rest takes at the pace so far; else the time so far."""
+        if not total:
+            return f"({duration(now - self._begin)} so far)"
+        if done <= self._begun:
+            return f"{done}/{total}"
         left = (now - self._begin) / (done - self._begun) * (total - done)
         return f"{done}/{total}, {duration(left)} left"

@@ -10,7 +10,7 @@ from tersor.cli.training import course
 from tersor.quantising import Quantized
 from tersor.report import faster
 from tersor.streaming import QuantizedFolder
-from tersor.units import count, number
+from tersor.units import number, several, size
 
 
 def show(found: Quantized | QuantizedFolder, out: Path | None) -> None:
@@ -22,34 +22,36 @@ def show(found: Quantized | QuantizedFolder, out: Path | None) -> None:
     rows = [
         ("weights", "32 bits", f"{', '.join(map(str, bits))} bits"),
         ("activations", "32 bits", f"{found.activations} bits"),
-        ("bytes", *map(count, found.bytes)),
+        ("size of parameters", *map(size, found.bytes)),
     ]
-    table(found.name, ("", "original", "quantised"), rows, numbers=(1, 2))
+    table(found.name, ("", "original", "quantized"), rows, numbers=(1, 2))
     if found.trained is not None:
-        print(course(found.trained, found.drop.relative))
+        print(f"Training: {course(found.trained, found.drop.relative)}")
     show_left_alone(found.left_alone)
     print(found.drop.text)
     say(output.words(found.metric) for output in found.outputs)
     if out is not None:
         kind = "ONNX file" if out.suffix == ".onnx" else "archive  "
         if found.ratio is not None:
-            print(f"time in ONNX Runtime, beside the same model in float: {faster(found.ratio, found.verdict)}")
-        print(f"\n{kind} {out}   (computes in float; `tersor compress` makes int8 files that are fast)")
+            print(f"Speed in ONNX Runtime, compared with the float model: {faster(found.ratio, found.verdict)}")
+        print(f"\n{kind} {out}   (computes in float; for int8 arithmetic use `tersor compress`)")
 
 
 def _show_folder(found: QuantizedFolder) -> None:
     bits = sorted(set(found.weights.values()), reverse=True)
-    grain = f", {found.groups} columns a scale" if found.groups else ""
+    grain = f", group size {found.groups}" if found.groups else ""
     rows = [
-        (f"{len(found.weights)} matrices", "float", f"{', '.join(map(str, bits))} bits{grain}"),
-        ("what they read", "float", "float" if found.activations == 32 else f"{found.activations} bits, by position"),
-        *([("key/value cache", "float", found.kv_cache)] if found.kv_cache else []),
-        ("bytes", *map(count, found.bytes)),
-        ("loss of the next token", number(found.before), number(found.after)),
+        (f"weights of {several(len(found.weights), 'layer')}", "float", f"{', '.join(map(str, bits))} bits{grain}"),
+        ("activations", "float", "float" if found.activations == 32 else f"{found.activations} bits, per token"),
+        *([("KV cache", "float", found.kv_cache)] if found.kv_cache else []),
+        ("size of tensors", *map(size, found.bytes)),
+        ("next-token loss, nats", number(found.before), number(found.after)),
         ("perplexity", *map(number, found.perplexity)),
     ]
-    table(found.name, ("", "original", "quantised"), rows, numbers=(1, 2))
+    table(found.name, ("", "original", "quantized"), rows, numbers=(1, 2))
     show_left_alone(found.left_alone)
-    print(f"judged on {found.windows} windows of text that nothing was fitted to; fitted to {found.calibrated}")
+    print(
+        f"Evaluated on {several(found.windows, 'held-out sequence')}; calibrated on {several(found.calibrated, 'other')}."
+    )
     if found.out is not None:
-        print(f"\nfolder    {found.out}   (compressed-tensors; transformers loads it)")
+        print(f"\nfolder    {found.out}   (compressed-tensors format; transformers loads it)")

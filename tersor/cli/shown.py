@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tersor.benchmarking import names
-from tersor.cli.console import table
+from tersor.cli.console import say, seen, table
 from tersor.cli.left_alone import show_left_alone
 from tersor.measuring.clock import Race
-from tersor.report import Interval, Report, faster
-from tersor.units import ms
+from tersor.report import Report, faster
+from tersor.units import several, spread
 
 
 def show_report(report: Report, folder: Path | None) -> None:
@@ -19,27 +19,29 @@ def show_report(report: Report, folder: Path | None) -> None:
     heads = report.heads()
     table("", heads, report.rows(), numbers=tuple(range(1, len(heads) - 1)))
     show_left_alone(report.left_alone)
-    said = (report.drop, report.shares(), report.executed(), *(f"Warning: {w}" for w in report.warnings), *report.notes)
-    for sentence in filter(None, said):
-        print(sentence)
+    cautions = [f"Warning: {warning}" for warning in report.warnings if not seen(warning)]
+    notes = [note for note in report.notes if not seen(note)]
+    say((report.drop, report.shares(), report.executed(), *cautions, *notes))
     if folder is not None:
-        print(f"\nartifact  {folder}\nreport    {folder / 'report.html'}\ncheck it  tersor verify {folder}")
+        print(f"\nartifact  {folder}\nreport    {folder / 'report.html'}\ncheck     tersor verify {folder}")
 
 
 def show_race(race: Race, folders: Sequence[Path], batch: int) -> None:
     """Median time of each folder, and its ratio to the first."""
     shown = names(folders)
-    rows = [(name, _spread(race.seconds(name)), _against(race, name, shown[0])) for name in shown]
+    times = [(name, race.seconds(name)) for name in shown]
+    rows = [(name, spread(t.low, t.value, t.high), _against(race, name, shown[0])) for name, t in times]
     table(
-        f"batch of {batch}, {race.threads} threads, {race.rounds} rounds",
-        ("", "median", "against the first"),
+        f"batch of {batch}, {several(race.threads, 'thread')}, {several(race.rounds, 'round')}",
+        ("", "median time per batch", "compared with the first"),
         rows,
         (1,),
     )
     noise = race.noise()
     if noise is not None:
         print(
-            f"The first against itself: {noise.value:.3f} [{noise.low:.3f}, {noise.high:.3f}]; load {race.load[1]:.1f}."
+            f"Noise, the first timed against itself: {noise.value:.3f} [{noise.low:.3f}, {noise.high:.3f}]; load average "
+            f"{race.load[1]:.1f}."
         )
 
 
@@ -70,7 +72,3 @@ def _against(race: Race, name: str, first: str) -> str:
     if name == first:
         return ""
     return faster(race.ratio(name, first), race.verdict(name, first))
-
-
-def _spread(seconds: Interval) -> str:
-    return f"{ms(seconds.value)} [{1e3 * seconds.low:.3g}, {1e3 * seconds.high:.3g}]"

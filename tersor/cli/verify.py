@@ -15,7 +15,7 @@ from tersor.inputs.job import predict_as_brought
 from tersor.inputs.reading import Taken
 from tersor.measuring.metrics import Score, compares, prepared
 from tersor.store.manifest import check
-from tersor.units import number
+from tersor.units import number, several
 
 
 def verified(
@@ -25,7 +25,8 @@ def verified(
     recorded = check(folder).section("report", "metric", "after")
     if spec is None:
         found = verify(folder, threads=threads)
-        said = f"{folder} is what its manifest says: {len(found.manifest.files)} files, and the example gives the same."
+        files = several(len(found.manifest.files), "file")
+        said = f"{folder} matches its manifest: {files}, and the recorded example gives the same outputs."
         return {"folder": folder, "verified": True, "difference": found.difference}, said
     chosen = metrics.bring(metric or recorded["metric"])
     source, taken = data.bring(spec), _taken(folder, threads)
@@ -35,14 +36,15 @@ def verified(
         batches = prepared(chosen, batches, predict_as_brought(module, captured))
     elif compares(chosen, batches):
         raise MetricError(
-            f"The metric {chosen.name} compares with the original model, which the artifact does not hold; name it with "
+            f"The metric {chosen.name} compares with the original model, which the artifact does not contain; give it with "
             "--model."
         )
     found = verify(folder, batches, chosen, threads)
     before = _recorded(recorded) if chosen.name == recorded["metric"] else None
     record = {"folder": folder, "verified": True, "difference": found.difference, "metric": chosen.name}
-    record |= {"score": found.score, "recorded": before}
-    said = f"{folder} is what its manifest says; {chosen.name} on {len(batches)} items of {spec}: {_shown(found.score)}"
+    record |= {"score": found.score, "recorded": before.get("", before) if isinstance(before, dict) else before}
+    items = several(len(batches), "item")
+    said = f"{folder} matches its manifest; {chosen.name} on {items} of {spec}: {_shown(found.score)}"
     return record, f"{said}{f' (recorded on its own evaluation data: {_shown(before)})' if before else ''}."
 
 
@@ -50,7 +52,7 @@ def _recorded(report: Mapping[str, Any]) -> Score:
     try:
         found: Score = report["after"]["score"]
     except (TypeError, KeyError) as cause:
-        raise ArtifactError("The manifest's report says no score after compressing; compress again.") from cause
+        raise ArtifactError("The manifest's report has no score after compression; compress again.") from cause
     return found
 
 

@@ -74,8 +74,8 @@ class Finite:
             began = odd[0]
         line = lines.of_node(began)
         raise DataError(
-            f"On the calibration data the model's outputs hold {bad} NaN or Inf, which begin in its value '{began.name}'"
-            f"{f' at {line}' if line else ''}; check the model's weights and how its inputs are normalised."
+            f"On the calibration data the model's outputs hold {bad} NaN or Inf, which begin in its activation '{began.name}'"
+            f"{f' at {line}' if line else ''}; check the model's weights and how its inputs are normalized."
         )
 
 
@@ -87,7 +87,7 @@ def _fits(model: Model, flat: Batch, index: int) -> None:
     if len(flat) != len(model.inputs):
         raise DataError(
             f"Batch {index} of the calibration data holds {len(flat)} tensors; the model takes {len(model.inputs)} "
-            f"({', '.join(model.inputs)}). Give one tensor an input, without labels."
+            f"({', '.join(model.inputs)}). Give one tensor per input, without labels."
         )
     for name, value, example in zip(model.inputs, flat, model.example, strict=True):
         if value.shape[1:] != example.shape[1:] or value.dtype != example.dtype:

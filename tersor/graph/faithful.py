@@ -70,8 +70,8 @@ def _check_calls(original: Original, flat: Flat, kept: Kept) -> list[str]:
     if states[0] != states[1]:
         line = lines.where_moved(lambda: original.raw(*flat), lines.chance)
         raise ModelError(
-            f"The model draws random numbers when it predicts{_at(line)}; make it depend on self.training, or draw them once "
-            "when the model is made."
+            f"The model draws random numbers at inference{_at(line)}; make it depend on self.training, or draw them once when "
+            "the model is built."
         )
     first, second = results
     if first is None or second is None or _alike(first, second, _SAME):
@@ -81,8 +81,8 @@ def _check_calls(original: Original, flat: Flat, kept: Kept) -> list[str]:
     line = line or lines.parting(lambda: original.raw(*flat), lambda: original.raw(*flat), _equal)
     what = f": it changes {_listed(names)}" if names else ""
     raise ModelError(
-        f"The model gives other outputs when it is called again on the same inputs{what}{_at(line)}; make the forward pass "
-        "independent of earlier calls, of the time and of chance."
+        f"The model gives different outputs when it is called again on the same inputs{what}{_at(line)}; make the forward "
+        "pass independent of earlier calls, of the time and of random numbers."
     )
 
 
@@ -102,8 +102,8 @@ def _check_counters(original: Original, flat: Flat, moved: Sequence[str]) -> Non
             if before is not None and after is not None and not _alike(before, after, _SAME):
                 line = _line_that_moves(original, flat, name)
                 raise ModelError(
-                    f"The model counts its calls in '{name}'{_at(line)} and gives other outputs after {count} of them; make "
-                    "the forward pass independent of earlier calls."
+                    f"The model counts its calls in '{name}'{_at(line)} and gives different outputs after {count} of them; "
+                    "make the forward pass independent of earlier calls."
                 )
 
 
@@ -118,7 +118,7 @@ def _check_size(model: Model, original: Original, flat: Flat) -> None:
     except Exception as cause:
         line = _at(_branch(original, flat, usual))
         raise ModelError(
-            f"The model takes a batch of {size}, which the graph that torch.export captured of it refuses "
+            f"The model takes a batch of {size}, which the graph captured by torch.export refuses "
             f"({' '.join(str(cause).split())[:200]}){line}; make the forward pass independent of the batch size."
         ) from cause
     if _alike(found, wanted, _SAME):
@@ -128,12 +128,12 @@ def _check_size(model: Model, original: Original, flat: Flat) -> None:
     if theirs is not None and ours is not None and _alike(ours, theirs, _SAME):
         line = _at(_branch(original, flat, usual))
         raise ModelError(
-            f"The model computes something else for a batch of {size} than for one of {usual}{line}, and one graph cannot hold "
-            "both; make the forward pass independent of the batch size."
+            f"The model computes something different for a batch of {size} than for one of {usual}{line}, and one graph cannot "
+            "hold both; make the forward pass independent of the batch size."
         )
     raise ModelError(
-        f"The graph that torch.export captured gives other outputs than the model ({_difference(found, wanted)} on fresh "
-        "inputs); make the forward pass use torch operations on its inputs only, without values of Python or numpy."
+        f"The graph captured by torch.export gives different outputs than the model ({_difference(found, wanted)} on new "
+        "inputs); make the forward pass compute with torch operations only, not with Python or numpy values."
     )
 
 
@@ -149,8 +149,8 @@ def _check_items(model: Model, original: Original, flat: Flat) -> None:
     if apart and (single is None or _alike(single, _item(together), _CLOSE, _CHOICES) or _by_rounding(model, batch)):
         return
     raise ModelError(
-        f"The model mixes the items of a batch{_at(_mixing(model, original, batch, alone))}: an item's outputs depend on its "
-        "neighbours, on its place or on the batch size; compute each item by itself."
+        f"The model mixes the items of a batch{_at(_mixing(model, original, batch, alone))}: an item's outputs depend on the "
+        "other items, on its position or on the batch size; compute each item by itself."
     )
 
 

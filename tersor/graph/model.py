@@ -198,8 +198,8 @@ def _called(original: Original, flat: Sequence[Tensor]) -> None:
     if changed:
         line = _line_that_moves(original, flat, changed[0])
         raise ModelError(
-            f"The model changes its parameter '{changed[0]}' when it predicts{f' at {line}' if line else ''}; make the "
-            "forward pass leave parameters as they are."
+            f"The model changes its parameter '{changed[0]}' at inference{f' at {line}' if line else ''}; make the forward "
+            "pass leave parameters unchanged."
         )
 
 

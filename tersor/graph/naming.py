@@ -51,7 +51,7 @@ def make_plain(module: fx.GraphModule) -> None:
             node.target = _after(str(node.target), renamed)
     shown = [f"{name!r} is {_after(name, renamed)}" for name in list(renamed)[:3]]
     warnings.warn(
-        f"Some names of layers hold characters that files cannot; they are renamed: {', '.join(shown)}"
+        f"Some layer names contain characters that files cannot hold; they are renamed: {', '.join(shown)}"
         f"{f' and {len(renamed) - 3} more' if len(renamed) > 3 else ''}.",
         stacklevel=1,
     )

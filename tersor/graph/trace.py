@@ -133,7 +133,7 @@ def _apply(walk: Trace, node: fx.Node, rules: Mapping[str, Rule]) -> Value:
     if not isinstance(shape, tuple):  # a number: a size or something computed from sizes
         return None
     rule = rules.get(operator_name(node)) or (rules["pointwise"] if _pointwise(node) else None)
-    missing = "has no rule"
+    missing = "has no pruning rule"
     if rule is not None:
         try:
             value = rule(walk, node, bound(node))
@@ -141,7 +141,7 @@ def _apply(walk: Trace, node: fx.Node, rules: Mapping[str, Rule]) -> Value:
                 return value
         except NoRule:
             pass
-        missing = "has no rule for these arguments"
+        missing = "has no pruning rule for these arguments"
     why = walk.why(node, missing)
     for each in node.all_input_nodes:
         _freeze_all(walk, each, why)

@@ -47,8 +47,8 @@ def _stateful(module: fx.GraphModule, name: str, line: str) -> str:
     readers = (user for each in module.graph.nodes if each.target == name for user in each.users)
     if any("batch_norm" in str(reader.target) for reader in readers):
         return (
-            f"The model normalises with the statistics of the batch when it predicts, and moves '{name}'{at}; "
-            "an item's result would depend on its neighbours: make it depend on self.training."
+            f"The model normalizes with batch statistics at inference, and updates '{name}'{at}; an item's result would "
+            "depend on the other items of its batch: make it depend on self.training."
         )
     parameters = {each for each, _ in module.named_parameters(remove_duplicate=False)}
     kind = "parameter" if name in parameters else "buffer"

@@ -40,7 +40,7 @@ def existing(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file() or path.stat().st_size == 0:
         raise ArtifactError(
-            f"{folder} holds no {name} (or an empty one), so it is no complete export; export it again."
+            f"{folder} holds no {name} (or an empty one), so it is not a complete export; export it again."
         )
     return path
 

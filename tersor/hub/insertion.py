@@ -70,13 +70,13 @@ def _typed(name: str, grid: Grid | Dynamic, placement: Placement) -> Grid | Dyna
         if placement.dynamic:
             return grid
         raise ExportError(
-            f"The grid of activation {name} is made at run time, and this target runs static feeds only: fit with static "
-            "feeds, or use target onnxruntime."
+            f"Activation {name} is quantized dynamically, but this target supports only static quantization: use static "
+            "feeds, or target onnxruntime."
         )
     if grid.high - grid.low != 255 or not grid.scale > 0 or not np.isfinite(np.float32(grid.scale)):
         raise ExportError(
-            f"The grid of activation {name} has codes {grid.low}..{grid.high} and scale {grid.scale}; integer runtimes "
-            "want 256 codes and a positive scale: choose an 8-bit feed."
+            f"The quantizer of activation {name} has values {grid.low}..{grid.high} and scale {grid.scale}; integer runtimes "
+            "need 256 values and a positive scale: choose 8 bits."
         )
     low = -128 if placement.signed else 0
     return Grid(float(np.float32(grid.scale)), grid.zero + low - grid.low, low, low + 255)

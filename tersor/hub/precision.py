@@ -57,7 +57,7 @@ def _reason(node: ir.Node) -> str:
         return "both factors are activations"
     if _on_grid(feed) and _on_grid(weight):
         return ""
-    return "it was given no integer weight, or its input no grid"
+    return "its weight or its input was not quantized"
 
 
 def _on_grid(value: ir.Value | None) -> bool:

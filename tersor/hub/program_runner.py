@@ -46,10 +46,10 @@ def shown(opened: Opened, remark: str, inputs: Sequence[Input], threads: int) ->
     return (
         "from collections.abc import Callable\nfrom typing import Any\n\nimport torch\n\n\n"
         f"{inspect.getsource(opened)}\n\n"
-        f"# Threads are torch's own, for the whole process. {remark}\n"
+        f"# threads sets torch's threads for the whole process. {remark}\n"
         f'run = opened(torch.export.load("{FILE}"), threads={threads})\n'
         f"{described(inputs, 'torch')}"
-        f"outputs = run({', '.join(variables(inputs))})  # nested as the original model takes and gives them"
+        f"outputs = run({', '.join(variables(inputs))})  # nested like the original model's inputs and outputs"
     )
 
 

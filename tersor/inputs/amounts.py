@@ -16,11 +16,11 @@ def drop(text: str | float) -> float:
     shown = str(text).strip()
     number = _number(shown.removesuffix("%").rstrip())
     if number is None:
-        raise InputError(f"The largest drop '{shown}' is no number; write 0.5% or 0.005.")
+        raise InputError(f"The allowed drop '{shown}' is no number; write 0.5% or 0.005.")
     value = number / 100 if shown.endswith("%") else number
     if not 0 <= value < 1:
         hint = f" (did you mean {shown}%?)" if 1 <= value < 100 and not shown.endswith("%") else ""
-        raise InputError(f"The largest drop '{shown}' lies outside 0% to 100%{hint}; write 0.5% or 0.005.")
+        raise InputError(f"The allowed drop '{shown}' lies outside 0% to 100%{hint}; write 0.5% or 0.005.")
     return value
 
 
@@ -70,17 +70,19 @@ def training(text: str | float) -> tuple[float | None, float | None]:
         try:
             return None, seconds(shown)
         except InputError as cause:
-            raise InputError(f"The training time '{shown}' is none; write 2epochs, 90s, 10m or 1.5h.") from cause
+            raise InputError(
+                f"The training length '{shown}' cannot be read; write 2epochs, 90s, 10m or 1.5h."
+            ) from cause
     number = _number(epochs[1])
     if number is None or number <= 0:
-        raise InputError(f"The training time '{shown}' is none; write 2epochs, 90s, 10m or 1.5h.")
+        raise InputError(f"The training length '{shown}' cannot be read; write 2epochs, 90s, 10m or 1.5h.")
     return number, None
 
 
 def seed(value: int) -> int:
     """A seed that every generator takes. Raises `InputError`."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
-        raise InputError(f"The seed is {value!r:.40}; write a whole number of 0 to {2**32 - 1}.")
+        raise InputError(f"The seed is {value!r:.40}; write a whole number from 0 to {2**32 - 1}.")
     return value
 
 

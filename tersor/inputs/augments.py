@@ -26,7 +26,7 @@ def _one(word: str) -> Augment:
     if ":" not in word:
         if word not in AUGMENTS:
             raise InputError(
-                f"There is no augmentation {word!r}; choose of {', '.join(AUGMENTS)}, or file.py:function."
+                f"There is no augmentation {word!r}; choose one of {', '.join(AUGMENTS)}, or file.py:function."
             )
         return AUGMENTS[word]
     function = functions.named(word, "AUGMENT", InputError)

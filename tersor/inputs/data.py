@@ -169,7 +169,7 @@ def _read(found: Any, name: str, where: str, room: Room) -> Source:
         )
     if not isinstance(found, Iterable) or isinstance(found, str | bytes):
         raise DataError(
-            f"{where} gave a {type(found).__name__}; wanted an iterable of batches (inputs, or (inputs, labels))."
+            f"{where} gave a {type(found).__name__}; expected an iterable of batches (inputs, or (inputs, labels))."
         )
     raw: Sequence[Any] = (
         found
@@ -293,7 +293,7 @@ def _warn_of_outliers(found: Batches, model: Model | Taken, name: str) -> None:
         if len(apart):
             warnings.warn(
                 f"{len(apart)} of {len(found)} items of {name} hold values of '{called}' more than {_APART} times as large as "
-                f"those of a usual item, the first is item {int(apart[0])}. They are not calibrated on; where they are "
+                f"those of a usual item; the first is item {int(apart[0])}. They are not used for calibration; if they are "
                 "mistakes, remove them.",
                 DataWarning,
                 stacklevel=3,

@@ -78,13 +78,13 @@ def sentence_encoder(path: str | Path, length: int = LENGTH) -> tuple[SentenceEn
     kinds = _kinds(config)
     if any(kind.endswith(_LANGUAGE) for kind in kinds):
         raise ModelError(
-            f"'{folder}' holds a language model ({', '.join(kinds)}); `tersor quantize` takes such folders. A folder of an "
-            "encoder was wanted, or a function that returns the model."
+            f"'{folder}' holds a language model ({', '.join(kinds)}), which only `tersor quantize` takes as a folder. Give the "
+            "folder of an encoder, or a function that returns the model (path/to/file.py:function)."
         )
     heads = _heads(kinds)
     if heads and not (folder / PARTS).is_file():  # which would say how the encoder alone gives a vector
         raise ModelError(
-            f"'{folder}' holds a network with a head ({', '.join(heads)} in its {CONFIG}), which an encoder of sentences would "
+            f"'{folder}' holds a network with a head ({', '.join(heads)} in its {CONFIG}), which a sentence encoder would "
             f"drop; bring it as a function, path/to/file.py:function, that returns ({heads[0]}.from_pretrained(...), inputs), "
             "or a folder whose architecture is the encoder alone."
         )
@@ -197,7 +197,7 @@ def _pooling(folder: Path) -> tuple[bool, bool]:
             if not first and not settings.get("pooling_mode_mean_tokens"):
                 chosen = [key for key, value in settings.items() if key.startswith("pooling_mode") and value]
                 raise ModelError(
-                    f"'{folder}' pools by {', '.join(chosen) or 'nothing'}; mean or cls_token is known here."
+                    f"'{folder}' pools by {', '.join(chosen) or 'nothing'}; only mean and cls_token are supported."
                 )
         elif kind != "Transformer":
             raise ModelError(

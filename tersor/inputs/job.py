@@ -132,7 +132,7 @@ def bring(
     original = predict_as_brought(module, captured)
     evaluation = prepared(found, evaluation, original)
     held = prepared(found, held, original)
-    counted = _counted(original, len(evaluation.parts) + len(held.parts), partial(progress, "scoring the original"))
+    counted = _counted(original, len(evaluation.parts) + len(held.parts), partial(progress, "evaluating the original"))
     begin = monotonic()
     before = found(counted, evaluation)
     scoring = monotonic() - begin
@@ -182,8 +182,8 @@ def _refuse_strangers(exclude: Sequence[str], model: Model) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, 3, 0.4) or known[:3]
             raise InputError(
-                f"exclude names {name!r}, which is no layer of this model; near it: {', '.join(near)}. `tersor inspect` lists "
-                "all."
+                f"exclude names {name!r}, which is not a layer of this model; similar names: {', '.join(near)}. `tersor "
+                "inspect` lists all."
             )
 
 

@@ -62,7 +62,7 @@ def bring(model: Bringable) -> Brought:
     A string is `path/to/file.py:function`, `package.module:function`, `path/to/archive.pt2` or the Hugging Face folder of an
     encoder; a function returns a module or (module, example). An example is a tensor, a tuple of tensors or a dict of tensors
     by argument name, first axis the batch. Raises `ModelError` where there is no model, where a weight is NaN or Inf, or is
-    already quantised.
+    already quantized.
     """
     name = model if isinstance(model, str) else str(model) if isinstance(model, Path) else ""
     if not name:
@@ -109,7 +109,7 @@ def captured_whole(
         found = brought.example if brought.example is not None else example
         if found is None:
             raise ModelError(
-                f"Model {brought.name} came without an example input; return (module, example) or give data as well."
+                f"Model {brought.name} came without an example input; return (module, example), or give --data as well."
             )
         model, original = capture_whole(brought.module, *_example(found), ours=brought.ours)
     _check_graph(model)
@@ -127,8 +127,8 @@ def _unpack(made: Any, name: str, where: str) -> Brought:
         return Brought(name or "ExportedProgram", made, None)
     if not isinstance(made, nn.Module):
         raise ModelError(
-            f"{where} is a {type(made).__name__}; wanted a torch.nn.Module or (module, example input)"
-            + (", for example torch.load'ed weights put into a module." if isinstance(made, Mapping) else ".")
+            f"{where} is a {type(made).__name__}; expected a torch.nn.Module or (module, example input)"
+            + ("; load these weights into a module and return that." if isinstance(made, Mapping) else ".")
         )
     made = _unwrapped(made)
     if isinstance(made, torch.jit.ScriptModule):
@@ -221,7 +221,7 @@ def _check_modules(module: nn.Module, model: str) -> None:
         kind = f"{type(each).__module__}.{type(each).__name__}"
         if kind.startswith(_QUANTISED) or "FakeQuantize" in kind:
             raise ModelError(
-                f"Model {model} is already quantised: '{name}' is a {kind}; bring the float model it was made from."
+                f"Model {model} is already quantized: '{name}' is a {kind}; bring the float model it was made from."
             )
 
 
@@ -232,7 +232,7 @@ def _check_tensor(name: str, tensor: Tensor, model: str, is_parameter: bool) -> 
     if odd or (is_parameter and tensor.dtype in _CODES):
         kind = type(tensor).__name__ if odd and not tensor.is_quantized else str(tensor.dtype).removeprefix("torch.")
         raise ModelError(
-            f"Model {model} is already quantised: '{name}' holds {kind}; bring the float model that it was made from."
+            f"Model {model} is already quantized: '{name}' holds {kind}; bring the float model that it was made from."
         )
     if tensor.is_floating_point() or tensor.is_complex():
         masks = not is_parameter or not tensor.requires_grad  # minus infinity in what is added to scores is no fault
@@ -252,17 +252,17 @@ def _check_graph(model: Model) -> None:
         target = str(node.target)
         if any(word in target for word in _QUANTISING):
             raise ModelError(
-                f"The model is already quantised: it applies {target}{_line(node)}; bring the float model."
+                f"The model is already quantized: it applies {target}{_line(node)}; bring the float model."
             )
         if _is_random(node, target):
             raise ModelError(
-                f"The model draws random numbers when it predicts: {target}{_line(node)}; "
+                f"The model draws random numbers at inference: {target}{_line(node)}; "
                 "make it depend on self.training (F.dropout(x, p, self.training))."
             )
         if "batch_norm" in target and any(each is True for each in node.args):  # a momentum may be 1.0
             raise ModelError(
-                f"The model normalises with the statistics of the batch when it predicts: {target}{_line(node)}; "
-                "an item's result would depend on its neighbours: use track_running_stats=True and train it so."
+                f"The model normalizes with batch statistics at inference: {target}{_line(node)}; an item's result would "
+                "depend on the other items of its batch: use track_running_stats=True and train it so."
             )
 
 

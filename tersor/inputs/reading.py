@@ -104,7 +104,7 @@ def parted(raw: Any, wants: int, names: Sequence[str] = ()) -> tuple[Any, Labels
         keys = [k for k in LABEL_KEYS if k in raw and k not in names and len(raw) > 1]
         if len(keys) > 1:
             raise DataError(
-                f"A batch names both '{keys[0]}' and '{keys[1]}'; leave the labels one of these names only."
+                f"A batch has both '{keys[0]}' and '{keys[1]}'; give the labels under one of these names only."
             )
         return {k: v for k, v in raw.items() if k not in keys}, _labels(raw[keys[0]]) if keys else None
     if not isinstance(raw, list | tuple):
@@ -147,7 +147,7 @@ def tensor(value: Any, where: str) -> Tensor:
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         return torch.from_numpy(_plain(value))
     kind = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
-    raise DataError(f"{where} is {kind}; wanted a tensor or an array of numbers, first axis the batch.")
+    raise DataError(f"{where} is {kind}; expected a tensor or an array of numbers whose first axis is the batch.")
 
 
 def _read(raws: Sequence[Any], model: Model | Taken) -> list[Batch] | None:

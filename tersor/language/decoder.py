@@ -207,8 +207,8 @@ def decoder_blocks(model: nn.Module, folder: Folder) -> tuple[str, nn.ModuleList
     alike = [(n, m) for n, m in lists if n not in inner and len({type(each) for each in m}) == 1]
     if not alike:
         raise ModelError(
-            f"{folder.path}: the architecture {type(model).__name__} has no list of decoder blocks of one class; models of "
-            "another build are quantised as a function that returns the module."
+            f"{folder.path}: the architecture {type(model).__name__} has no list of decoder blocks of one class; bring such a "
+            "model as a function that returns the module (path/to/file.py:function)."
         )
     return max(alike, key=lambda found: len(found[1]))
 

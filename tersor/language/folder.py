@@ -82,7 +82,7 @@ class Folder:
 
 
 def open_folder(path: Path) -> Folder:
-    """The folder at `path`. Raises `ModelError` where it has no config.json or no safetensors, or is already quantised."""
+    """The folder at `path`. Raises `ModelError` where it has no config.json or no safetensors, or is already quantized."""
     if not (path / CONFIG).is_file():
         raise ModelError(
             f"'{path}' is a folder without config.json; give a folder that `save_pretrained` wrote, or name a function "
@@ -93,7 +93,7 @@ def open_folder(path: Path) -> Folder:
     config = _json(path / CONFIG)
     refuse_odd(path, config)
     if config.get("quantization_config"):
-        raise ModelError(f"'{path}' is already quantised (config.json says how); give the folder of the float model.")
+        raise ModelError(f"'{path}' is already quantized (config.json says how); give the folder of the float model.")
     return Folder(path, config, _files(path))
 
 

@@ -69,7 +69,7 @@ def checked(wish: Any) -> str | None:
     """The kind that was asked for. Raises `InputError` for one there is not."""
     word = str(wish).strip()
     if word != "none" and word not in KINDS:
-        raise InputError(f"A key/value cache of {wish!r} was asked for; write {' or '.join(KINDS)}, or none.")
+        raise InputError(f"kv_cache is {wish!r}; write {' or '.join(KINDS)}, or none.")
     return None if word == "none" else word
 
 
@@ -79,7 +79,7 @@ def caches(block: nn.Module) -> list[str]:
     if not found:
         raise ModelError(
             f"Attention of {type(block).__name__} is not what readers of cache scales know (k_proj, v_proj or qkv_proj, and "
-            "a cache in its call); leave the key/value cache at none."
+            "a cache in its call); leave the KV cache at none."
         )
     return found
 

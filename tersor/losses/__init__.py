@@ -61,7 +61,7 @@ def _number(node: ast.AST) -> float:
 
 def _called(word: str, settings: dict[str, Any]) -> Loss:
     if word not in names():
-        raise InputError(f"There is no loss {word!r}; choose of {', '.join(names())}.")
+        raise InputError(f"There is no loss {word!r}; choose one of {', '.join(names())}.")
     module = import_module(f"{__name__}.{word}")
     kinds = (kind for _, kind in inspect.getmembers(module, inspect.isclass) if kind.__module__ == module.__name__)
     kind = next(kind for kind in kinds if dataclasses.is_dataclass(kind) and issubclass(kind, Loss))

@@ -123,7 +123,7 @@ class Table(Cells):
 def levels_called(name: str, granularity: Granularity | None = None) -> Levels:
     """The grids of a format; granularity: else what the format is used with. Raises `InputError` for an unknown one."""
     if name not in FORMATS:
-        raise InputError(f"There is no format {name!r}; choose of {', '.join(FORMATS)}.")
+        raise InputError(f"There is no format {name!r}; choose one of {', '.join(FORMATS)}.")
     known = FORMATS[name]
     usual: Granularity = PerGroup(known.run) if known.run else PerChannel()
     return Levels(known.values, granularity or usual, known.shifted)

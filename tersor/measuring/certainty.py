@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from tersor.measuring.batches import Batches
 from tersor.measuring.metrics import Metric, Score, compares
 from tersor.report import Interval, Regression
+from tersor.units import several
 
 SURE = 0.95
 _FEW = 50  # items, below which no mean says much
@@ -40,17 +41,20 @@ def cautions(metric: Metric, before: Score, batches: Batches, limit: float) -> I
     if counted and items * limit < 1:
         lost = 1 - (1 - SURE) ** (1 / items)
         yield (
-            f"A promise of {100 * limit:.4g} points is judged on {items} items, of which one is {100 / items:.3g} points: it "
-            f"holds where none is lost, and still up to {100 * lost:.3g} points of new data may be (95 % confidence); "
-            f"{enough(limit):,} items, none of them lost, would tell."
+            f"The drop of at most {100 * limit:.4g} points is checked on {several(items, 'evaluation item')}, where one item "
+            f"counts {100 / items:.3g} points. Even if none of them is lost, up to {100 * lost:.3g} points may be lost on new "
+            f"data (95 % confidence); it takes at least {enough(limit):,} items to rule that out."
         )
     elif items < _FEW:
-        yield f"A promise is judged on {items} items, which say little of new data; give some hundreds."
+        yield (
+            f"The drop is checked on only {several(items, 'evaluation item')}, which says little about new data; give some "
+            "hundreds."
+        )
     entries = list(before.values()) if isinstance(before, dict) else [before]
     if counted and not compares(metric, batches) and all(value == 1 for value in entries):
         yield (
-            f"The original is right on all {items} evaluation items, as a model is on data that it has learned by heart: on "
-            "new data more may be lost than here. Give --eval-data that it was not trained on."
+            f"The original is right on all {items} evaluation items, as a model is on its own training data: on new data "
+            "more may be lost than here. Give --eval-data that it was not trained on."
         )
 
 
@@ -60,6 +64,6 @@ def flips(found: Regression | None) -> tuple[str, ...]:
         return ()
     share = exact(found.lost, found.items)
     return (
-        f"Of {found.items} items, each of which is {100 / found.items:.2g} points, {found.lost} became wrong: of new data "
-        f"{100 * share.low:.2g} to {100 * share.high:.2g} points (exact 95 % interval).",
+        f"Of {several(found.items, 'evaluation item')}, each worth {100 / found.items:.3g} points, {found.lost} became wrong; "
+        f"on new data that is {100 * share.low:.2g} to {100 * share.high:.2g} points (exact 95 % interval).",
     )

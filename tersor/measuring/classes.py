@@ -55,7 +55,7 @@ def scored(predict: Predict, batches: Batches, name: str) -> Iterator[Scored]:
         axis = told if axis is None else axis
         if axis is not None and axis not in fits:
             raise MetricError(
-                f"{name} found the classes on axis {axis} of one batch and not of another, whose output has the shape "
+                f"{name} found the classes on axis {axis} in one batch but not in another, whose output has the shape "
                 f"{scores.shape}; give labels of one kind."
             )
         waiting.append((scores, labels, inputs))
@@ -187,7 +187,7 @@ def class_numbers(labels: np.ndarray, classes: int, name: str) -> np.ndarray:
         raise MetricError(_no_classes(labels, name))
     if labels.dtype.kind == "b" and classes > 2:
         raise MetricError(
-            f"{name} found labels of True and False and the model has {classes} classes; give class numbers."
+            f"{name} found labels of True and False, but the model has {classes} classes; give class numbers."
         )
     numbers = labels.astype(np.int64).ravel()
     if labels.ndim > 1 and labels.shape[1:] != (1,) and 2 < classes <= VOID:
@@ -200,8 +200,8 @@ def _check_classes(labels: np.ndarray, classes: int, name: str) -> None:
     if labels.size and (labels.min() < 0 or labels.max() >= classes):
         odd = int(labels.min() if labels.min() < 0 else labels.max())
         from_one = labels.min() == 1 and labels.max() == classes
-        hint = "they seem to count from 1: subtract 1" if from_one else f"label what is to be left out {IGNORED}"
-        raise MetricError(f"{name} found the label {odd} and the model has the classes 0 to {classes - 1}; {hint}.")
+        hint = "they seem to count from 1: subtract 1" if from_one else f"give items to be ignored the label {IGNORED}"
+        raise MetricError(f"{name} found the label {odd}, but the model has the classes 0 to {classes - 1}; {hint}.")
 
 
 def _rows(values: np.ndarray, axis: int) -> np.ndarray:
@@ -211,13 +211,13 @@ def _rows(values: np.ndarray, axis: int) -> np.ndarray:
 def _decisions(pairs: Iterator[tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]], name: str) -> Iterator[Scored]:
     """The decisions of a model that puts out no scores, as scores of 1 for what it said and 0 for the rest."""
     if name not in ("accuracy", "f1", "iou"):
-        raise MetricError(f"{name} needs scores and the model puts out whole numbers; let it put out its scores.")
+        raise MetricError(f"{name} needs scores, but the model returns whole numbers; let it return its scores.")
     kept = [(said, labels) for said, labels, _ in pairs]
     largest = max(int(x.max()) for x in (*(said for said, _ in kept), *(y[y != VOID] for _, y in kept)) if x.size)
     classes = max(2, largest + 1)
     if classes > _MANY:
         raise MetricError(
-            f"{name} needs scores of {classes} classes, and the model puts out whole numbers; bring your own metric."
+            f"{name} needs scores of {classes} classes, but the model returns whole numbers; bring your own metric."
         )
     for said, labels in kept:
         numbers = class_numbers(labels, classes, name)
@@ -225,7 +225,7 @@ def _decisions(pairs: Iterator[tuple[np.ndarray, np.ndarray, tuple[np.ndarray, .
         decided = said.astype(np.int64).ravel()[counts]
         if decided.size and decided.min() < 0:
             raise MetricError(
-                f"{name} needs classes and the model puts out whole numbers such as {decided.min()}; use cosine."
+                f"{name} needs classes, but the model returns whole numbers such as {decided.min()}; use cosine."
             )
         yield Scored(np.eye(classes, dtype=np.float32)[decided], numbers[counts])
 
@@ -252,8 +252,8 @@ def _flags(scores: np.ndarray, labels: np.ndarray, name: str) -> np.ndarray:
     odd = labels[~np.isin(labels, (0, 1, IGNORED))]
     if odd.size:
         raise MetricError(
-            f"{name} needs classes, and the model gives one number an item while labels such as {odd.ravel()[0]:.6g} are "
-            "neither 0 nor 1; where real numbers are predicted, choose r2, mse or mae, and label two classes 0 and 1."
+            f"{name} needs classes, but the model gives one number per item and labels such as {odd.ravel()[0]:.6g} are "
+            "neither 0 nor 1; for regression choose r2, mse or mae, for two classes label them 0 and 1."
         )
     return labels.astype(np.int64).ravel()
 
@@ -262,7 +262,7 @@ def _no_classes(labels: np.ndarray, name: str) -> str:
     if not np.isfinite(labels).all():
         return f"{name} found NaN or Inf among the labels {labels.shape}; repair them."
     if np.isin(labels, (0, 1)).all():
-        what = f"{name} found labels {labels.shape} of 0 and 1 with several or no ones an item, which are no classes"
+        what = f"{name} found labels {labels.shape} of 0 and 1 with several or no ones per item, which are no classes"
     else:
         what = f"{name} found labels {labels.shape} of real numbers, which are neither class numbers nor shares that sum to 1"
     return f"{what}; choose r2 or mse, or bring a metric of your own (file.py:function)."

@@ -74,9 +74,7 @@ class Metric:
                 "it must return a number, or a dict of numbers."
             )
         if not math.isfinite(float(value)):
-            raise MetricError(
-                f"The metric {self.name}{entry} is {float(value)}; it must be finite to be kept in a budget."
-            )
+            raise MetricError(f"The metric {self.name}{entry} is {float(value)}; a score must be finite.")
         return float(value)
 
 
@@ -218,12 +216,17 @@ def _drop(before: float, after: float, metric: Metric, entry: str) -> Drop:
     verb = "worse" if worse > 0 else "better"
     change = f"{name} {before:.6g} -> {after:.6g}"
     if worse == 0 or (bounded and abs(worse) <= 1e-9):
-        return Drop(worse, not bounded, f"{change} (the same, {'absolute' if bounded else 'relative'})", entry)
+        return Drop(worse, not bounded, f"{change} (unchanged)", entry)
     if bounded:
-        return Drop(worse, False, f"{change} ({abs(100 * worse):.2f} points {verb}, absolute)", entry)
+        return Drop(worse, False, f"{change} ({_hundredths(100 * worse)} points {verb}, absolute)", entry)
     if not before:
         amount = math.copysign(math.inf, worse) if worse else 0.0
         told = f"{abs(worse):.3g} {verb}; of 0 there is no percentage" if worse else "unchanged"
         return Drop(amount, True, f"{change} ({told})", entry)
     amount = worse / abs(before)
-    return Drop(amount, True, f"{change} ({abs(100 * amount):.2f} % {verb}, relative)", entry)
+    return Drop(amount, True, f"{change} ({_hundredths(100 * amount)} % {verb}, relative)", entry)
+
+
+def _hundredths(value: float) -> str:
+    """The size of a change, with two digits; of what they do not show, that."""
+    return f"{abs(value):.2f}" if abs(value) >= 0.005 else "less than 0.01"

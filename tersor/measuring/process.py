@@ -90,7 +90,7 @@ class Process:
 
     def end_for_memory(self, limit: int) -> None:
         """End it because it holds more memory than there is for it; whoever waits for it hears so."""
-        self._over = f"it took {written(self.held)} of memory, where {written(limit)} were left for it, and was ended."
+        self._over = f"it used {written(self.held)} of memory, but only {written(limit)} were left, and was stopped."
         self._signal(signal.SIGKILL)
 
     def load(self, order: dict[str, Any]) -> None:
@@ -203,7 +203,7 @@ class Process:
         size = self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(0, size - 2000))
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return "Its last words: " + " | ".join(lines[-3:]) if lines else "It wrote nothing to stderr."
+        return "Its last output: " + " | ".join(lines[-3:]) if lines else "It wrote nothing to stderr."
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -89,7 +89,7 @@ def agreement(predict: Predict, batches: Batches) -> Score:
     (one,) = found.values()
     if one.decisions is None:
         raise MetricError(
-            "agreement compares classes and the output has none, or they cannot be told; use cosine or r2."
+            "agreement compares classes, and the output has none that can be recognized; use cosine or r2."
         )
     return one.decisions
 

@@ -229,8 +229,8 @@ def _by_how_much(program: _Program, asked: Mapping[str, float]) -> str:
         if alone is not None and alone.value > limit:
             over = f", {100 * (alone.value / limit - 1):.1f} % more" if limit > 0 else ""
             return (
-                f"No plan is inside the budget: the smallest reachable {_WORDS[kind]} is {shown[kind](alone.value)}{over} than "
-                f"the {shown[kind](limit)} that were asked for; allow more, or add options."
+                f"No plan is within the budget: the smallest reachable {_WORDS[kind]} is {shown[kind](alone.value)}{over} than "
+                f"the {shown[kind](limit)} requested; allow more, or add options."
             )
     together = program.minimise("nbytes", {"seconds": asked["seconds"]}) if len(asked) == 2 else None
     least = (
@@ -239,7 +239,7 @@ def _by_how_much(program: _Program, asked: Mapping[str, float]) -> str:
         else ""
     )
     limits = " and ".join(f"{shown[kind](limit)}" for kind, limit in asked.items())
-    return f"No plan is inside the budget of {limits} together, though each alone can be met{least}; allow more of one."
+    return f"No plan is within the budget of {limits} together, though each alone can be met{least}; allow more of one."
 
 
 _WORDS = {"seconds": "time", "nbytes": "size"}

@@ -208,8 +208,8 @@ class _Run:
         self.history.returns.append(step + 1)
         if self.group.rank == 0:
             warnings.warn(
-                f"The loss was {loss} at step {step}: the training went on from its best state, at half the rate "
-                f"({self.highest:g}). A lower rate to begin with saves that time.",
+                f"The loss was {loss} at step {step}: the training went back to its best state, at half the learning rate "
+                f"({self.highest:g}). A lower --rate from the start saves that time.",
                 DataWarning,
                 stacklevel=2,
             )
@@ -239,7 +239,7 @@ class _Run:
             self.save(path)
         except (StorageError, OSError) as cause:
             warnings.warn(
-                f"The state of the training cannot be kept: {cause} The training goes on, and after a kill begins anew.",
+                f"The training cannot save checkpoints: {cause} It goes on, but would start over after a kill.",
                 stacklevel=1,
             )
 

@@ -26,7 +26,7 @@ def standard(teacher: Model, inputs: Sequence[Tensor]) -> str:
     if not parts:
         raise InputError(
             f"The outputs of the model ({', '.join(teacher.outputs)}) are whole numbers, from which nothing can be learned; "
-            "give a model that puts out scores."
+            "give a model that returns scores."
         )
     return " + ".join([*parts, f"{FACTOR}*streams(optional=True)"])
 

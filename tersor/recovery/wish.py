@@ -23,8 +23,8 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Recovery:
-    """What a user wants of a training. `seconds`, where given, say how long; else `how.epochs`. enough: what may be lost on
-    held-out data; the training ends after the epoch that loses no more."""
+    """How a user wants a network to be trained. `seconds`, where given, are the length; else `how.epochs`. enough: the drop on
+    held-out data at which the training stops, after an epoch."""
 
     how: Training
     seconds: float | None = None
@@ -62,19 +62,17 @@ class Recovery:
         save_every: str | float = 120.0,
         keep: str = BEST,
     ) -> Recovery | None:
-        """A recovery from words; None where `length` is None or "none". Raises `InputError` for what cannot be meant.
+        """A training from words; None if `length` is None or "none". Raises `InputError` for what cannot be meant.
 
-        What is "auto" is chosen for the model that is trained: the loss of everything that the teacher says (`standard`), norms
-        frozen where a network was repaired and moving where weights have few bits or a student begins anew, and the
-        optimiser muon, which does not go with rank and sharded: there it is adamw. rate: the highest; None: what is usual
-        for optimiser, loss and student.
-        average: decay of a moving average of the parameters, which is what comes out; 0: none. accumulate: batches a step.
-        clip: the largest norm of the gradient, 0: any. warm_up: share of the steps in which the rate rises. workers: threads
-        that make batches ahead. enough: what may be lost on held-out data, 0.2% or 0.002: it ends after the epoch that loses
-        no more. save_every: seconds (or 5m) between two states that a killed training goes on from. keep: of the states after
-        each epoch the "best" on held-out data comes out, which may be the one before the first, or the "last".
-        sharded: each of the processes that torchrun started holds a part of the student's parameters, their gradients and the
-        optimiser's state.
+        "auto" is chosen for the model that is trained: the loss on everything that the teacher computes (`standard`); norms
+        frozen if the weights were corrected before, and moving if they have few bits or the student is new; the optimizer muon,
+        or adamw with rank or sharded. rate: peak learning rate; None: the default for optimizer, loss and student.
+        average: decay of a moving average of the parameters, which is then the result; 0: none. accumulate: batches per step.
+        clip: largest norm of the gradient, 0: no clipping. warm_up: share of the steps in which the learning rate rises.
+        workers: threads that prepare batches. enough: early stopping after the epoch whose drop on held-out data is at most
+        this (0.2% or 0.002). save_every: seconds (or 5m) between two checkpoints. keep: the result is the "best" state on
+        held-out data, of those after each epoch and before the first, or the "last". sharded: each process that torchrun
+        started holds a part of the student's parameters, their gradients and the optimizer's state.
         """
         if length is None or str(length).strip() == "none":
             return None
@@ -82,39 +80,39 @@ class Recovery:
         epochs, seconds = amounts.training(length)
         for name, word, known in (
             ("schedule", schedule, RATES),
-            ("optimiser", optimiser, (AUTO, *OPTIMISERS)),
+            ("optimizer", optimiser, (AUTO, *OPTIMISERS)),
             ("precision", precision, ("fp32", "bf16")),
             ("kind of norms", norms, (AUTO, "moving", "frozen")),
             ("device", device, ("auto", "cpu", "cuda")),
             ("state to keep", keep, (BEST, LAST)),
         ):
             if word not in known:
-                raise InputError(f"There is no {name} {word!r}; choose of {', '.join(known)}.")
+                raise InputError(f"There is no {name} {word!r}; choose one of {', '.join(known)}.")
         if (rate is not None and rate <= 0) or min(batch, accumulate, workers) < 1:
             raise InputError(
-                f"The rate ({rate}), batch ({batch}), accumulate ({accumulate}) and workers ({workers}) must be above 0."
+                f"rate ({rate}), batch ({batch}), accumulate ({accumulate}) and workers ({workers}) must be above 0."
             )
         if not (0 <= average < 1 and 0 <= warm_up < 1) or min(decay, clip) < 0:
             raise InputError(
-                f"The average ({average:g}) and warm_up ({warm_up:g}) must be in [0, 1), decay ({decay:g}) and clip ({clip:g}) "
-                "not below 0."
+                f"average ({average:g}) and warm_up ({warm_up:g}) must be in [0, 1), decay ({decay:g}) and clip ({clip:g}) "
+                "must not be negative."
             )
         if optimiser == AUTO:
             optimiser = "adamw" if rank or sharded else "muon"
         if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("The device is cuda, and torch finds no GPU here; choose auto or cpu.")
+            raise InputError("The device is cuda, but torch finds no GPU here; choose auto or cpu.")
         if sharded and processes() < 2:
             raise InputError(
-                "sharded=True divides the parameters among processes, and there is one; start several with torchrun "
+                "sharded=True divides the parameters among processes, but there is only one; start several with torchrun "
                 "--nproc-per-node, or leave it out."
             )
         if rank and optimiser == "muon":
             raise InputError(
-                "The optimiser muon moves a matrix by a share of its norm, and what rank adds begins at 0; choose adamw or sgd."
+                "The optimizer muon does not work with rank, whose matrices start at 0; choose adamw or sgd."
             )
         if sharded and optimiser == "muon":
             raise InputError(
-                "The optimiser muon needs whole matrices, and sharded=True divides them; choose adamw or sgd."
+                "The optimizer muon needs whole matrices, but sharded=True divides them; choose adamw or sgd."
             )
         how = Training(
             loss=Training.loss if loss == AUTO else loss_called(loss),

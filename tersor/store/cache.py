@@ -162,8 +162,8 @@ class Cache:
             self._make_room()
         except (StorageError, OSError) as cause:
             warnings.warn(
-                f"Nothing can be kept in the cache {self.folder} ({_short(cause)}): what is computed now will be computed "
-                "again next time. TERSOR_CACHE names another folder.",
+                f"The cache {self.folder} cannot be written ({_short(cause)}): what is computed now will have to be computed "
+                "again next time. Set TERSOR_CACHE to another folder.",
                 stacklevel=1,
             )
             return False

@@ -101,7 +101,7 @@ def refuse_file(out: Path, endings: Collection[str]) -> None:
         raise StorageError(f"{out} is a folder, and a file was to be written there; choose another name.")
     if out.suffix not in endings:
         raise InputError(
-            f"The file {out.name} ends in {out.suffix or 'nothing'}; wanted {' or '.join(endings)}, which says what it is."
+            f"The file {out.name} ends in {out.suffix or 'nothing'}; wanted {' or '.join(endings)}, which names the format."
         )
     refuse_unwritable(out)
 

@@ -58,7 +58,9 @@ class Manifest:
         """The field `name`, a table in which the fields `wanted` stand. Raises `ArtifactError` where it is none."""
         found = self.fields.get(name)
         if not isinstance(found, Mapping):
-            raise ArtifactError(f"The manifest has no section '{name}': it is of no compressed model, or was changed.")
+            raise ArtifactError(
+                f"The manifest has no section '{name}': it is not of a compressed model, or was changed."
+            )
         if lacking := [field for field in wanted if field not in found]:
             raise ArtifactError(f"The manifest's section '{name}' has no {', '.join(lacking)}; compress again.")
         return found
@@ -170,10 +172,13 @@ def other_cpu(manifest: Manifest) -> str | None:
     if lost:
         differences.append(f"it lacks {', '.join(lost)}")
     if here["cores"] != there.get("cores"):
-        differences.append(f"{here['cores']} cores may be used instead of {there.get('cores')}")
+        differences.append(f"{here['cores']} cores are usable instead of {there.get('cores')}")
     if not differences:
         return None
-    return f"This is not the machine that was measured: {'; '.join(differences)}. Measure again with tersor benchmark."
+    return (
+        f"This is not the machine on which the artifact was measured: {'; '.join(differences)}. Measure again with `tersor "
+        "benchmark`."
+    )
 
 
 def _walk(folder: Path) -> dict[str, int]:
@@ -270,4 +275,4 @@ def _own_hash(content: Mapping[str, Any]) -> str:
 
 
 def _damaged(folder: Path, what: str) -> ArtifactError:
-    return ArtifactError(f"{folder} is not what its manifest says: {what}. Restore it, or compress again.")
+    return ArtifactError(f"{folder} does not match its manifest: {what}. Restore it, or compress again.")

@@ -65,7 +65,7 @@ def _asked(names: str) -> list[list[str]]:
     for name in asked:
         if name.partition(":")[0] not in known:
             raise InputError(
-                f"There is no target {name.partition(':')[0]!r}; choose auto or some of {', '.join(known)}."
+                f"There is no target {name.partition(':')[0]!r}; choose auto or any of {', '.join(known)}."
             )
     return [name.split(":", 2) for name in asked]
 
@@ -73,7 +73,7 @@ def _asked(names: str) -> list[list[str]]:
 def _instances(file: str) -> Iterator[Target]:
     known = sorted(m.name for m in pkgutil.iter_modules(__path__))
     if file not in known:  # it may come from a file: nothing else is imported
-        raise InputError(f"There is no target {file!r}; choose auto or some of {', '.join(known)}.")
+        raise InputError(f"There is no target {file!r}; choose auto or any of {', '.join(known)}.")
     module = importlib.import_module(f"{__name__}.{file}")
     for _, kind in inspect.getmembers(module, inspect.isclass):
         if kind.__module__ == module.__name__ and issubclass(kind, Target):

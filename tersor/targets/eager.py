@@ -29,7 +29,7 @@ class Eager(Target):
         return None
 
     def usage(self, inputs: Sequence[Input], outputs: Sequence[str], threads: int) -> str:
-        return shown(opened, "Any batch size may be given.", inputs, threads)
+        return shown(opened, "Any batch size works.", inputs, threads)
 
 
 def opened(program: torch.export.ExportedProgram, threads: int) -> Callable[..., Any]:

@@ -40,7 +40,9 @@ class Inductor(Target):
         return "Target inductor compiles C++ when it loads a model and found no compiler; install g++ or set CXX."
 
     def usage(self, inputs: Sequence[Input], outputs: Sequence[str], threads: int) -> str:
-        return shown(opened, "The first call compiles, and so does the first with another batch size.", inputs, threads)
+        return shown(
+            opened, "The first call compiles, and so does the first one with a new batch size.", inputs, threads
+        )
 
 
 def opened(program: torch.export.ExportedProgram, threads: int) -> Callable[..., Any]:

@@ -91,10 +91,10 @@ class OnnxRuntime(Target):
     def usage(self, inputs: Sequence[Input], outputs: Sequence[str], threads: int) -> str:
         exact, feed = "", ", ".join(f"{i.name!r}: {v}" for i, v in zip(inputs, variables(inputs), strict=True))
         if self.precision == "int8" and weight_bits() == 8:
-            exact = "# On an x86 processor without VNNI: exact=True, for its int8 kernels overflow.\n"
+            exact = "# On an x86 processor without VNNI pass exact=True, because its int8 kernels overflow.\n"
         return (
             f"import onnxruntime\n\n\n{inspect.getsource(opened)}\n\n"
-            f"# Threads: 0 leaves their number to ONNX Runtime. Any batch size may be given.\n{exact}"
+            f"# threads=0 lets ONNX Runtime choose. Any batch size works.\n{exact}"
             f'session = opened("{FILE}", threads={threads})\n'
             f"{described(inputs)}"
             f"outputs = session.run({list(outputs)}, {{{feed}}})"
@@ -215,7 +215,7 @@ def _operators(graph: ir.Graph, names: Mapping[str, str], why: Mapping[str, str]
     return found
 
 
-_NOT_FUSED = "ONNX Runtime has no integer kernel for it with these neighbours"
+_NOT_FUSED = "ONNX Runtime has no integer kernel for it between these operators"
 
 
 def _precision(node: ir.Node) -> str | None:

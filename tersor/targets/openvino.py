@@ -95,7 +95,7 @@ class OpenVINO(Target):
         return (
             "from collections.abc import Callable\n\nimport numpy as np\n\n\n"
             f"{inspect.getsource(opened)}\n\n"
-            "# Another batch size wants other shapes. Threads: 0 leaves their number to OpenVINO.\n"
+            "# For another batch size change the shapes. threads=0 lets OpenVINO choose.\n"
             f'run = opened("{FILE}", {shapes}, "{hint}", threads={threads})\n'
             f"{described(inputs)}"
             f"outputs = run({', '.join(variables(inputs))})"
@@ -278,7 +278,7 @@ def _operators(runtime_model: Any, hub: ir.Graph) -> list[Operator]:
     return found
 
 
-_NOT_FUSED = "OpenVINO has no integer kernel for it with these neighbours"
+_NOT_FUSED = "OpenVINO has no integer kernel for it between these operators"
 
 
 def _text(info: Any, key: str) -> str:

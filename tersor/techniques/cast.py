@@ -32,7 +32,7 @@ class Cast(Technique):
 
     def __post_init__(self) -> None:
         if self.format not in DTYPES:
-            raise InputError(f"There is no 16-bit format {self.format!r}; choose of {', '.join(DTYPES)}.")
+            raise InputError(f"There is no 16-bit format {self.format!r}; choose one of {', '.join(DTYPES)}.")
 
     @property
     def bits(self) -> int:

@@ -82,7 +82,13 @@ def made(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_compress_shows_the_table_and_where_the_report_is(made: Path, call: Call) -> None:
     code, out, _ = call("report", made)
     assert code == 0
-    for expected in ("accuracy", "time of a batch of 1", "bytes", "heavy operators ran in", str(made / "report.html")):
+    for expected in (
+        "accuracy",
+        "time per batch of 1",
+        "file size",
+        "heavy operators ran in",
+        str(made / "report.html"),
+    ):
         assert expected in out
 
 
@@ -119,11 +125,13 @@ def test_the_recipe_gives_the_same_files(made: Path, net: Path, tmp_path: Path, 
 def test_verify_says_what_it_checked(made: Path, net: Path, call: Call) -> None:
     code, out, _ = call("verify", made)
     assert code == 0
-    assert "is what its manifest says" in out
+    assert "matches its manifest" in out
     code, out, _ = call("verify", made, "--data", f"{net}:other")
     assert code == 0
     assert "accuracy on 200 items" in out
     assert "recorded on its own evaluation data" in out
+    code, out, _ = call("verify", made, "--data", f"{net}:other", "--json")
+    assert type(json.loads(out)["recorded"]) is type(json.loads(out)["score"]) is float
     code, out, _ = call("verify", made, "--data", f"{net}:other", "--metric", "cross_entropy", "--json")
     found = json.loads(out)
     assert (found["verified"], found["metric"], found["recorded"]) == (True, "cross_entropy", None)
@@ -143,7 +151,7 @@ def test_sensitivity_shows_the_worst_place_first(net: Path, tmp_path: Path, call
     code, out, err = call("sensitivity", f"{net}:make", "--data", f"{net}:data", *words)
     assert code == 0, err
     assert "100 held-out items" in out
-    assert all(head in out for head in ("Bits a weight", "8 bit", "2 bit"))
+    assert all(head in out for head in ("Bits per weight", "8 bits", "2 bits"))
     assert "<polyline" in page.read_text()
 
 
@@ -163,7 +171,7 @@ def test_benchmark_times_against_others(made: Path, tmp_path: Path, call: Call) 
     shutil.copytree(made, other)
     code, out, _ = call("benchmark", made, "--vs", other, "--rounds", 5, "--batch", 4)
     assert code == 0
-    for expected in ("batch of 4, 1 threads, 5 rounds", str(other), "The first against itself"):
+    for expected in ("batch of 4, 1 thread, 5 rounds", str(other), "the first timed against itself"):
         assert expected in out
     code, out, _ = call("benchmark", made, "--vs", made, "--rounds", 5, "--json")
     found = json.loads(out)
@@ -176,7 +184,7 @@ def test_prune_writes_an_archive_and_says_what_went(net: Path, tmp_path: Path, c
     words = ("--metric", "agreement", "--weights", "50%", "--threads", "1", "--out", str(out))
     code, shown, err = call("prune", f"{net}:make", "--data", f"{net}:data", *words)
     assert code == 0, err
-    assert "not zero" in shown
+    assert "nonzero" in shown
     assert "agreement 1 ->" in shown
     assert torch.export.load(out).module(check_guards=False)
     code, shown, _ = call("prune", f"{net}:make", "--data", f"{net}:data", *words, "--json")

@@ -37,7 +37,7 @@ def refused(folder: Path, *arguments: str) -> tuple[int, str]:
         (
             ["compress", "net.py:f", "--target", "openvino,tensorrt"],
             2,
-            "no target 'tensorrt'; choose auto or some of eager",
+            "no target 'tensorrt'; choose auto or any of eager",
         ),
         (["compress", "net.py:f", "--max-drop", "half"], 2, "no number; write 0.5% or 0.005"),
         (

@@ -27,12 +27,17 @@ def test_a_log_hears_of_each_stage_once_and_of_a_long_one_how_long_it_still_take
             progress("training", step, 400)
             now += 1.0
         progress("training", 1, 400)  # another one
+        progress("timing 3 candidates", 0, 0)
+        now += 45.0
+        progress("timing 3 candidates", 0, 0)
     assert capsys.readouterr().err.splitlines() == [
         "reading the data",
         "training",
         "training 130/400, 4 min 30 s left",
-        "training 160/400, 4 min 0 s left",
+        "training 160/400, 4 min left",
         "training",
+        "timing 3 candidates",
+        "timing 3 candidates (45 s so far)",
     ]
 
 
@@ -48,7 +53,7 @@ def test_a_search_says_its_step_how_long_it_still_takes_and_the_best_so_far() ->
     assert said == [
         "step 1 of 3: reading the data",
         "step 2 of 3: timing 3 candidates",
-        "step 3 of 3, at most about 3 min 0 s more: fitting weights (best so far: openvino int8, 0.45 ms)",
+        "step 3 of 3, at most about 3 min more: fitting weights (best so far: openvino int8, 0.45 ms)",
     ]
     assert str(heard) == "fitting weights (1 of 9)"
 
@@ -92,19 +97,19 @@ def test_a_terminal_sees_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) 
         (
             [0.038, 0.0762, 0.024],
             False,
-            "trained 90 steps in 1 min 40 s: lost on held-out data 3.80 points before, 2.40 after epoch 2 of 2",
+            "trained 90 steps in 1 min 40 s: drop on held-out data 3.80 points before, 2.40 after epoch 2 of 2",
         ),
         (
             [0.01, 0.01],
             True,
-            "trained 90 steps in 1 min 40 s: lost on held-out data 1.00 % before, 1.00 after epoch 1 of 1",
+            "trained 90 steps in 1 min 40 s: drop on held-out data 1.00 % before, 1.00 after epoch 1 of 1",
         ),
         (
             [0.01, 0.03, 0.02],
             False,
-            "trained 90 steps in 1 min 40 s: lost on held-out data 1.00 points before and 2.00 at best after an epoch, so that "
-            "it was left as it was; try a longer --recover or another --rate, or --training keep=last where the original was "
-            "trained on this data and knows it by heart",
+            "trained 90 steps in 1 min 40 s: drop on held-out data 1.00 points before and 2.00 at best after an epoch, so the "
+            "weights from before the training were kept; try a longer --recover, another --rate, or, if the original was "
+            "trained on this data, --training keep=last",
         ),
     ],
 )
@@ -115,10 +120,10 @@ def test_how_a_training_went_is_a_sentence(judged: list[float], relative: bool, 
 
 def test_a_training_that_was_not_needed_says_so() -> None:
     assert course(History(judged=[(0, 0.01)], stopped=True), False) == (
-        "not trained: lost on held-out data 1.00 points, which is enough"
+        "not trained: the drop on held-out data is 1.00 points, within the limit"
     )
     early = course(History(judged=[(0, 0.03), (9, 0.01)], steps=9, stopped=True), False)
-    assert early.endswith("3.00 points before, 1.00 after epoch 1 of 1, which is enough")
+    assert early.endswith("3.00 points before, 1.00 after epoch 1 of 1, within the limit")
 
 
 def test_a_training_whose_last_state_came_out_says_what_that_is() -> None:
@@ -129,10 +134,10 @@ def test_a_training_whose_last_state_came_out_says_what_that_is() -> None:
 def test_a_training_that_exploded_says_when() -> None:
     whole = course(History(judged=[(0, 0.03), (9, 0.01)], steps=9, seconds=60.0, returns=[3, 5]), False)
     assert whole.startswith(
-        "trained 9 steps in 1 min 0 s (the loss exploded; back to the best state at half the rate after step 3, 5): lost on"
+        "trained 9 steps in 1 min (the loss diverged; went back to the best state at half the learning rate after step 3, 5): "
     )
 
 
 def test_a_duration_has_two_units() -> None:
     found = [duration(s) for s in (0.4, 59.6, 60, 3599, 3600, 90_061)]
-    assert found == ["0 s", "1 min 0 s", "1 min 0 s", "59 min 59 s", "1 h 0 min", "1 d 1 h"]
+    assert found == ["0 s", "1 min", "1 min", "59 min 59 s", "1 h", "1 d 1 h"]

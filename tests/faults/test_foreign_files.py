@@ -135,7 +135,7 @@ def test_headers_of_safetensors(tmp_path: Path, data: bytes) -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**32, True, 0.5])
 def test_seeds_that_no_generator_takes(seed: Any) -> None:
-    with pytest.raises(InputError, match=r"The seed is .*; write a whole number of 0 to 4294967295"):
+    with pytest.raises(InputError, match=r"The seed is .*; write a whole number from 0 to 4294967295"):
         amounts.seed(seed)
 
 

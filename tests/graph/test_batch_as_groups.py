@@ -41,7 +41,7 @@ def test_groups_that_follow_the_batch() -> None:
         assert {"stem", "choose", "head"} <= {layer.name for layer in found.layers}
         refused = {axis.name: axis.refused for axis in found.axes}
         assert refused["stem"] is not None
-        assert "has no rule for these arguments" in refused["stem"]
+        assert "has no pruning rule for these arguments" in refused["stem"]
         seen = measure(capture(net, (torch.randn(2, 3, 6, 6),)), [(torch.randn(16, 3, 6, 6),)])
         assert all(float(facts.fisher.sum()) > 0 for facts in seen.facts.values())
 

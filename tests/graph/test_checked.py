@@ -92,5 +92,5 @@ def test_what_reaches_an_output_is_one_sentence_with_the_line() -> None:
     message = str(raised.value)
     assert "\n" not in message
     assert "outputs hold" in message
-    assert "begin in its value 'sqrt'" in message
+    assert "begin in its activation 'sqrt'" in message
     assert "in forward; check" in message

@@ -72,7 +72,7 @@ def test_a_tied_table_is_one_tensor_in_two_roles() -> None:
     ("name", "group", "reason"),
     [
         ("padded_resnet", "7", "not prunable: linear is an output of the network"),
-        ("sorted", "first", "not prunable: aten.topk.default at node topk has no rule"),
+        ("sorted", "first", "not prunable: aten.topk.default at node topk has no pruning rule"),
         ("multi_head", "inner.linear2", "not prunable: x is an input of the network"),
         ("mixer", "tokens2", "not prunable: aten.conv2d.default at node conv2d lays it out as image positions"),
         (

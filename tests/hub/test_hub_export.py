@@ -121,7 +121,7 @@ def test_without_feed_or_codes_a_matrix_stays_float(residual):
 
 def test_a_grid_of_other_than_256_codes_is_refused(residual):
     made, exported = residual
-    with pytest.raises(ExportError, match=r"activation image has codes 0\.\.15 .*want 256 codes"):
+    with pytest.raises(ExportError, match=r"activation image has values 0\.\.15 .*need 256 values"):
         insert_grids(exported, Compressed(made.model, {}, {"image": Grid(0.1, 0, 0, 15)}), Placement())
 
 

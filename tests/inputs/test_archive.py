@@ -228,5 +228,5 @@ def test_a_quantised_archive_is_refused(tmp_path: Path) -> None:
 
     path = tmp_path / "q.pt2"
     torch.export.save(torch.export.export(Codes(), (torch.randn(2, 3),), dynamic_shapes=({0: Dim.DYNAMIC},)), str(path))
-    with pytest.raises(ModelError, match="already quantised: it applies quantized_decomposed"):
+    with pytest.raises(ModelError, match="already quantized: it applies quantized_decomposed"):
         captured(bring(str(path)))

@@ -195,7 +195,7 @@ def test_other_orders_and_weights_are_refused_in_words(one: Model, tmp_path: Pat
     assert "the labels seem to come first" in refusal((LABELS.numpy(), IMAGES.numpy()), one)
     message = refusal([(IMAGES, LABELS, torch.ones(10))], one)
     assert "has 3 inputs; the model takes 1: input; of (inputs, labels, weights) give (inputs, labels)" in message
-    assert "names both 'y' and 'target'" in refusal({"x": IMAGES, "y": LABELS, "target": LABELS}, one)
+    assert "has both 'y' and 'target'" in refusal({"x": IMAGES, "y": LABELS, "target": LABELS}, one)
     assert "give DataLoader(dataset, batch_size=64)" in refusal(TensorDataset(IMAGES, LABELS), one)
     np.savez(tmp_path / "positional.npz", IMAGES.numpy(), LABELS.numpy())
     message = refusal(str(tmp_path / "positional.npz"), one)
@@ -258,7 +258,7 @@ def test_a_file_and_its_mistakes(tmp_path: Path, one: Model) -> None:
     assert "RuntimeError: disk on fire" in message
     assert "line 7 of" in message
     assert "gave no batches" in refusal(f"{path}:empty", one)
-    assert "gave a int; wanted an iterable of batches" in refusal(f"{path}:number", one)
+    assert "gave a int; expected an iterable of batches" in refusal(f"{path}:number", one)
     assert "no function 'gone'; it has: empty, good, late, number" in refusal(f"{path}:gone", one)
 
 
@@ -314,7 +314,7 @@ def test_shapes_and_types_that_do_not_fit(one: Model) -> None:
     assert "has the shape (10, 3, 5, 5)" in refusal([torch.randn(10, 3, 5, 5)], one)
     message = refusal([(IMAGES * 10).to(torch.uint8)], one)
     assert "is uint8; the model's example is float32; scale it as in training" in message
-    assert "is a str; wanted a tensor" in refusal([["a"]], one)
+    assert "is a str; expected a tensor" in refusal([["a"]], one)
 
 
 def test_missing_labels(one: Model) -> None:

@@ -159,7 +159,7 @@ def test_quantised_models_are_refused() -> None:
     dynamic = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 4)), {nn.Linear})
     for model in (Fake(), Codes(), dynamic):
         message = refusal((model, torch.randn(2, 3)))
-        assert "already quantised" in message
+        assert "already quantized" in message
         assert "float model" in message
 
 

@@ -35,5 +35,7 @@ def test_who_chooses_nothing_calibrates_on_all_training_data_and_on_no_evaluatio
 
 def test_a_layer_to_leave_alone_must_exist() -> None:
     data = [(torch.randn(64, 1, 12, 12), torch.zeros(64, dtype=torch.long))]
-    with pytest.raises(InputError, match=r"exclude names 'body', which is no layer of this model; near it: body.0"):
+    with pytest.raises(
+        InputError, match=r"exclude names 'body', which is not a layer of this model; similar names: body.0"
+    ):
         bring(stripes.trained(), data, "accuracy", 0.0, None, 1, 1, 0, ("body",), None, quiet)

@@ -127,7 +127,7 @@ def test_a_language_model_loses_less(tmp_path: Path, loaders: ModuleType) -> Non
 
 def test_who_has_no_blocks_is_told(tmp_path: Path) -> None:
     module = torch.nn.Linear(4, 3)
-    with pytest.raises(InputError, match="60 steps of polish were asked for; only folders of language models"):
+    with pytest.raises(InputError, match="polish is 60; it applies only to folders of language models"):
         tersor.quantize(module, [torch.randn(8, 4)], metric="agreement", polish=60)
     with pytest.raises(InputError, match="polish is -1; write a number of steps"):
         tersor.quantize(folder(tmp_path / "in", "llama"), [ids(8)], polish=-1)

@@ -277,7 +277,7 @@ def test_words_become_losses():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("warp", "There is no loss 'warp'; choose of attention, cross_entropy"),
+        ("warp", "There is no loss 'warp'; choose one of attention, cross_entropy"),
         ("kl(heat=3)", "The loss kl has no setting 'heat'; it has temperature, standardise, probabilities, output."),
         ("feature", "The loss feature cannot be made of these settings"),
         ("kl +", "cannot be read; write a sum such as"),

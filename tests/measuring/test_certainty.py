@@ -39,15 +39,15 @@ def test_an_exact_interval_covers_the_truth_at_every_share() -> None:
 
 def test_a_promise_on_eight_items_is_said_to_mean_little() -> None:
     (said,) = cautions(ACCURACY, 0.875, of(8), 0.005)
-    assert "judged on 8 items, of which one is 12.5 points" in said
-    assert "up to 31.2 points of new data" in said
+    assert "checked on 8 evaluation items, where one item counts 12.5 points" in said
+    assert "up to 31.2 points may be lost on new data" in said
     assert "598 items" in said
     assert enough(0.005) == 598
     assert list(cautions(ACCURACY, 0.875, of(200), 0.005)) == []
     assert list(cautions(ACCURACY, 0.875, of(8), 0.0)) == []  # nothing is promised
     assert len(list(cautions(ACCURACY, 0.875, of(8), 0.2))) == 1
     (said,) = cautions(built_in("cosine"), 1.0, of(8), 0.005)
-    assert said == "A promise is judged on 8 items, which say little of new data; give some hundreds."
+    assert said.startswith("The drop is checked on only 8 evaluation items, which says little about new data")
     own = Metric("mine", lambda p, b: 0.5, own=True)
     assert len(list(cautions(own, 0.5, of(8), 0.005))) == 1
     assert list(cautions(own, 0.5, of(60), 0.005)) == []
@@ -66,7 +66,9 @@ def test_flips_are_told_with_their_interval() -> None:
     data = of(40)
     found = compare(lambda x: x, lambda x: np.where(np.arange(len(x))[:, None] < 2, -x, x), data)
     (said,) = flips(found)
-    assert said.startswith("Of 40 items, each of which is 2.5 points, 2 became wrong: of new data 0.61 to 17 points")
+    assert said.startswith(
+        "Of 40 evaluation items, each worth 2.5 points, 2 became wrong; on new data that is 0.61 to 17 "
+    )
     assert flips(None) == ()
 
 

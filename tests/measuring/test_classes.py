@@ -89,7 +89,7 @@ def test_what_cannot_be_told_is_refused() -> None:
         ACCURACY(predict, Batches.of(x, predict(x).argmax(1)))
     agreement = built_in("agreement")
     for undecided in (predict, net(nn.Conv1d(12, 5, 3, stride=2))):
-        with pytest.raises(MetricError, match="or they cannot be told; use cosine or r2"):
+        with pytest.raises(MetricError, match="none that can be recognized; use cosine or r2"):
             agreement(undecided, prepared(agreement, Batches.of(x), undecided))
     tokens_of_images = net(nn.Conv2d(3, 5, 4, stride=4), nn.Flatten(2), ChannelsLast())
     images = normal(10, 3, 16, 16)
@@ -119,7 +119,10 @@ def identity(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        (FLAGS, r"labels \(60, 6\) of 0 and 1 with several or no ones an item, which are no classes; choose r2 or mse"),
+        (
+            FLAGS,
+            r"labels \(60, 6\) of 0 and 1 with several or no ones per item, which are no classes; choose r2 or mse",
+        ),
         (FLAGS.astype(np.int64), "0 and 1 with several or no ones"),
         (FLAGS.astype(bool), "0 and 1 with several or no ones"),
         (0 * FLAGS, "several or no ones"),
@@ -127,11 +130,11 @@ def identity(x: np.ndarray) -> np.ndarray:
         (2 * SOFT, "of real numbers"),
         (LOGITS[:, 0], r"labels \(60,\) of real numbers"),
         (FLAGS * np.nan, "NaN or Inf among the labels"),
-        (FLAGS[:, 0] > 0, "labels of True and False and the model has 6 classes"),
+        (FLAGS[:, 0] > 0, "labels of True and False, but the model has 6 classes"),
         ([f"{i % 6}" for i in range(60)], "the labels are words such as '0'; number the classes from 0"),
-        (np.arange(60) % 6 + 1, "found the label 6 .* they seem to count from 1: subtract 1"),
-        (np.full(60, 255), "found the label 255 .* label what is to be left out -100"),
-        (np.arange(60) % 6 - 1, "found the label -1 .* label what is to be left out -100"),
+        (np.arange(60) % 6 + 1, "found the label 6, .* they seem to count from 1: subtract 1"),
+        (np.full(60, 255), "found the label 255, .* to be ignored the label -100"),
+        (np.arange(60) % 6 - 1, "found the label -1, .* to be ignored the label -100"),
         (FLAGS[:, :5], r"the output has the shape \(60, 6\) and the labels \(60, 5\)"),
     ],
 )
@@ -204,7 +207,7 @@ def test_void_is_left_out_only_where_it_can_be_no_class() -> None:
     maps = normal(2, 256, 4, 4)
     maps[:, 255] += 9
     assert ACCURACY(identity, Batches.of(maps, np.full((2, 4, 4), 255))) == 1
-    with pytest.raises(MetricError, match="found the label 255 and the model has the classes 0 to 1"):
+    with pytest.raises(MetricError, match="found the label 255, but the model has the classes 0 to 1"):
         built_in("iou")(identity, Batches.of(maps[:, :2], np.full((2, 4, 4), 255)))  # a mask of 0 and 255 is no void
 
 
@@ -234,7 +237,7 @@ def test_decisions_without_scores_are_compared_as_they_are(shape: tuple[int, ...
         assert built_in(metric)(identity, data) == pytest.approx(built_in(metric)(identity, as_scores))
     flags = said > 2
     assert ACCURACY(identity, Batches.of(flags, labels > 2)) == pytest.approx((flags == (labels > 2)).mean())
-    with pytest.raises(MetricError, match="needs scores and the model puts out whole numbers"):
+    with pytest.raises(MetricError, match="needs scores, but the model returns whole numbers"):
         built_in("cross_entropy")(identity, data)
     with pytest.raises(MetricError, match="whole numbers such as -1"):
         ACCURACY(identity, Batches.of(said - 1, labels))
@@ -248,7 +251,7 @@ def test_a_probability_that_a_grid_pushed_over_the_edge_is_one_still() -> None:
 @pytest.mark.parametrize("labels", [normal(60), 3 * (LOGITS[:, 0] > 0), 2 * (LOGITS[:, 0] > 0) - 1, 0.9 * FLAGS[:, 0]])
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "cross_entropy"])
 def test_a_regression_is_named(labels: np.ndarray, metric: str) -> None:
-    with pytest.raises(MetricError, match=r"one number an item .* choose r2, mse or mae"):
+    with pytest.raises(MetricError, match=r"one number per item .* choose r2, mse or mae"):
         built_in(metric)(identity, Batches.of(LOGITS[:, :1], labels))
 
 

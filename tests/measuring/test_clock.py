@@ -109,7 +109,7 @@ def test_threads_are_pinned() -> None:
     ("name", "arguments", "said"),
     [
         ("raising", {}, "raising could not be started: ValueError: the weights are not here"),
-        ("crashing", {}, "SIGSEGV. Its last words: about to touch address zero"),
+        ("crashing", {}, "SIGSEGV. Its last output: about to touch address zero"),
         ("leaving", {}, "SystemExit: left on its own account"),
         ("dying_later", {"calls": 60}, "dying_later failed while it was timed: its process ended with exit code 7"),
         ("absent", {}, "has no attribute 'absent'"),
@@ -255,8 +255,8 @@ def test_who_takes_more_memory_than_there_is_is_out_with_the_reason() -> None:
         [contender("adder", n=2000), contender("hungry", nbytes=2 << 30)], rounds=5, failures=failures, room=room
     )
     assert list(failures) == ["hungry"]
-    assert "MB of memory, where" in failures["hungry"]
-    assert "were left for it, and was ended" in failures["hungry"]
+    assert "MB of memory, but only" in failures["hungry"]
+    assert "were left, and was stopped" in failures["hungry"]
     assert list(result.samples) == ["adder"]
 
 

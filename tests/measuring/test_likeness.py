@@ -111,7 +111,7 @@ def test_one_number_an_item_is_no_sign() -> None:
         return 5 + x[:, :1]
 
     assert score("cosine", size, lambda x: 5 + 0 * x[:, :1]) < 0.99  # of signs alone it would be 1
-    with pytest.raises(MetricError, match="agreement compares classes and the output has none"):
+    with pytest.raises(MetricError, match="agreement compares classes, and the output has none"):
         score("agreement", size, size)
 
 
@@ -125,11 +125,11 @@ def test_labels_of_the_user_mean_what_they_did() -> None:
 def test_what_nobody_looked_at_is_said() -> None:
     first, second = watch(two(0), two(1), DATA, judged=False)
     assert (first.output, first.judged, first.words("accuracy")) == ("class", True, "")
-    said = "Nothing was promised of the output 'embedding': accuracy does not look at it; cosine to the original's 0."
+    said = "The budget does not cover the output 'embedding': accuracy does not look at it; cosine with the original 0."
     assert second.words("accuracy").startswith(said)
     assert second.value == pytest.approx(score("cosine", two(0), two(1))["embedding"])
     _, own = watch(two(0), two(1), DATA, judged=None)
-    said = "Whether mine looks at the output 'embedding' is not known; cosine to the original's 0."
+    said = "It is not known whether mine looks at the output 'embedding'; cosine with the original 0."
     assert own.words("mine").startswith(said)
 
 
@@ -168,5 +168,5 @@ def test_a_command_says_which_outputs_nothing_was_promised_of() -> None:
     found = quantize((net, x[:2]), [(x, labels)], weights=2, edges=2, metric="accuracy", threads=1)
     said = [o.words(found.metric) for o in found.outputs]
     assert said[0] == ""
-    assert "Nothing was promised of the output 'embedding'" in said[1]
+    assert "The budget does not cover the output 'embedding'" in said[1]
     assert found.to_json()["outputs"][1]["value"] == found.outputs[1].value < 1

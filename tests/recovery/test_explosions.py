@@ -38,7 +38,7 @@ def spoiling(at: int, kill: int = -1) -> Callable[[int, Mapping[str, nn.Paramete
 
 
 def test_a_training_goes_on_from_its_best_state_at_half_the_rate():
-    with pytest.warns(DataWarning, match=r"The loss was nan at step 14: .* at half the rate \(0\.01\)"):
+    with pytest.warns(DataWarning, match=r"The loss was nan at step 14: .* at half the learning rate \(0\.01\)"):
         student, history = run("narrow", TWO, stream=stream(), judge=judge, observe=spoiling(13))
     assert history.returns == [15]
     assert [step for step, _ in history.judged] == [0, 10, 20]

@@ -102,7 +102,7 @@ def test_a_loss_that_explodes_on_a_gpu_is_said():
 def test_a_training_goes_back_to_its_best_state_on_a_gpu():
     student = Network(damaged("narrow"), device="cuda")
     stream, twice = Stream(data(), 64, device=student.device), replace(SHORT, epochs=2.0)
-    with pytest.warns(DataWarning, match="at half the rate"):
+    with pytest.warns(DataWarning, match="at half the learning rate"):
         history = train(
             student, Teacher(original(), device="cuda"), stream, twice, judge=lambda _: 1.0, observe=spoiling(13)
         )

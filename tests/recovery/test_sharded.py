@@ -102,7 +102,7 @@ def test_one_process_has_nobody_to_share_with():
 def test_an_optimiser_that_needs_whole_matrices_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
-        InputError, match="muon needs whole matrices, and sharded=True divides them; choose adamw or sgd"
+        InputError, match="muon needs whole matrices, but sharded=True divides them; choose adamw or sgd"
     ):
         Recovery.of("1epochs", sharded=True, **settings(["optimiser=muon"]))
     assert settings(["sharded=true", "batch=8"]) == {"sharded": True, "batch": 8}

@@ -73,7 +73,7 @@ def test_one_output_needs_no_name():
 
 def test_whole_numbers_teach_nothing_and_that_is_said():
     with pytest.raises(
-        InputError, match="are whole numbers, from which nothing can be learned; give a model that puts out"
+        InputError, match="are whole numbers, from which nothing can be learned; give a model that returns"
     ):
         standard_of(Decision(), stripes.images(4, 0)[0])
 

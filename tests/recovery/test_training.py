@@ -339,7 +339,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_no_training(tmp_path: Path) ->
     (tmp_path / "cache").write_text("a file where a folder should be")
     how = Training(epochs=1.0, rate=0.02, save_every=0.0)
     with pytest.warns(
-        UserWarning, match=r"The state of the training cannot be kept: .* goes on, and after a kill begins anew"
+        UserWarning, match=r"The training cannot save checkpoints: .* goes on, but would start over after a kill"
     ):
         history = train(
             Network(damaged("narrow")), Teacher(original()), stream(), how, checkpoint=tmp_path / "cache" / "state"

@@ -132,7 +132,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path: Path, kind: str) 
     cache = Cache(folder)
     cache.tidy()
     assert cache.get("3" * 64) is None
-    with pytest.warns(UserWarning, match=r"Nothing can be kept in the cache .* TERSOR_CACHE names another folder"):
+    with pytest.warns(UserWarning, match=r"The cache .* cannot be written .* Set TERSOR_CACHE to another folder"):
         assert not cache.put("3" * 64, None, 1)
 
 

@@ -28,5 +28,5 @@ def test_it_is_torchs_cast():
 
 
 def test_an_unknown_format_lists_the_known():
-    with pytest.raises(InputError, match="no 16-bit format 'fp32'; choose of fp16, bf16"):
+    with pytest.raises(InputError, match="no 16-bit format 'fp32'; choose one of fp16, bf16"):
         Cast("fp32")

@@ -69,5 +69,5 @@ def test_feedback_helps_at_four_bits():
 
 
 def test_an_unknown_format_lists_the_known():
-    with pytest.raises(InputError, match="no format 'fp6'; choose of nf4, fp4"):
+    with pytest.raises(InputError, match="no format 'fp6'; choose one of nf4, fp4"):
         Floats("fp6")
