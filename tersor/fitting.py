@@ -231,7 +231,7 @@ class _Walk:
         before, now = ([(args[0], start_of(args[1])) for args in batches] for batches in here.arguments)
         self._weights |= cells(before, now)
 
-    def _read(self, reader: fx.Node, source: fx.Node, values: list[Tensor]) -> list[Tensor] | None:
+    def _read(self, reader: fx.Node, source: fx.Node, values: Sequence[Tensor]) -> list[Tensor] | None:
         """The values as a matrix reads them, through a grid that is made here where it is the first to read."""
         if reader.name not in self._by_node:
             return None

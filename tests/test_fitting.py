@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from tersor.graph.macs import macs
 from tersor.graph.model import capture
 from tersor.profile import measure
 from tersor.rewrites.shrink import mask, shrink
+from tersor.shelf import Shelf
 from tersor.site import groups, matrices
 from tersor.techniques.columns import Columns
 from tersor.techniques.gptq import GPTQ
@@ -261,3 +264,33 @@ def test_resnet20_keeps_its_accuracy_at_three_quarters_of_the_arithmetic(loaders
     keep = allocate(model, curves(model, profile, found), found, 0.75 * sum(macs(model).values()))
     small = fit(model, batches, profile, Decisions(keep)).model
     assert (small.run(held)[0].argmax(1) == torch.from_numpy(labels[40000:40500])).float().mean() > 0.9
+
+
+def test_what_is_on_disk_is_fitted_to_alike(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    model, batches = capture(Residual().eval(), (torch.randn(2, 3, 8, 8),)), [(images(),)]
+    profile = measure(model, batches)
+    decisions = Decisions(
+        keep={"narrow.0": tuple(range(6))}, techniques={m.name: GPTQ(bits=4) for m in matrices(model)}
+    )
+    near = dict(fit(model, batches, profile, decisions).model.tensors())
+    monkeypatch.setattr("tersor.graph.lockstep.RESIDENT", 1 << 16)
+    monkeypatch.setattr("tersor.shelf._LEAST", 1 << 10)
+    shelves: list[Shelf] = []
+
+    class Seen(Shelf):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            shelves.append(self)
+            self.most = 0
+
+        def __setitem__(self, name, value):
+            super().__setitem__(name, value)
+            self.most = max(self.most, self.held if self.on_disk else 0)
+
+    monkeypatch.setattr("tersor.graph.lockstep.Shelf", Seen)
+    far = dict(fit(model, batches, profile, decisions).model.tensors())
+    assert all(torch.equal(near[name], far[name]) for name in near)
+    assert 0 < max(shelf.most for shelf in shelves) < 1 << 18  # beside small values
+    gc.collect()
+    assert not any(len(shelf) for shelf in shelves)  # all that nobody reads any more is gone

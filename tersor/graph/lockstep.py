@@ -1,13 +1,16 @@
 """Run a model and a changing copy of it side by side, node by node, over all calibration batches.
 
 Every value is computed once: a walk costs one pass of each model, however many nodes ask for statistics. Values are
-freed after their last reader; where nothing before a node has changed, both models share one value.
+freed after their last reader; where nothing before a node has changed, both models share one value. What is more than
+`RESIDENT` bytes of them lies on disk.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -17,10 +20,13 @@ from torch.utils import _pytree as pytree
 from tersor import deadline
 from tersor.graph.model import Model
 from tersor.graph.operators import aten
+from tersor.shelf import Shelf
 
 _PASSING = (aten.dropout.default, aten.alias.default, aten.contiguous.default, aten.clone.default)
 
-Reading = Callable[[fx.Node, fx.Node, list[Any]], "list[Any] | None"]
+RESIDENT = 256 << 20  # bytes of values in memory
+
+Reading = Callable[[fx.Node, fx.Node, Sequence[Any]], "Sequence[Any] | None"]
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,13 @@ class Lockstep:
         its values; None where it sees them as they are, as all others do. holding: names of nodes whose values are `held`."""
         self._original, self._current, self._stops = original, current, stops
         self._batches, self._reading = batches, reading
-        self._left: dict[fx.Node, list[Any]] = {}
-        self._right: dict[fx.Node, list[Any]] = {}
+        self._left: dict[fx.Node, Sequence[Any]] = {}
+        self._right: dict[fx.Node, Sequence[Any]] = {}
         self._runners = (fx.Interpreter(original.module), fx.Interpreter(current.module))
         self._holding = holding
-        self.held: tuple[dict[str, list[Any]], dict[str, list[Any]]] = ({}, {})
-        self.outputs: tuple[list[Any], list[Any]] = ([], [])
+        self._shelf: Shelf[Tensor] = Shelf(resident=RESIDENT)
+        self.held: tuple[dict[str, Sequence[Any]], dict[str, Sequence[Any]]] = ({}, {})
+        self.outputs: tuple[list[Any], Sequence[Any]] = ([], [])
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[Here]:
@@ -76,7 +83,7 @@ class Lockstep:
                 placed += 1
                 continue
             self._left[node] = self._run(node, self._left, self._runners[0], self._original)
-            read: dict[fx.Node, list[Any]] = {}
+            read: dict[fx.Node, Sequence[Any]] = {}
             if node.name in self._stops:
                 if self._reading is not None:
                     source = node.all_input_nodes[0]
@@ -94,17 +101,19 @@ class Lockstep:
                 if last[source] is node:
                     del self._left[source], self._right[source]
 
-    def _run(self, node: fx.Node, env: dict[fx.Node, list[Any]], runner: fx.Interpreter, model: Model) -> list[Any]:
+    def _run(
+        self, node: fx.Node, env: dict[fx.Node, Sequence[Any]], runner: fx.Interpreter, model: Model
+    ) -> Sequence[Any]:
         if node.op == "get_attr":
             return [_attribute(model, str(node.target))] * len(self._batches)
         if node.op == "output":
             return [fx.node.map_arg(node.args[0], lambda n: env[n][i]) for i in range(len(self._batches))]  # noqa: B023
-        values = []
+        values = _Values(self._shelf)
         for i in range(len(self._batches)):
             deadline.check()
             args = fx.node.map_arg(node.args, lambda n: env[n][i])  # noqa: B023
             kwargs = fx.node.map_arg(node.kwargs, lambda n: env[n][i])  # noqa: B023
-            values.append(getattr(runner, node.op)(node.target, args, kwargs))
+            values.append(getattr(runner, node.op)(node.target, args, kwargs), args)
         return values
 
     def _changed(self, node: fx.Node) -> bool:
@@ -122,7 +131,7 @@ class Lockstep:
             return False
         return not (ours.shape == theirs.shape and torch.equal(ours, theirs))
 
-    def _here(self, node: fx.Node, read: Mapping[fx.Node, list[Any]]) -> Here:
+    def _here(self, node: fx.Node, read: Mapping[fx.Node, Sequence[Any]]) -> Here:
         source = node.all_input_nodes[0]
         current = read.get(source, self._right[source])
         other = _other_side(node)
@@ -135,8 +144,57 @@ class Lockstep:
         both = (self._arguments(node, self._left), self._arguments(node, self._right))
         return Here(node, self._left[source], current, wanted, drifted, absorbs, other is not None, both)
 
-    def _arguments(self, node: fx.Node, env: Mapping[fx.Node, list[Any]]) -> list[tuple]:
+    def _arguments(self, node: fx.Node, env: Mapping[fx.Node, Sequence[Any]]) -> list[tuple]:
         return [fx.node.map_arg(node.args, lambda n: env[n][i]) for i in range(len(self._batches))]  # noqa: B023
+
+
+class _Values(Sequence[Any]):
+    """What a node gave, by batch: tensors of their own on the shelf, for as long as somebody holds this; all else as it is."""
+
+    def __init__(self, shelf: Shelf[Tensor]):
+        self._shelf = shelf
+        self._kept: list[Any] = []
+        self._names: list[str] = []
+        self._number = next(_NUMBERS)
+        weakref.finalize(self, _take_away, shelf, self._names)
+
+    def append(self, value: Any, arguments: Any) -> None:
+        """Views of `arguments` take no memory of their own."""
+        self._kept.append(pytree.tree_map(lambda leaf: self._put(leaf, arguments), value))
+
+    def _put(self, leaf: Any, arguments: Any) -> Any:
+        if not isinstance(leaf, Tensor) or _shares(leaf, arguments):
+            return leaf
+        name = f"{self._number}/{len(self._names)}"
+        self._shelf[name] = leaf
+        self._names.append(name)
+        return _OnShelf(name)
+
+    def __getitem__(self, index: Any) -> Any:
+        return pytree.tree_map(
+            lambda leaf: self._shelf[leaf.name] if isinstance(leaf, _OnShelf) else leaf, self._kept[index]
+        )
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+@dataclass(frozen=True)
+class _OnShelf:
+    name: str
+
+
+_NUMBERS = count()
+
+
+def _take_away(shelf: Shelf[Tensor], names: Sequence[str]) -> None:
+    for name in names:
+        del shelf[name]
+
+
+def _shares(value: Tensor, arguments: Any) -> bool:
+    held = (each for each in pytree.tree_leaves(arguments) if isinstance(each, Tensor))
+    return any(each.untyped_storage().data_ptr() == value.untyped_storage().data_ptr() for each in held)
 
 
 def _attribute(model: Model, target: str) -> Any:
