@@ -87,7 +87,7 @@ class Search:
     cuts: tuple[Widths, ...] = ()  # the widths on offer
     damage: dict[tuple[str, str], float] = field(default_factory=dict)  # predicted, by matrix and technique
     failed: list[Exception] = field(default_factory=list)  # what ended a step of the search
-    cut: bool = False  # whether the time limit ended the search
+    late: bool = False  # whether the time limit ended it
     enter: Callable[[float | None], None] = lambda more: (
         None
     )  # told of each of STEPS, with the seconds that are left at most
@@ -114,7 +114,7 @@ class Search:
                     step()
                     ahead.remove(name)
         except TimeUp:
-            self.cut = True
+            self.late = True
             return "; ".join(ahead)
         return ""
 
@@ -257,8 +257,8 @@ class Search:
         while True:
             best, near = self._verified()
             if best is None:
-                if self.cut and all(t.candidate.reference for t in self.bench.trials.values()):
-                    raise TimeUp  # nothing was tried, which says nothing of the targets
+                if not self.bench.alive() and self.late:
+                    raise TimeUp  # not all was tried, which says nothing of the targets
                 raise self._nothing()
             known = {t.name: t for t in (best, *near, *self._lossless())}
             try:

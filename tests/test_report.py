@@ -138,6 +138,7 @@ def change(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("more", 1, "unknown field 'more' at report"),
         ("before", {}, "lacks a field at report.before"),
         ("machine", [], "has list at report.machine"),
+        ("limit", 10**400, "has int at report.limit"),
     ],
 )
 def test_a_damaged_record_is_a_sentence(path: str, value: Any, said: str) -> None:

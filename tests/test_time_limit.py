@@ -139,6 +139,16 @@ def test_what_is_verified_is_not_lost_where_the_time_ends_later(
     assert any(said in note for note in report.notes)
 
 
+def test_time_that_ends_before_anything_was_tried_is_no_fault_of_the_targets(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends while as much is left as a choice would take."""
+    clock.step = 0.01
+    monkeypatch.setattr("tersor.trials.Workbench.export", up)
+    with pytest.raises(BudgetError, match="was over before any file was verified"):
+        searched(None, 3000, "onnxruntime:fp32")
+
+
 def test_a_function_that_sleeps_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow() -> Any:
         time.sleep(60)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tersor.cli import app
 from tersor.delivery import verify
 from tersor.errors import ArtifactError
 from tersor.store.manifest import check, seal
@@ -217,6 +218,16 @@ def test_an_empty_folder_is_refused(artifact: Path) -> None:
     (artifact / "model" / "empty").mkdir()
     with pytest.raises(ArtifactError, match="the empty folder model/empty"):
         check(artifact)
+
+
+def test_a_report_that_is_not_there_is_a_sentence(
+    artifact: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "hush", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        app.run(["report", str(artifact)])
+    assert ended.value.code == 5
+    assert "The manifest has no section 'report'" in capsys.readouterr().err
 
 
 def made_of(folder: Path, place: str, example: np.ndarray) -> Path:

@@ -10,9 +10,11 @@ import torch
 
 from tersor.errors import DataError, MetricError
 from tersor.loss import IGNORED
-from tersor.measuring.batches import Batches
+from tersor.measuring import metrics
+from tersor.measuring.batches import Batches, Later
 from tersor.measuring.metrics import Metric, drop, from_function, predictor, prepared, structured
 from tersor.measuring.scores import BUILT_IN, built_in
+from tersor.shelf import Shelf
 
 G = np.random.default_rng(0)
 LOGITS = G.standard_normal((50, 7)).astype(np.float32)
@@ -212,3 +214,21 @@ def test_unknown_names_are_explained(name: str, said: str) -> None:
 def test_data_that_does_not_fit_is_explained(name: str, data: Batches, error: type, said: str) -> None:
     with pytest.raises(error, match=said):
         built_in(name)(identity, data)
+
+
+def test_what_the_original_gives_lies_on_disk_where_it_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scores are the same."""
+    wide = G.standard_normal((64, 2, 100, 100)).astype(np.float32)
+    metric, data = built_in("cosine"), Batches.of(wide, size=8)
+
+    def rounded(x: np.ndarray) -> np.ndarray:
+        return np.round(x)
+
+    whole = prepared(metric, data, identity)
+    monkeypatch.setattr(metrics, "Shelf", lambda: Shelf(resident=0))
+    filed = prepared(metric, data, identity)
+    assert isinstance(filed.parts[0], Later)
+    assert not isinstance(whole.parts[0], Later)
+    assert metric(rounded, filed) == metric(rounded, whole)
+    assert filed.digest() == whole.digest()
+    assert [len(part) for part in filed.take(20).rebatch(5)] == [5, 5, 5, 5]
