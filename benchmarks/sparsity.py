@@ -5,10 +5,11 @@
     python -m benchmarks.sparsity --models resnet56 --part held --zeros 0.8 --images 256
 
 No training; everybody sees the same training images, at most 1,024. Only Taylor sees their labels. A share of zeros
-counts over the weights of all convolutions and linears. SparseGPT moves the weights that stay (see `sparsity_peer`); the other
-peers zero the weights of the network as it was trained, norms apart, and repair nothing; all are shown as they are and after their batch norms were re-estimated on the same images, and
-the better of the two is compared. They share Tersor's patterns and statistics of the inputs, so their seconds are those of this
-code, without capturing the model. Accuracy is compared on the same items.
+counts over the weights of all convolutions and linears. SparseGPT moves the weights that stay (see `sparsity_peer`); the
+other peers zero the weights of the network as it was trained, norms apart, and repair nothing. All are shown as they are and
+after their batch norms were re-estimated on the same images, and the better of the two is compared. The peers that repair
+nothing share Tersor's patterns and statistics of the inputs, so their seconds are those of this code, without capturing the
+model. Accuracy is compared on the same items.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ more zeros, so that the share over all is what was asked for.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import sys
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from benchmarks import zoo
 
 BATCH = 128
+Layer = nn.Conv2d | nn.Linear
 
 
 class _Enough(Exception):
@@ -33,31 +35,30 @@ def sparse(network: nn.Module, images: Tensor, asked: str) -> nn.Module:
     from llmcompressor.modifiers.pruning.sparsegpt.sgpt_sparsify import accumulate_hessian, sparsify_weight
 
     network = copy.deepcopy(network)
-    every = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    layers = {n: m for n, m in every.items() if getattr(m, "groups", 1) == 1}
+    every = {name: each for name, each in network.named_modules() if isinstance(each, nn.Conv2d | nn.Linear)}
+    layers = {name: each for name, each in every.items() if getattr(each, "groups", 1) == 1}
     n, m = (int(part) for part in asked.split(":")) if ":" in asked else (0, 0)
-    weights, taken = (sum(m.weight.numel() for m in some.values()) for some in (every, layers))
+    weights, taken = (sum(each.weight.numel() for each in some.values()) for some in (every, layers))
     share = 0.5 if n else min(0.99, float(asked) * weights / taken)
-    blocks: dict[str, list[nn.Module]] = {}
+    blocks: dict[str, list[Layer]] = {}
     for name, layer in layers.items():
         blocks.setdefault(name.rpartition(".")[0] or name, []).append(layer)
     for block in blocks.values():
-        sums, seen = {}, dict.fromkeys(block, 0)
+        sums: dict[Layer, Tensor] = {}
+        seen: dict[Layer, int] = dict.fromkeys(block, 0)
         for layer in block:
             columns = layer.weight[0].numel()  # its `make_empty_hessian` forgets the kernel of a convolution
             sums[layer] = torch.zeros(columns, columns)
 
-        def note(layer: nn.Module, args: tuple[Tensor, ...], _: Tensor) -> None:
+        def note(layer: Layer, args: tuple[Tensor, ...], _: Tensor) -> None:
             sums[layer], seen[layer] = accumulate_hessian(args[0], layer, sums[layer], seen[layer])  # noqa: B023
             if len(set(seen.values())) == 1:  # noqa: B023
                 raise _Enough
 
         hooks = [layer.register_forward_hook(note) for layer in block]
         for batch in images.split(BATCH):
-            try:
+            with contextlib.suppress(_Enough):
                 network(batch)
-            except _Enough:
-                pass
         for hook in hooks:
             hook.remove()
         for layer in block:

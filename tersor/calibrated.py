@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tersor.deadline import enforced
 from tersor.fitting import Decisions, fit
 from tersor.graph.model import Model
 from tersor.inputs.job import Job
@@ -79,7 +80,8 @@ class Calibrated:
             batches, seed, profile = self.inputs(items), self._job.seed, self._profile_for(decisions)
             model, facts = smooth(self.model, divided, profile.facts)
             known = replace(profile, facts=facts)
-            return fit(model, batches, known, decisions, seed=seed, progress=self._progress("fitting weights"))
+            with enforced():
+                return fit(model, batches, known, decisions, seed=seed, progress=self._progress("fitting weights"))
 
         digests = digest(self._movement), digest(divided)
         key = self.key(self.model, "fit", items, plain(decisions), *digests, sorted(self.needs))
@@ -112,7 +114,8 @@ class Calibrated:
         def measured() -> Profile:
             progress(0, items)
             batches, seed = self.inputs(items), self._job.seed
-            return measure(model, batches, needs, seed=seed, progress=lambda done: progress(done, items))
+            with enforced():
+                return measure(model, batches, needs, seed=seed, progress=lambda done: progress(done, items))
 
         return profiles.remembered(self.cache, self.key(model, "profile", sorted(needs)), measured)
 

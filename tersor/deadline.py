@@ -12,11 +12,18 @@ nest: of several, what is left is the least. Only the thread that opened the sco
 from __future__ import annotations
 
 import math
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from time import monotonic
+
+_AGAIN = 1.0
+"""Seconds after which `TimeUp` is raised again, where somebody's code catches everything."""
+_SOONEST, _FARTHEST = 1e-3, 1e6
+"""Seconds that an alarm is set for at least and at most."""
 
 
 class TimeUp(BaseException):
@@ -91,3 +98,40 @@ def check() -> None:
     """Raises `TimeUp` where nothing is left."""
     if left() <= 0:
         raise TimeUp
+
+
+@contextmanager
+def enforced() -> Iterator[None]:
+    """Raise `TimeUp` when nothing is left, wherever Python code is by then: for functions of users, for exporters, and for all
+    that never calls `check`. One call into compiled code is finished first.
+
+    Only the main thread can be interrupted, and only where nobody else has set an alarm; elsewhere this does nothing. What is
+    called inside must not mind where it ends: no half of a file, no process that nobody ends.
+    """
+    seconds = left()
+    if seconds == math.inf or not _free_alarm():
+        yield
+        return
+    check()
+    armed = True
+
+    def over(number: int, frame: object) -> None:
+        if armed:
+            check()
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, min(max(seconds, _SOONEST), _FARTHEST), _AGAIN)
+    try:
+        try:
+            yield
+        finally:
+            armed = False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _free_alarm() -> bool:
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        return False
+    return signal.getitimer(signal.ITIMER_REAL)[0] == 0 and signal.getsignal(signal.SIGALRM) is not None

@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from tersor.errors import ArtifactError, DataError, InputError
+from tersor import foreign
+from tersor.errors import ArtifactError, DataError, InputError, reason
+from tersor.hub.files import refuse_outside
 from tersor.inputs import arrays
 from tersor.measuring.batches import Batches
 from tersor.measuring.metrics import Metric, Score, predictor
@@ -94,7 +96,11 @@ def _open(folder: Path, threads: int) -> tuple[Manifest, Runner]:
         target = target_called(str(written["file"]), str(written["precision"]))
     except InputError as cause:
         raise ArtifactError(f"{folder} was made for a target that this version of Tersor lacks: {cause}") from cause
-    return manifest, target.load(folder / "model", threads)
+    for name in manifest.files:
+        if name.endswith(".onnx"):
+            refuse_outside(folder / name)
+    with foreign.reading(f"The model in {folder}", ArtifactError, "restore it, or compress again"):
+        return manifest, target.load(folder / "model", threads)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -124,6 +130,9 @@ def probe(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     wanted = [stored[k] for k in sorted(stored) if k.startswith("out_")]
     if not inputs or not wanted:
         raise ArtifactError(f"{folder} has no recorded example in probe.npz; compress again.")
+    strange = [a.dtype for a in (*inputs, *wanted) if a.dtype.kind not in "fiubc"]
+    if strange:
+        raise ArtifactError(f"{folder} has a recorded example of {strange[0]}, which are no numbers; compress again.")
     return inputs, wanted
 
 
@@ -131,8 +140,8 @@ def _probe(folder: Path, runner: Runner) -> float:
     inputs, wanted = probe(folder)
     try:
         found = runner.predict(*inputs)
-    except DataError as cause:
-        raise ArtifactError(f"{folder} loads, but its model refuses the recorded example: {cause}") from cause
+    except Exception as cause:  # whatever a runtime makes of inputs that are not the model's
+        raise ArtifactError(f"{folder} loads, but its model refuses the recorded example: {reason(cause)}") from cause
     if [w.shape for w in wanted] != [np.shape(f) for f in found]:
         raise ArtifactError(
             f"{folder} loads, but gives outputs of the shapes {', '.join(str(np.shape(f)) for f in found)}, where "

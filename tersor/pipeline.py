@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tersor.deadline import Deadline, TimeUp, until
+from tersor.deadline import Deadline, TimeUp, enforced, until
 from tersor.delivery import deliver
-from tersor.errors import ArtifactError, InputError, TargetError
+from tersor.errors import StorageError, reason
 from tersor.inputs.job import Progress, bring, deadline_of, quiet, torch_threads
 from tersor.limits import Heard, cut_short, too_short
 from tersor.recipe import open_recipe
@@ -91,20 +91,21 @@ def compress(
     with torch_threads(threads), scratch() as folder:
         try:
             with until(limit):
-                job = bring(
-                    model,
-                    data,
-                    metric,
-                    max_drop,
-                    eval_data,
-                    batch,
-                    threads,
-                    seed,
-                    tuple(exclude),
-                    limit,
-                    heard,
-                    memory_limit,
-                )
+                with enforced():
+                    job = bring(
+                        model,
+                        data,
+                        metric,
+                        max_drop,
+                        eval_data,
+                        batch,
+                        threads,
+                        seed,
+                        tuple(exclude),
+                        limit,
+                        heard,
+                        memory_limit,
+                    )
                 search = Search(job, fold_norms(job.model), Workbench(job, folder), targets, enter=heard.enter)
                 heard.best = search.best_so_far
                 if saved is not None:
@@ -128,8 +129,10 @@ def compress(
                     fields = {"seed": seed, "recipe": search.recipe(chosen).written()}
                     deliver(Path(out), chosen, report, search.recipe(chosen).to_yaml(), fields, job.threads)
                 break
-            except (TargetError, ArtifactError, InputError) as cause:  # it worked until now: the next best is taken
-                search.bench.rule_out(chosen.name, f"It could not be delivered: {cause}")
+            except StorageError:  # there is room for none of them
+                raise
+            except Exception as cause:  # whatever a runtime raises; it worked until now: the next best is taken
+                search.bench.rule_out(chosen.name, f"It could not be delivered: {reason(cause)}")
             try:
                 with until(limit):
                     chosen, race = search.choose()

@@ -34,6 +34,7 @@ from tersor.site import groups, matrices, tables
 from tersor.technique import Technique
 
 VERSION = 1
+_LONGEST = 1_000_000  # entries of a file
 TARGET = ("file", "precision", "placement")
 
 
@@ -148,9 +149,11 @@ _ADVICE = "bring a plan.yaml that Tersor wrote"
 def _yaml(text: str) -> Any:
     with foreign.reading("The recipe", RecipeError, _ADVICE):
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=loader)):
-            # a few lines of them unfold without end, and Tersor writes none
-            raise RecipeError(f"The recipe repeats a part of itself by an alias; {_ADVICE}.")
+        for number, event in enumerate(yaml.parse(text, Loader=loader)):
+            if isinstance(event, yaml.AliasEvent):  # a few lines of them unfold without end, and Tersor writes none
+                raise RecipeError(f"The recipe repeats a part of itself by an alias; {_ADVICE}.")
+            if number > _LONGEST:  # each takes hundreds of times the memory that it has characters
+                raise RecipeError(f"The recipe has more than {_LONGEST} entries; {_ADVICE}.")
         return yaml.load(text, Loader=loader)
 
 

@@ -44,7 +44,7 @@ def record(kind: Any, value: Any, where: str) -> Any:
         return {k: record(inner[1], v, f"{where}[{k!r}]") for k, v in value.items()}
     if kind is Any:
         return value
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1 << 1000:  # which a float can hold
         return float(value)
     if kind is float and value is None:
         return math.nan

@@ -29,9 +29,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 def scratch(needed: int = 0) -> Iterator[Path]:
     """An empty folder in TMPDIR, removed at the end. needed: bytes that will be written there, at least.
 
-    Raises `StorageError` where there is no room, before or meanwhile.
+    Raises `StorageError` where there is no room or no such folder, before or meanwhile.
     """
-    parent = Path(tempfile.gettempdir())
+    parent = temporary()
     sweep(parent)
     room(parent, needed)
     with full_disk(parent):
@@ -41,6 +41,17 @@ def scratch(needed: int = 0) -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
+
+
+def temporary() -> Path:
+    """The folder for intermediate files. Raises `StorageError` where there is none that can be written to."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as cause:  # also where all disks are full: it writes a file to see
+        raise StorageError(
+            "There is no folder for intermediate files: neither TMPDIR nor /tmp, /var/tmp or the current folder can be written "
+            "to, or their disks are full. Set TMPDIR to a folder on a disk that has room."
+        ) from cause
 
 
 def sweep(parent: Path) -> None:
@@ -98,9 +109,13 @@ def room(folder: Path, needed: int) -> None:
 
 @contextmanager
 def full_disk(folder: Path) -> Iterator[None]:
-    """What a full or read-only disk causes meanwhile in `folder`, as a `StorageError`."""
+    """What a full or read-only disk causes meanwhile in `folder`, or that it goes, as a `StorageError`."""
     try:
         yield
+    except FileNotFoundError as cause:
+        if folder.exists():
+            raise
+        raise StorageError(f"{folder}, where intermediate files go, was removed meanwhile; start again.") from cause
     except OSError as cause:
         if cause.errno not in _FULL or (cause.filename is not None and not _inside(str(cause.filename), folder)):
             raise

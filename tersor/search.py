@@ -23,8 +23,8 @@ from time import monotonic
 
 from tersor import choice
 from tersor.calibrated import Calibrated
-from tersor.deadline import TimeUp, until
-from tersor.errors import BudgetError, DataWarning, RecipeError, TargetError, TersorError, reason
+from tersor.deadline import TimeUp, enforced, until
+from tersor.errors import BudgetError, DataWarning, RecipeError, StorageError, TargetError, TersorError, reason
 from tersor.feeds import Feeds
 from tersor.fitting import Decisions
 from tersor.graph.macs import macs
@@ -87,6 +87,7 @@ class Search:
     cuts: tuple[Widths, ...] = ()  # the widths on offer
     damage: dict[tuple[str, str], float] = field(default_factory=dict)  # predicted, by matrix and technique
     failed: list[Exception] = field(default_factory=list)  # what ended a step of the search
+    cut: bool = False  # whether the time limit ended the search
     enter: Callable[[float | None], None] = lambda more: (
         None
     )  # told of each of STEPS, with the seconds that are left at most
@@ -104,7 +105,7 @@ class Search:
         ahead = list(steps)
         try:
             if limit.limited:
-                with until(limit.sooner(self.bench.verifying)):
+                with until(limit.sooner(self.bench.delivering)):
                     self._quick()
             with until(limit.sooner(self.bench.choosing)):
                 begun = monotonic()
@@ -113,6 +114,7 @@ class Search:
                     step()
                     ahead.remove(name)
         except TimeUp:
+            self.cut = True
             return "; ".join(ahead)
         return ""
 
@@ -132,11 +134,17 @@ class Search:
         return "" if best is None else f"{best.name}, {1e3 * (best.seconds or 0.0):.3g} ms"
 
     def _quick(self) -> None:
-        """Have something lossless timed before anything slow is begun."""
+        """Have something lossless timed and verified before anything slow is begun: where there is no time to choose, that is
+        delivered."""
         quick = [t for t in self.targets if t.precision != "int8" and not t.compiles]
-        self._try_whole(quick)
-        if self.bench.alive():
-            self._time_all()
+        files = [t for t in quick if target_name(t)[0] != "eager"]  # which is timed as the original
+        self._try_whole(files or quick)
+        if not self.bench.alive():
+            return
+        beside = [name for name in (self.unchanged("eager"),) if name is not None]
+        with suppress(TargetError):  # each has its reason by now
+            self.bench.time(list(dict.fromkeys([*self.bench.alive(), *beside])), ROUNDS, BEHIND)
+            self.bench.fastest_inside()
 
     def lossless_and_int8(self) -> None:
         """Try every target at every precision, whole, and time them side by side."""
@@ -234,8 +242,8 @@ class Search:
         else:
             refuse_strangers(recipe.decisions, self.model)
             self.recover = None if recipe.recover is None else Recovery.of(**recipe.recover)
-            train = self.recover is not None
-            self._try_decisions(recipe.decisions, train=train)
+            with self._step("Carrying out the recipe"):
+                self._try_decisions(recipe.decisions, train=self.recover is not None)
         self._time_all()
         if not self.bench.alive():
             raise self._nothing()
@@ -246,29 +254,53 @@ class Search:
         The fastest that keeps the promise, those near it and the lossless ones are raced. What is not measurably faster is not
         worth losing anything for: see `choice`.
         """
-        limit = self.job.deadline
         while True:
             best, near = self._verified()
             if best is None:
-                if not self.bench.alive() and limit.spent >= limit.whole:
+                if self.cut and all(t.candidate.reference for t in self.bench.trials.values()):
                     raise TimeUp  # nothing was tried, which says nothing of the targets
                 raise self._nothing()
             known = {t.name: t for t in (best, *near, *self._lossless())}
-            with until(limit.sooner(self.bench.copying)):
-                try:
-                    race = self._last_race([*dict.fromkeys((*known, *self._references(known.values())))])
-                except TargetError:
-                    continue  # each has its reason by now
+            try:
+                race = self._race_at_the_end(best, known)
+            except TargetError as cause:  # each has its reason by now
+                if self.bench.trials[best.name].refused is None:
+                    self.bench.rule_out(best.name, f"It could not be timed: {cause}")
+                continue
             raced = [n for n in known if n in race.samples and self.bench.trials[n].refused is None]
             if best.name not in raced:
                 continue
-            try:
-                with until(limit.sooner(self.bench.copying)):
-                    chosen = next((n for n in self._preferred(race, raced) if self.bench.inside(n)), best.name)
-            except TimeUp:
-                chosen = best.name
+            chosen = next((n for n in self._preferred(race, raced) if self._kept(n)), best.name)
             self._explain(race, raced, chosen)
             return self.bench.trials[chosen], race
+
+    def _race_at_the_end(self, best: Trial, known: Mapping[str, Trial]) -> Race:
+        """The last race, beside what there is to compare with; where there is no time for one, the last that `best` was in."""
+        names = list(known)
+        try:
+            with until(self.job.deadline.sooner(self.bench.copying)):
+                names = [*dict.fromkeys((*names, *self._references(known.values())))]
+        except TimeUp:
+            self.notes.append("The time limit left no time to make all files that the chosen one is compared with.")
+        try:
+            with until(self.job.deadline.sooner(self.bench.copying)):
+                return self._last_race(names)
+        except TimeUp:
+            earlier = self.bench.latest(best.name)
+            if earlier is None:
+                raise
+            self.notes.append(
+                "The time limit left no time for the last race: times are those of an earlier, shorter one."
+            )
+            return earlier
+
+    def _kept(self, name: str) -> bool:
+        """Whether a file keeps the promise on evaluation data, as far as that is known or there is time to find it out."""
+        try:
+            with until(self.job.deadline.sooner(self.bench.copying)):
+                return self.bench.inside(name)
+        except TimeUp:
+            return False
 
     def _last_race(self, names: Sequence[str]) -> Race:
         """Repeated where a file was not as fast as itself; the quietest race counts, and where that is noisy, it is said."""
@@ -291,7 +323,12 @@ class Search:
 
     def _preferred(self, race: Race, names: Sequence[str]) -> list[str]:
         def cost(name: str) -> tuple[float, ...]:
-            return max(0.0, self.bench.lost(name)), self.bench.trials[name].nbytes
+            try:
+                with until(self.job.deadline.sooner(self.bench.copying)):
+                    lost = self.bench.lost(name)
+            except TimeUp:
+                lost = inf
+            return max(0.0, lost), self.bench.trials[name].nbytes
 
         return choice.preferred(race, names, self._simplicity, cost)
 
@@ -299,7 +336,7 @@ class Search:
         first = min(raced, key=race.median)
         if chosen != first and self._simplicity(chosen) < self._simplicity(first):
             self.notes.append(f"'{first}' was not measurably faster than '{chosen}', which is simpler.")
-        elif chosen != first and self.bench.inside(first):
+        elif chosen != first and self._kept(first):
             self.notes.append(f"'{first}' was not measurably faster than '{chosen}', which loses less or is smaller.")
         if self._simplicity(chosen) == 0 and any(decisions is not None for decisions in self.decided.values()):
             self.notes.append("No compressed candidate was measurably faster: the artifact holds the unchanged model.")
@@ -327,38 +364,43 @@ class Search:
         found = [self.unchanged(file) for file in sorted(files)]
         return list(dict.fromkeys(name for name in (*found, self.unchanged("eager")) if name is not None))
 
-    def unchanged(self, file: str) -> str | None:
+    def unchanged(self, file: str, late: bool = False) -> str | None:
         """The trial of the unchanged model in a runtime, made for comparison where it is none of the candidates; None where
-        there is none, and it cannot be made."""
+        there is none, and it cannot be made, or it is too late for that."""
         target = target_called(file, FLOAT)
         name = ORIGINAL if file == "eager" else f"{_label(target)} (unchanged model)"
         for trial in self.bench.trials.values():
             same = trial.candidate.target == target and trial.candidate.compressed.model is self.job.model
             if trial.name == name or (same and name != ORIGINAL):
                 return trial.name if trial.refused is None else None
+        if late:
+            return None
         made = self.bench.export([Candidate(name, target, self._plain, reference=True)])
         return made[0].name if made else None
 
     def _verified(self) -> tuple[Trial | None, list[Trial]]:
         """The fastest trial that keeps the promise on evaluation data, and those near it. Where time is short: the fastest of
-        those that nothing lossy was done to, which need no luck."""
+        those that are judged already, or that nothing lossy was done to, which need no luck."""
         timed = any(trial.seconds is not None for trial in self.bench.alive().values())
+        best: Trial | None = None
         try:
             with until(self.job.deadline.sooner(self.bench.verifying)):
-                best = self.bench.fastest_inside() if timed else None
                 if timed:
+                    best = self.bench.fastest_inside()
                     return best, [] if best is None else self.bench.near(best.name, NEAR)
         except TimeUp:
-            pass
+            if best is not None:  # it is verified; what may be as fast is not looked for
+                return best, []
         tried = [t for t in self.bench.alive().values() if t.name != ORIGINAL]
         if not tried:
             return None, []
         whole = [t for t in tried if self.decided[t.name] is None and not t.candidate.target.compiles]
-        if not whole:
+        ready = [*(t for t in tried if t.score is not None and t not in whole), *whole]  # the former are judged already
+        if not ready:
             raise TimeUp
-        whole.sort(key=lambda t: t.seconds or inf)
+        ready.sort(key=lambda t: (t.score is None, t.seconds or inf))
         with until(self.job.deadline.sooner(self.bench.copying)):
-            inside = (t for t in whole if self.bench.inside(t.name))
+            inside = (t for t in ready if self.bench.inside(t.name))
             return next(inside, None), []
 
     def recipe(self, trial: Trial) -> Recipe:
@@ -381,7 +423,9 @@ class Search:
         return sum(self.damage[row] for row in rows) if known else None
 
     def _time_all(self) -> None:
-        with suppress(TargetError):  # each has its reason by now
+        with suppress(
+            TargetError, StorageError
+        ):  # each has its reason by now; or the disk is full, and earlier times stay
             self.bench.time([*self.bench.alive()], ROUNDS, BEHIND)
 
     def _everything_int8(self, feeds: Feeds) -> Decisions:
@@ -463,12 +507,14 @@ class Search:
 
     def _table(self, int8: Trial, bold: bool) -> Table:
         ground, exclude = self.ground, self.job.exclude
-        self.cuts = widths(ground.model, ground.profile, exclude) if bold else ()
+        with enforced():
+            self.cuts = widths(ground.model, ground.profile, exclude) if bold else ()
         arithmetic = 1.0
         with self._step("Timing a narrower model"):
             arithmetic = self._arithmetic(int8)
         speeds = Speeds(self._seconds_in_float(int8), int8.seconds or 0.0, arithmetic)
-        table = price(ground.model, ground.profile, [technique()], speeds, self.cuts, exclude)
+        with enforced():
+            table = price(ground.model, ground.profile, [technique()], speeds, self.cuts, exclude)
         if bold and FLOAT not in {t.precision for t in self.targets}:  # nothing would run a plan that is all in float
             table = without(table, FLOAT)
         self.damage = {(row, option.name): option.damage for row, options in table.rows.items() for option in options}
@@ -585,7 +631,10 @@ class Search:
         """Why there is nothing to deliver: nothing runs, or nothing keeps the promise."""
         if self.bench.alive():
             return BudgetError(self._best_reached())
-        refusals = [f"{t.name}: {t.refused}" for t in self.bench.trials.values() if not t.candidate.reference]
+        tried = [t for t in self.bench.trials.values() if not t.candidate.reference]
+        if tried and all(t.full for t in tried):
+            return StorageError(str(tried[0].refused))
+        refusals = [f"{t.name}: {t.refused}" for t in tried]
         if not refusals and self.failed and isinstance(self.failed[0], TersorError):
             return self.failed[0]
         return TargetError(" ".join(["No target can run this model here.", *refusals, *map(reason, self.failed)]))

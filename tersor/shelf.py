@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,7 +21,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from tersor.errors import StorageError
 from tersor.memory import is_memory, trim
+from tersor.scratch import temporary
 
 RESIDENT = 128 << 20
 """Bytes of a shelf that stay in memory."""
@@ -122,14 +125,10 @@ def _on_disk(tensor: Tensor, maps: list[Tensor]) -> Tensor:
 
 
 def _storage(folder: Path, size: int) -> torch.UntypedStorage:
-    """Memory that lies in a file, which has no name any more: it goes when nobody holds the memory."""
-    descriptor, name = tempfile.mkstemp(prefix="tersor-", dir=folder)
-    try:
-        os.posix_fallocate(descriptor, 0, size)  # else a full disk is a signal at the first write
-        return torch.UntypedStorage.from_file(name, True, size)  # type: ignore[return-value]
-    finally:
-        os.close(descriptor)
-        os.unlink(name)
+    """Memory that lies in a file, which never has a name where the system can do that: it goes when nobody holds the memory."""
+    with tempfile.TemporaryFile(prefix="tersor-", dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size)  # else a full disk is a signal at the first write
+        return torch.UntypedStorage.from_file(f"/proc/self/fd/{file.fileno()}", True, size)  # type: ignore[return-value]
 
 
 def _release(filed: Tensor) -> None:
@@ -141,7 +140,9 @@ def _release(filed: Tensor) -> None:
 
 def _folder() -> Path | None:
     """Where files go that are no memory themselves; None where there is no such place."""
-    return next((path for path in (Path(tempfile.gettempdir()), Path("/var/tmp")) if not is_memory(path)), None)
+    with suppress(StorageError):
+        return next((path for path in (temporary(), Path("/var/tmp")) if not is_memory(path)), None)
+    return None
 
 
 def _size_of(tensors: Iterable[Tensor]) -> int:

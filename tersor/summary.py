@@ -61,7 +61,7 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
     runner = chosen.candidate.target.load(chosen.folder, job.threads)
     after = answers(chosen, runner, job.batch)
     lost = drop(job.before, chosen.score, job.metric)
-    eager, small = search.bench.trials[ORIGINAL], chosen.candidate.compressed.model
+    eager, small = search.bench.trials.get(ORIGINAL), chosen.candidate.compressed.model
     original, timed = job.original, ORIGINAL in race.samples
     same = _unchanged(search, chosen, race)
     faithful: tuple[str, ...] = _in_time(
@@ -124,20 +124,28 @@ def summarise(job: Job, search: Search, chosen: Trial, race: Race, seconds: floa
             *flips(regression),
             *faithful,
             *search.notes,
-            *([] if timed else [f"The original could not be timed. {eager.refused or ''}".strip()]),
+            *([] if timed else [_untimed(eager)]),
             *(() if job.apart else (OWN_DATA,)),
         ),
     )
 
 
 def _in_time(search: Search, what: str, make: Callable[[], Made], otherwise: Made) -> Made:
-    """What `make` gives, where the time allows it; else it is said that it is missing."""
+    """What `make` gives, where the time allows it and nothing fails; else it is said that it is missing."""
     try:
         with until(search.job.deadline.sooner(search.bench.copying)):
             return make()
     except TimeUp:
         search.notes.append(f"The report lacks {what}: the time limit left no time for it.")
-        return otherwise
+    except Exception as cause:  # it is told beside the result, and is no part of it
+        search.notes.append(f"The report lacks {what}: {reason(cause)}")
+    return otherwise
+
+
+def _untimed(original: Trial | None) -> str:
+    if original is None or original.refused is None:
+        return "The time limit left no time to time the original."
+    return f"The original could not be timed. {original.refused}"
 
 
 def _course(plan: str, history: History) -> Course:
@@ -145,21 +153,26 @@ def _course(plan: str, history: History) -> Course:
     return Course(plan, history.steps, history.seconds, losses, judged)
 
 
-def _figures(name: str, score: Score, model: Model, trial: Trial, race: Race) -> Figures:
+def _figures(name: str, score: Score, model: Model, trial: Trial | None, race: Race) -> Figures:
     return Figures(
         name=name,
         score=score if isinstance(score, dict) else {"": score},
         seconds=race.seconds(name) if name in race.samples else None,
-        nbytes=folder_bytes(trial.folder),
+        nbytes=_stored(model) if trial is None or trial.refused is not None else folder_bytes(trial.folder),
         macs=sum(macs(model).values()),
         parameters=sum(p.numel() for p in model.module.parameters()),
         memory=race.memory.get(name),
     )
 
 
+def _stored(model: Model) -> int:
+    """Bytes of the parameters, where there is no file of them."""
+    return sum(p.numel() * p.element_size() for p in model.module.parameters())
+
+
 def _unchanged(search: Search, chosen: Trial, race: Race) -> str | None:
     """The unchanged model in the runtime of the chosen file; None where that is the chosen one, the original, or not timed."""
-    name = search.unchanged(target_name(chosen.candidate.target)[0])
+    name = search.unchanged(target_name(chosen.candidate.target)[0], late=True)
     return name if name not in (None, chosen.name, ORIGINAL) and name in race.samples else None
 
 
@@ -167,7 +180,7 @@ def _slower(search: Search, chosen: Trial, race: Race) -> tuple[str, ...]:
     """Where ONNX Runtime runs the unchanged model faster than the chosen file runs."""
     if BASELINE[0] not in {target_name(t)[0] for t in search.targets}:
         return ()
-    name = search.unchanged(BASELINE[0])
+    name = search.unchanged(BASELINE[0], late=True)
     if name is None or name == chosen.name or name not in race.samples or race.verdict(chosen.name, name) != "slower":
         return ()
     how = faster(race.ratio(chosen.name, name), "slower")

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import monotonic
 
 import numpy as np
@@ -24,13 +23,14 @@ from tersor.measuring.clock import Contender, Race, race
 from tersor.measuring.metrics import Drop, Metric, Predict, Score, drop, predictor
 from tersor.memory import CONTAINER, Room
 from tersor.plan import Plan
-from tersor.scratch import full_disk, room
+from tersor.scratch import full_disk, room, scratch
 from tersor.target import Audit, Compressed, Dynamic, Runner, Target
 from tersor.targets import target_called, target_name
 from tersor.units import several
 
 CLOSING = 2.0  # seconds that a report and a manifest take
 BESIDE = 20  # rounds of a file against its float model
+TOGETHER = 100e6  # bytes of a file, up to which several are held in memory at once
 COPIED = 50e6  # bytes a second, flushed
 
 
@@ -50,7 +50,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of a candidate. `refused` says why it could not be exported, run or judged; then nothing else counts."""
+    """What became of a candidate. `refused` says why it could not be exported, run or judged; then nothing else counts. full:
+    there was no room for its file."""
 
     candidate: Candidate
     folder: Path
@@ -59,6 +60,7 @@ class Trial:
     score: Score | None = None
     audit: Audit | None = None
     refused: str | None = None
+    full: bool = False
 
     @property
     def name(self) -> str:
@@ -79,6 +81,8 @@ class Workbench:
         self._held: dict[str, Drop] = {}
         self._judging = job.scoring
         self._races: list[float] = []
+        self._raced: list[Race] = []
+        self._probes = 0
         self._started: float | None = None  # the race under way
         self._blamed: dict[type[Target], str] = {}
         self._batch = one_batch(job.calibration, job.batch)
@@ -89,7 +93,8 @@ class Workbench:
         for candidate in candidates:
             deadline.check()
             self.job.progress(f"exporting {candidate.name}", 0, 0)
-            trial = try_out(candidate, self.scratch / f"{len(self.trials):03d}")
+            with deadline.enforced():
+                trial = try_out(candidate, self.scratch / f"{len(self.trials):03d}")
             self.trials[trial.name] = trial
             fresh += [trial] if trial.refused is None else []
         return fresh
@@ -120,6 +125,7 @@ class Workbench:
                 room=self.job.room,
             )
             self._races.append((monotonic() - self._started) / starts)
+            self._raced.append(race)
         finally:
             self._started = None
             for name, why in failures.items():
@@ -134,7 +140,9 @@ class Workbench:
 
     def ratio(self, candidate: Candidate, name: str, rounds: int) -> float | None:
         """Seconds of a candidate that is only a probe, over those of trial `name`; None where it cannot be exported or run."""
-        probe = try_out(candidate, self.scratch / f"probe{len(list(self.scratch.iterdir())):03d}")
+        self._probes += 1
+        with deadline.enforced():
+            probe = try_out(candidate, self.scratch / f"probe{self._probes:03d}")
         if probe.refused is not None:
             return None
         pair = [self.trials[name], probe]
@@ -145,7 +153,13 @@ class Workbench:
             )
         except TargetError:
             return None
+        finally:
+            shutil.rmtree(probe.folder, ignore_errors=True)
         return race.median(probe.name) / race.median(name)
+
+    def latest(self, name: str) -> Race | None:
+        """The last race that trial `name` was in; None where it was in none."""
+        return next((race for race in reversed(self._raced) if name in race.samples), None)
 
     def _blame(self, trial: Trial) -> str:
         """A further sentence on a file that never ran."""
@@ -245,14 +259,17 @@ class Workbench:
         """Seconds from the last measurement to an artifact in place."""
         return CLOSING + max((t.nbytes for t in self.trials.values()), default=0) / COPIED
 
+    def delivering(self) -> float:
+        """Seconds to judge one trial on all data and to deliver it as it was timed."""
+        return self._judging * (1 + len(self.job.held) / len(self.job.evaluation)) + self.copying()
+
     def verifying(self) -> float:
         """Seconds to judge one trial and to deliver it."""
         return self._judging + self.closing()
 
     def choosing(self) -> float:
         """Seconds to choose among what was tried: one trial may disappoint on evaluation data."""
-        job = self.job
-        return self._judging * (1 + len(job.held) / len(job.evaluation)) + self.verifying()
+        return self.delivering() - self.copying() + self.verifying()
 
     def near(self, name: str, times: float, most: int = 4) -> list[Trial]:
         """The promising trials that took at most `times` as long as trial `name`, without it; `most` of them, fastest first."""
@@ -266,20 +283,21 @@ class Workbench:
 
 
 def try_out(candidate: Candidate, folder: Path) -> Trial:
-    """Export a candidate into `folder` (created). Whatever its target or an exporter raises is recorded, not raised."""
-    folder.mkdir(parents=True)
-    room(folder, sum(t.nbytes for t in candidate.compressed.model.module.parameters()))
+    """Export a candidate into `folder` (created). Whatever its target, an exporter or the disk raises is recorded, not raised:
+    another may need less room, and what was tried before is still there to deliver.
+    """
     try:
         missing = candidate.target.available()
         if missing is not None:
             return Trial(candidate, folder, refused=missing)
+        folder.mkdir(parents=True)
+        room(folder, sum(t.nbytes for t in candidate.compressed.model.module.parameters()))
         with full_disk(folder):
             candidate.target.export(candidate.compressed, folder)
-    except StorageError:  # no other candidate would find more room
-        raise
+        return Trial(candidate, folder, nbytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()))
     except Exception as refusal:  # exporters raise anything
-        return Trial(candidate, folder, refused=reason(refusal))
-    return Trial(candidate, folder, nbytes=sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()))
+        shutil.rmtree(folder, ignore_errors=True)  # half a file only takes room
+        return Trial(candidate, folder, refused=reason(refusal), full=isinstance(refusal, StorageError))
 
 
 def score(trial: Trial, metric: Metric, data: Batches, threads: int, batch: int) -> Trial:
@@ -318,10 +336,13 @@ def time_side_by_side(
 ) -> Race:
     """Race the trials on one batch, each in a process of its own; the first is raced against itself as a control.
 
-    failures, room: as for `race`.
+    Where one has more than `TOGETHER` bytes, no two are in memory at once. failures, room: as for `race`.
     """
     example = scratch / f"batch{len(inputs[0])}.npz"
-    save_arrays(example, {f"{i:03d}": array for i, array in enumerate(inputs)})
+    if not example.exists():  # the batch of a scratch folder is always the same
+        with full_disk(scratch):
+            save_arrays(example.with_suffix(".part"), {f"{i:03d}": array for i, array in enumerate(inputs)})
+            example.with_suffix(".part").rename(example)
     contenders = [
         Contender(
             trial.name,
@@ -338,6 +359,7 @@ def time_side_by_side(
     control = contenders[0].name
     return race(
         contenders,
+        apart=max(trial.nbytes for trial in trials) > TOGETHER,
         rounds=rounds,
         control=control,
         threads=threads,
@@ -350,19 +372,23 @@ def time_side_by_side(
 
 def beside_float(file: Path, model: Model, inputs: Sequence[np.ndarray], threads: int) -> Race | None:
     """A written ONNX file ("file") raced in ONNX Runtime against the same model in float ("float"); None where it cannot be."""
+    try:
+        with scratch() as folder:
+            return _beside_float(file, model, inputs, threads, folder)
+    except (TargetError, StorageError):  # the file is written; only a comparison is missing
+        return None
+
+
+def _beside_float(file: Path, model: Model, inputs: Sequence[np.ndarray], threads: int, folder: Path) -> Race | None:
     target = target_called("onnxruntime", "fp32")
-    with TemporaryDirectory(prefix="tersor-") as scratch:
-        plain = try_out(Candidate("float", target, Compressed(model)), Path(scratch) / "float")
-        folder = Path(scratch) / "file"
-        folder.mkdir()
-        shutil.copyfile(file, folder / "model.onnx")
-        if plain.refused is not None:
-            return None
-        trials = [plain, Trial(replace(plain.candidate, name="file"), folder)]
-        try:
-            return time_side_by_side(trials, inputs, threads=threads, rounds=BESIDE, scratch=Path(scratch))
-        except TargetError:
-            return None
+    plain = try_out(Candidate("float", target, Compressed(model)), folder / "float")
+    if plain.refused is not None:
+        return None
+    (folder / "file").mkdir()
+    with full_disk(folder):
+        shutil.copyfile(file, folder / "file" / "model.onnx")
+    trials = [plain, Trial(replace(plain.candidate, name="file"), folder / "file")]
+    return time_side_by_side(trials, inputs, threads=threads, rounds=BESIDE, scratch=folder)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from tersor import calibrated, search, trials
-from tersor.errors import BudgetError, TargetError
+from tersor import calibrated, search, summary, trials
+from tersor.errors import BudgetError, StorageError, TargetError
 from tersor.measuring.clock import AGAIN, Race
 from tersor.pipeline import compress
 from tersor.report import Report
@@ -205,3 +206,49 @@ def test_a_probe_that_cannot_be_exported_is_done_without(monkeypatch: pytest.Mon
     report = compressed("onnxruntime")
     assert any("Timing a narrower model failed" in n and "Constraints violated" in n for n in report.notes)
     assert not any("Planning failed" in n for n in report.notes)
+
+
+@without_processes
+def test_a_disk_that_is_too_small_for_one_is_not_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(OpenVINO, "export", full)
+    report = compressed("onnxruntime:fp32,openvino:fp32")
+    assert report.after.name.startswith("onnxruntime fp32")
+    assert "is full; free some space" in note(report, "openvino fp32")
+
+
+@without_processes
+def test_a_disk_that_is_too_small_for_all_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "room", raising(StorageError, "no room"))
+    with pytest.raises(StorageError, match="no room"):
+        compressed("onnxruntime:fp32,openvino:fp32")
+
+
+@without_processes
+@pytest.mark.parametrize("part", ["compare", "watched", "_compared"])
+def test_a_part_of_the_report_may_fail(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, part, raising(IndexError, "list index out of range"))
+    report = compressed("onnxruntime:fp32")
+    assert any("The report lacks" in n and "list index out of range" in n for n in report.notes)
+
+
+@without_processes
+def test_what_cannot_be_delivered_is_followed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OnnxRuntime, "usage", raising(text="what an author forgot"))
+    report = compressed("onnxruntime:fp32,openvino:fp32", out=tmp_path / "small")
+    assert report.after.name.startswith("openvino fp32")
+    assert "what an author forgot" in note(report, "onnxruntime fp32")
+
+
+@without_processes
+def test_a_recipe_whose_fit_fails_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tmp_path / "plan.yaml"
+    recipe.write_text(
+        "tersor_recipe: 1\ntarget: {file: onnxruntime, precision: int8}\nseed: 0\ncalibration_items: 8\nthreads: 1\n"
+        "feeds: static\ntechniques: {'0': GPTQ(bits=8)}\nkeep: {}\n"
+    )
+    monkeypatch.setattr(calibrated.Calibrated, "fit", raising(text="the factor is not finite"))
+    with pytest.raises(TargetError, match="the factor is not finite"):
+        compressed("onnxruntime", recipe=recipe)

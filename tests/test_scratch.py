@@ -84,3 +84,25 @@ def test_a_disk_that_fills_meanwhile_is_a_sentence(tmpdir: Path) -> None:
     with pytest.raises(OSError, match="somewhere else"), full_disk(tmpdir):
         raise OSError(errno.ENOSPC, "somewhere else", "/proc/x")
     assert not os.listdir(tmpdir)
+
+
+def test_no_folder_for_intermediate_files_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.gettempdir", nowhere)
+    with pytest.raises(StorageError, match="Set TMPDIR to a folder on a disk that has room"), scratch():
+        pass
+
+
+def test_a_folder_that_is_removed_meanwhile_is_a_sentence(tmpdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = tmpdir / "inner"
+    inner.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(inner))
+
+    def write(mine: Path) -> None:
+        shutil.rmtree(inner)
+        (mine / "x").write_text("x")
+
+    with pytest.raises(StorageError, match="was removed meanwhile"), scratch() as mine:
+        write(mine)

@@ -98,3 +98,16 @@ def test_nothing_is_left_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     kept = Shelf({"a": torch.ones(300, 300)}, resident=0)
     assert bool(kept["a"].all())
     assert not list(tmp_path.iterdir())
+
+
+def test_no_file_has_a_name_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed while it makes one leaves nothing."""
+    seen: list[str] = []
+    allocate = os.posix_fallocate
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(shelf, "is_memory", lambda _: False)
+    monkeypatch.setattr(os, "posix_fallocate", lambda *given: (seen.extend(os.listdir(tmp_path)), allocate(*given)))
+    kept = Shelf({"a": torch.ones(300, 300)}, resident=0)
+    assert kept.on_disk
+    assert bool(kept["a"].all())
+    assert seen == []

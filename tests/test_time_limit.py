@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tersor.measuring.batches import Batches
 from tersor.measuring.clock import AGAIN, ENOUGH, Race
 from tersor.pipeline import compress
 from tersor.report import Report
-from tersor.trials import Trial
+from tersor.trials import Trial, Workbench
 
 
 class Clock:
@@ -58,13 +59,13 @@ def _race(trials: Sequence[Trial], inputs: Any, *, rounds: int, **_: Any) -> Rac
     return Race({name: tuple(seen) for name, seen in samples.items()}, trials[0].name, (0.0, 0.0), 1)
 
 
-def searched(out: Path | None, limit: float | str) -> Report:
+def searched(out: Path | None, limit: float | str, target: str = "onnxruntime") -> Report:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
     data = Batches.of(*stripes.images(400, 2), size=50)
     network = (model, torch.zeros(2, 1, 8, 8))
     return compress(
-        network, data, metric="agreement", max_drop="3%", target="onnxruntime", threads=1, out=out, time_limit=limit
+        network, data, metric="agreement", max_drop="3%", target=target, threads=1, out=out, time_limit=limit
     )
 
 
@@ -112,3 +113,64 @@ def test_too_little_time_says_how_much_is_needed(tmp_path: Path, clock: Clock) -
         searched(out, 30)
     assert not out.exists()
     assert clock.now - begin < 36
+
+
+def up(*_: Any, **__: Any) -> Any:
+    raise TimeUp
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("tersor.search.Search._last_race", "no time for the last race: times are those of an earlier"),
+        ("tersor.search.Search._references", "no time to make all files that the chosen one is compared with"),
+        ("tersor.trials.Workbench.near", ""),
+    ],
+)
+def test_what_is_verified_is_not_lost_where_the_time_ends_later(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, place: str, said: str
+) -> None:
+    out = tmp_path / "small"
+    clock.step = 0.01
+    monkeypatch.setattr(place, up)
+    report = searched(out, 3000, "onnxruntime:fp32")
+    assert verify(out).difference < 1e-3
+    assert report.after.seconds is not None
+    assert any(said in note for note in report.notes)
+
+
+def test_a_function_that_sleeps_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow() -> Any:
+        time.sleep(60)
+
+    begin = time.monotonic()
+    with pytest.raises(BudgetError, match="before any file was verified, at this stage: reading the data"):
+        compress(nn.Linear(4, 2), slow, target="eager", threads=1, time_limit=0.5)
+    assert time.monotonic() - begin < 30
+
+
+def test_what_was_verified_first_is_delivered_where_the_time_ends_right_after(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged, calls = Workbench.fastest_inside, []
+
+    def once(bench: Workbench) -> Trial | None:
+        calls.append(1)
+        return judged(bench) if len(calls) == 1 else up()
+
+    monkeypatch.setattr(Workbench, "fastest_inside", once)
+    for place in ("Search.lossless_and_int8", "Search._last_race"):
+        monkeypatch.setattr(f"tersor.search.{place}", up)
+    clock.step = 0.01
+    report = searched(tmp_path / "small", 3000)
+    assert verify(tmp_path / "small").difference < 1e-3
+    assert report.after.name == "onnxruntime fp32"
+    assert report.ratio is not None  # the original was timed beside it
+
+
+def test_a_limit_that_strikes_before_anything_was_tried_is_not_the_targets_fault(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tersor.search.Search._quick", up)
+    with pytest.raises(BudgetError, match="The time limit of 1 min 40 s was over before any file was verified"):
+        searched(None, 100)

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import stripes
+import torch
 import yaml
+from torch import nn
 
 import tersor
 from tersor.errors import RecipeError
+from tersor.fitting import Decisions
 from tersor.graph.macs import macs
-from tersor.recipe import read_recipe
+from tersor.measuring.batches import Batches
+from tersor.recipe import Recipe, read_recipe
 from tersor.trials import Candidate, Trial, Workbench
 
 HOW = {"length": "1epochs"}
@@ -62,6 +66,27 @@ def test_what_loses_too_much_is_trained_and_its_recipe_gives_the_same_files(tmp_
         made.append({f.name: f.read_bytes() for f in (folder / "model").iterdir()})
         assert read_recipe((folder / "plan.yaml").read_text()).recover is not None
     assert made[0] == made[1]
+
+
+def test_compress_trains_as_a_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The same way on a network of two layers, without a search and in short races."""
+    for name, value in {"ROUNDS": 5, "FINAL_ROUNDS": 5, "STARTS": 1, "REPEATS": 0}.items():
+        monkeypatch.setattr(f"tersor.search.{name}", value)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 4)).eval()
+    data, how = Batches.of(*stripes.images(400, 2), size=50), tersor.Recovery.of("30epochs")
+    assert how is not None
+    decisions = Decisions(keep={"1": tuple(range(12))})
+    recipe = tmp_path / "plan.yaml"
+    recipe.write_text(Recipe(("onnxruntime", "fp32"), decisions, 0, 200, 1, recover=how.written).to_yaml())
+    report = tersor.compress(
+        (net, torch.zeros(2, 1, 8, 8)), data, metric="agreement", max_drop="50%", recipe=recipe, out=tmp_path / "out"
+    )
+    assert report.after.name == "onnxruntime fp32, pruned to 25 % of the multiply-adds, trained"
+    assert report.training[0].steps == report.training[0].losses[-1].step
+    assert report.training[0].judged[-1].value < report.training[0].judged[0].value  # of what was lost on held-out data
+    written = read_recipe((tmp_path / "out" / "plan.yaml").read_text())
+    assert (written.recover, written.decisions) == (how.written, decisions)
 
 
 def test_a_recipe_whose_training_is_no_mapping_is_refused():

@@ -238,13 +238,15 @@ def sensitivity(
     as_json: Json = False,
 ) -> None:
     """Show how much the metric drops when each layer alone is pruned or quantized."""
+    from tersor.sensed import GRANULARITIES, is_page
+    from tersor.store.files import atomic_write, refuse_foreign, refuse_unwritable
+
+    if out is not None:  # judged before anything is loaded, torch included
+        refuse_foreign(out, is_page)
+        refuse_unwritable(out)
     with results(as_json) as stream, Stages() as progress:
         from tersor.probing import sensitivity as measure
-        from tersor.sensed import GRANULARITIES, is_page
-        from tersor.store.files import atomic_write, refuse_foreign
 
-        if out is not None:
-            refuse_foreign(out, is_page)
         found = measure(
             model,
             data,
@@ -368,11 +370,11 @@ def report(
         from tersor.report import Report
         from tersor.store.manifest import check
 
-        fields = check(folder).fields
+        found = check(folder).section("report")
         if as_json:
-            write_json(stream, {"path": folder / "report.html", "report": fields["report"]})
+            write_json(stream, {"path": folder / "report.html", "report": found})
     if not as_json:
-        show_report(Report.from_json(fields["report"]), folder)
+        show_report(Report.from_json(found), folder)
     if browse:
         import webbrowser
 
@@ -401,6 +403,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Train a small residual network on scanned handwritten digits, and compress it."""
+    from tersor.store.files import refuse_folder
+
+    refuse_folder(out)
     with results(as_json) as stream, Stages() as progress:
         from tersor.cli.demo import demo as show_off
 

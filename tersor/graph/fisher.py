@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from tersor import deadline
 from tersor.graph.checked import is_finite
 from tersor.graph.likelihood import sampled_loss
 from tersor.graph.model import Model, Visitor
@@ -55,6 +56,7 @@ def squared_weight_gradients(
     shared = _deepcopied(model, names)
     sums = {name: torch.zeros(model.tensor(name).shape, dtype=torch.float64) for name in names}
     for item in range(len(flat[0])):
+        deadline.check()
         one = tuple(x[item : item + 1] for x in flat)
         args, kwargs = shared.arguments(one)
         with torch.enable_grad():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from tersor import deadline
 from tersor.graph.state import undisturbed
 
 
@@ -46,6 +47,7 @@ class Original:
     @torch.no_grad()
     def raw(self, *flat: Tensor) -> Any:
         """The outputs in the user's structure."""
+        deadline.check()
         return self.call(tuple(tensor.detach().clone() for tensor in flat))
 
     def call(self, flat: Sequence[Tensor]) -> Any:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor
 
+from tersor import deadline
 from tersor.hub.simulate import Coded, evaluate, simulate, unrounded_codes
 from tersor.target import Divergence, Fidelity
 
@@ -52,6 +53,7 @@ def first_divergence(onnx: ir.Model, inputs: Sequence[np.ndarray], runtime: str,
     }
     good, bad, found = -1, len(names), None
     while bad - good > 1:
+        deadline.check()
         middle = (good + bad) // 2
         seen = _difference(names[middle], ours[names[middle]], run(ending_at(onnx, names[middle]), inputs)[0])
         good, bad, found = (middle, bad, found) if seen is None else (good, middle, seen)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -41,6 +43,42 @@ def existing(folder: Path, name: str) -> Path:
             f"{folder} holds no {name} (or an empty one), so it is not a complete export; export it again."
         )
     return path
+
+
+def refuse_outside(path: Path) -> None:
+    """Raise `ArtifactError` where an ONNX file has tensors in other files than the one that `save_onnx` writes beside it: a
+    runtime would read whatever file of this machine it names."""
+    if not _mentions(path, b"location"):  # as each such tensor does; to look for it takes no memory
+        return
+    import onnx
+
+    try:
+        places = set(_places(onnx.load(path, load_external_data=False)))
+    except Exception as cause:  # protobuf raises anything for bytes that are no model
+        raise damaged(path, cause) from cause
+    if strange := sorted(places - {f"{path.name}.data"}):
+        raise ArtifactError(
+            f"{path.name} has weights in {strange[0][:200]!r}, and only {path.name}.data beside it was wanted; it was not "
+            "written by Tersor, or was changed."
+        )
+
+
+def _mentions(path: Path, word: bytes) -> bool:
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(word) >= 0
+
+
+def _places(message: Any) -> Iterator[str]:
+    """The other files that tensors anywhere in a protobuf message lie in."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield from (entry.value for entry in message.external_data if entry.key == "location")
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for each in [value] if hasattr(value, "ListFields") else value:
+                yield from _places(each)
 
 
 def damaged(path: Path, cause: Exception) -> ArtifactError:

@@ -12,7 +12,7 @@ import math
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ import torch
 from tersor.hub.schema import Foreign
 
 _LEAVES = 10_000
+_AXES = 64  # torch takes no more
+_BUILDING = (pickle.BUILD, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.INST, pickle.OBJ)  # objects, or changes of them
+_SETS = (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)  # which torch writes as calls
 _SPREAD = 1 << 20  # values that a tensor of few bytes may repeat by strides of zero
 
 
@@ -48,15 +51,31 @@ class _Storage:
 
 
 class _Reader(pickle._Unpickler):  # the one in Python: its memo cannot be made to take memory
-    dispatch = {  # noqa: RUF012  # without what builds objects, or changes them once they are built
-        code: read
-        for code, read in pickle._Unpickler.dispatch.items()
-        if bytes([code]) not in (pickle.BUILD, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.INST, pickle.OBJ)
+    dispatch = {  # noqa: RUF012
+        code: read for code, read in pickle._Unpickler.dispatch.items() if bytes([code]) not in (*_BUILDING, *_SETS)
     }
 
     def __init__(self, data: bytes, records: Mapping[str, int]):
         super().__init__(io.BytesIO(data), encoding="utf-8")
         self._records = records
+
+    def load_dict(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_dict()
+
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_setitems()
+
+    dispatch |= {
+        pickle.DICT[0]: load_dict,  # type: ignore[dict-item]
+        pickle.SETITEM[0]: load_setitem,  # type: ignore[dict-item]
+        pickle.SETITEMS[0]: load_setitems,  # type: ignore[dict-item]
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         found = _WORDS.get((module, name))
@@ -125,9 +144,32 @@ def _check_leaves(found: Any, size: int) -> None:
             raise Foreign("example inputs that are not plain tensors")
 
 
+def _check_keys(keys: Iterable[Any]) -> None:
+    """Raise `Foreign` where one is anything but a word or a number: tuples of tuples of tuples take for ever to hash."""
+    for key in keys:
+        if not (key is None or type(key) in (str, int, bool)):
+            raise Foreign(f"example inputs under a {type(key).__name__}, and names or numbers were wanted")
+
+
+def _set(values: Any = ()) -> set:
+    _check_keys(values)
+    return set(values)
+
+
+def _ordered(pairs: Any = ()) -> OrderedDict:
+    found = [(key, value) for key, value in pairs]
+    _check_keys(key for key, _ in found)
+    return OrderedDict(found)
+
+
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> _Described:
     whole = isinstance(storage, _Kept) and type(offset) is int and type(size) is tuple and type(stride) is tuple
-    if not whole or len(size) != len(stride) or not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
+    if (
+        not whole
+        or len(size) != len(stride)
+        or len(size) > _AXES
+        or not all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
+    ):
         raise Foreign("example inputs that are not plain tensors")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) and last >= storage.values:
@@ -173,13 +215,13 @@ _CLASSES = {
     "ComplexDouble": torch.complex128,
 }
 _WORDS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _ordered,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _typed_tensor,
     ("torch._tensor", "_rebuild_from_type_v2"): _with_notes,
     ("torch", "Tensor"): torch.Tensor,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
+    ("builtins", "set"): _set,
+    ("__builtin__", "set"): _set,
     ("torch.storage", "UntypedStorage"): _Storage(1),
     **{("torch", f"{name}Storage"): _Storage(dtype.itemsize) for name, dtype in _CLASSES.items()},
     **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in _DTYPES},

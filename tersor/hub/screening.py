@@ -30,6 +30,7 @@ _FILES = re.compile(
     re.ASCII,
 )
 _LONGEST = 256 << 20  # bytes of JSON
+_AXES = 64  # torch takes no more
 _FOREIGN = (zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, RuntimeError)
 _FOREIGN += (NotImplementedError, RecursionError, MemoryError, OverflowError, LookupError)  # what parsers make of noise
 
@@ -119,6 +120,8 @@ def _check_tensors(data: bytes, size: int) -> None:
         sizes = [s["as_int"] for s in (*meta["sizes"], *meta["strides"], meta["storage_offset"])]
         if min(sizes, default=0) < 0:
             raise schema.Foreign(f"a negative size of {name[:80]!r}")
+        if max(len(meta["sizes"]), len(meta["strides"])) > _AXES:
+            raise schema.Foreign(f"{len(meta['sizes'])} axes of {name[:80]!r}")
         values = math.prod(s["as_int"] for s in meta["sizes"])
         if values > 16 * size + (1 << 20):  # strides of zero may repeat some values, but not without end
             raise schema.Foreign(f"{values} values for {name[:80]!r} in a file of {size} bytes")

@@ -17,6 +17,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from tersor import deadline
 from tersor.errors import ExportError
 from tersor.hub.arithmetic import Added, Arithmetic, Coded, OnnxRuntimeArithmetic, OpenVINOArithmetic, Sums
 from tersor.hub.placement import MOVES
@@ -68,6 +69,7 @@ def evaluate(graph: ir.Graph, inputs: Sequence[np.ndarray], runtime: str) -> dic
     for value in graph.initializers.values():
         values[value] = torch.from_numpy(np.array(constant(value)))
     for node in graph:
+        deadline.check()
         read = [None if v is None else values[v] for v in node.inputs]
         for out, value in zip(node.outputs, _step(node, read, arithmetic, unrounded), strict=False):
             values[out] = value

@@ -7,7 +7,8 @@ the folder is run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from torch import Tensor, nn
 from tersor import foreign
 from tersor.errors import DataError, MissingRuntime, ModelError
 
-CONFIG, PARTS = "config.json", "modules.json"
+CONFIG, PARTS, ADAPTER = "config.json", "modules.json", "adapter_config.json"
+_DEEPEST = 1000  # layers; no network has more
+_COUNTS = re.compile("(layers?|depths?|blocks)$")  # ends of the names of what counts them
+_TIMES, _BESIDES = 8, 1 << 30  # the bytes that are stored, and so many besides: more is made of none
 _LANGUAGE = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 LENGTH = 64  # tokens of a sentence; shorter ones are padded, longer ones cut
 _AGAIN = "download the folder of the encoder again"
@@ -68,6 +72,9 @@ def sentence_encoder(path: str | Path, length: int = LENGTH) -> tuple[SentenceEn
         raise MissingRuntime(_MISSING) from cause
     folder = Path(path)
     config = _json(folder / CONFIG)
+    refuse_odd(folder, config)
+    if config.get("quantization_config"):
+        raise ModelError(f"'{folder}' is already quantised ({CONFIG} says how); give the folder of the float model.")
     kinds = _kinds(config)
     if any(kind.endswith(_LANGUAGE) for kind in kinds):
         raise ModelError(
@@ -86,6 +93,7 @@ def sentence_encoder(path: str | Path, length: int = LENGTH) -> tuple[SentenceEn
         ModelError,
         "download it again, or bring a function that loads it",
     ):
+        _refuse_large(folder)
         tokens, seen = AutoModel.from_pretrained(
             str(folder),
             local_files_only=True,
@@ -196,6 +204,48 @@ def _pooling(folder: Path) -> tuple[bool, bool]:
                 f"'{folder}' ends in a module of the kind {kind!r}; bring the model as a function instead."
             )
     return first, unit
+
+
+def refuse_odd(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise `ModelError` where a configuration asks for layers without end, each of which takes memory before any is looked for
+    in the folder, or for kernels that transformers would fetch and run; and where an adapter names a network elsewhere."""
+    if (folder / ADAPTER).exists():
+        raise ModelError(
+            f"'{folder}' holds an adapter ({ADAPTER}) of another network; merge the two, and bring what comes out."
+        )
+    left: list[tuple[str, Any]] = [("", config)]
+    while left:
+        name, value = left.pop()
+        computed = name.lstrip("_").startswith(("attn_implementation", "experts_implementation"))
+        if isinstance(value, Mapping):
+            left += [(name if computed else str(key), each) for key, each in value.items()]
+        elif isinstance(value, list):
+            left += [(name, each) for each in value]
+        elif type(value) is int and value > _DEEPEST and _COUNTS.search(name.lower()):
+            raise ModelError(f"'{folder / CONFIG}' says {name}: {value}, and no network is as deep as that; {_AGAIN}.")
+        elif computed and isinstance(value, str) and ("/" in value or value.startswith("flash")):
+            raise ModelError(
+                f"'{folder / CONFIG}' says {name}: {value[:80]!r}, code that is not here; write eager or take it out."
+            )
+
+
+def _refuse_large(folder: Path) -> None:
+    """Raise `ModelError` where the network that the configuration describes is far larger than the weights in the folder."""
+    from transformers import AutoConfig, AutoModel
+
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    try:
+        with torch.device("meta"):  # where nothing takes memory
+            bare = AutoModel.from_config(config, trust_remote_code=False)
+    except Exception:  # some cannot be made there
+        return
+    wanted = sum(t.numel() * t.element_size() for t in (*bare.parameters(), *bare.buffers()))
+    if wanted > _TIMES * stored + _BESIDES:
+        raise ModelError(
+            f"'{folder / CONFIG}' describes a network of {wanted / 1e9:.3g} GB, and the folder holds {stored / 1e9:.3g} GB of "
+            f"weights; {_AGAIN}."
+        )
 
 
 def _kinds(config: dict[str, Any]) -> list[str]:

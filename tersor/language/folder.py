@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tersor import foreign
 from tersor.errors import ModelError
+from tersor.inputs.encoder import refuse_odd
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -90,6 +91,7 @@ def open_folder(path: Path) -> Folder:
     for file in _small(path):
         _refuse_link(file, path)
     config = _json(path / CONFIG)
+    refuse_odd(path, config)
     if config.get("quantization_config"):
         raise ModelError(f"'{path}' is already quantized (config.json says how); give the folder of the float model.")
     return Folder(path, config, _files(path))

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ class Race:
     @property
     def rounds(self) -> int:
         """Of those that went all the way."""
-        return max(len(s) for s in self.samples.values())
+        return max((len(s) for s in self.samples.values()), default=0)
 
     def median(self, name: str) -> float:
         """Seconds of one call."""
@@ -115,12 +115,13 @@ def race(
     threads: int = 2,
     timeout: float = 300.0,
     cores: Sequence[int] = (),
-    turn: float = 0.004,
+    turn: float = 0.01,
     seed: int = 0,
     behind: float | None = None,
     starts: int = 1,
     failures: dict[str, str] | None = None,
     room: Room = CONTAINER,
+    apart: bool = False,
 ) -> Race:
     """Time the contenders against each other.
 
@@ -132,7 +133,8 @@ def race(
     timeout: seconds for one contender to load and warm up, or for one turn. turn: seconds that one turn lasts at least.
     Under a deadline (`tersor.deadline`) it ends early, with at least 5 rounds, or raises `TimeUp`.
     failures: takes up who failed and why, while the others go on, another in the place of a control that is out.
-    room: the memory that there is; where all together hold more, the one that holds most fails.
+    room: the memory that there is; where all together hold more, the one that holds most fails. apart: no two are in memory
+    at once; each makes all the rounds of a part in a row, in a new order each part.
     Raises `TargetError` with the end of its stderr where a contender fails and there is no `failures`, or nobody is left.
     """
     _check(contenders, control)
@@ -144,23 +146,25 @@ def race(
     made, begin = 0, time.monotonic()
     while made < starts and (not made or deadline.left() > 1.2 * (time.monotonic() - begin) / made):
         near = list(contenders) if not samples or behind is None else _near(contenders, samples, behind)
-        field = _Field(near, control, threads, timeout, tuple(cores), turn, failures, Watch(room))
+        settings = (threads, timeout, tuple(cores), turn, failures, Watch(room))
         made += 1
         try:
-            with field.started() as processes:
-                try:
-                    _run(field, processes, samples, -(-rounds // starts), shuffle, end, behind)
-                finally:
-                    memory |= {name: process.memory for name, process in processes.items()}
+            if apart:
+                control = _one_by_one(near, control, settings, samples, memory, -(-rounds // starts), shuffle, end)
+            else:
+                field = _Field(near, control, *settings)
+                with field.started() as processes:
+                    try:
+                        _run(field, processes, samples, -(-rounds // starts), shuffle, end, behind)
+                    finally:
+                        memory |= {name: process.memory for name, process in processes.items()}
+                control = field.control
         except deadline.TimeUp:
-            if (
-                min((len(s) for n, s in samples.items() if n.removesuffix(AGAIN) not in (failures or ())), default=0)
-                < ENOUGH
-            ):
+            running = {c.name for c in near} | {n for n in samples if n.endswith(AGAIN)}
+            if any(len(samples.get(n, ())) < ENOUGH for n in running if n.removesuffix(AGAIN) not in (failures or ())):
                 raise
             break
         contenders = [c for c in contenders if c.name not in (failures or ())]
-        control = field.control
     out = {name for each in failures or () for name in (each, each + AGAIN)}
     fixed = {name: tuple(values) for name, values in samples.items() if name not in out}
     known = control if control is not None and control + AGAIN in fixed else None
@@ -190,6 +194,38 @@ def _run(
                 with field.watched(name):
                     samples.setdefault(name, []).append(processes[name].turn())
         order = [name for name in order if name in processes]
+
+
+def _one_by_one(
+    contenders: Sequence[Contender],
+    control: str | None,
+    settings: tuple[Any, ...],
+    samples: dict[str, list[float]],
+    memory: dict[str, int],
+    rounds: int,
+    shuffle: np.random.Generator,
+    end: float | None,
+) -> str | None:
+    """One part of a race in which each is alone, added to `samples` and `memory`; gives the control, another where it fails."""
+    failures = settings[4]
+    order = [contenders[i] for i in shuffle.permutation(len(contenders))]
+    for contender in order:
+        field = _Field([contender], None, *settings)
+        try:
+            with field.started() as processes:
+                _run(field, processes, samples, rounds, shuffle, end, None)
+                memory |= {name: process.memory for name, process in processes.items()}
+        except TargetError:
+            if failures is None or all(c.name in failures for c in contenders):
+                raise
+    alive = [c for c in order if c.name not in (failures or ())]
+    if control is None:
+        return None
+    again = next((c for c in alive if c.name == control), alive[0])
+    field = _Field([replace(again, name=again.name + AGAIN)], None, *settings)
+    with suppress(TargetError), field.started() as processes:
+        _run(field, processes, samples, rounds, shuffle, end, None)
+    return again.name
 
 
 def _fast(samples: Mapping[str, Sequence[float]], behind: float) -> list[str]:
@@ -260,10 +296,10 @@ class _Field:
                 raise
 
     def _load(self, stack: ExitStack, name: str, contender: Contender) -> None:
-        process = self._processes[name] = Process(name, self._threads, self._timeout, self._watch)
-        self._watch.add(process)
-        stack.callback(process.end)
         with self.watched(name):
+            process = self._processes[name] = Process(name, self._threads, self._timeout, self._watch)
+            self._watch.add(process)
+            stack.callback(process.end)
             order = {"make": contender.make, "arguments": dict(contender.arguments), "cores": self._cores}
             process.load(order)
 

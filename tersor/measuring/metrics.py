@@ -7,8 +7,9 @@ arrays (or tensors) and returns what the model does: an array, a tuple of arrays
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -17,7 +18,8 @@ import torch
 
 from tersor import deadline
 from tersor.errors import DataError, MetricError, TersorError
-from tersor.measuring.batches import Batch, Batches
+from tersor.measuring.batches import Batch, Batches, Later
+from tersor.shelf import Shelf
 
 Outputs = np.ndarray | tuple[np.ndarray, ...] | Mapping[str, np.ndarray]
 Predict = Callable[..., Outputs]
@@ -96,12 +98,22 @@ def compares(metric: Metric, batches: Batches) -> bool:
 
 
 def reference(original: Predict, batches: Batches) -> Batches:
-    """The batches with the original's outputs by name for labels; the name of an only one is ""."""
+    """The batches with the original's outputs by name for labels; the name of an only one is "". Where they are many, such as
+    those of images, they lie on disk."""
+    kept: Shelf[torch.Tensor] = Shelf()
+    parts: list[Batch] = []
+    for part in batches:
+        places = []
+        for name, out in named(original(*part.arrays())).items():
+            places.append((name, f"{len(parts)}/{name}"))
+            kept[places[-1][1]] = torch.from_numpy(np.array(out))
+        make = partial(_told, part, kept, tuple(places))
+        parts.append(Later(make, make()) if kept.on_disk else make())
+    return Batches(tuple(parts))
 
-    def outputs(batch: Batch) -> dict[str, torch.Tensor]:
-        return {name: torch.from_numpy(np.array(out)) for name, out in named(original(*batch.arrays())).items()}
 
-    return batches.relabel(outputs)
+def _told(part: Batch, kept: Mapping[str, torch.Tensor], places: Sequence[tuple[str, str]]) -> Batch:
+    return part.labelled({name: kept[place] for name, place in places})
 
 
 def predictor(run: Callable[..., tuple[np.ndarray, ...]], outputs: tuple[str, ...]) -> Predict:

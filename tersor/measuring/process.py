@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from tersor import deadline
-from tersor.errors import TargetError
+from tersor.errors import TargetError, reason
 from tersor.memory import Room, free, held, written
 
 _THREADS = (
@@ -56,7 +56,10 @@ class Watch:
 
 
 class Process:
-    """One contender's process. `load`, `loaded`, `warm_up`, then `turn` as often as wanted, then `end`, whatever happened."""
+    """One contender's process. `load`, `loaded`, `warm_up`, then `turn` as often as wanted, then `end`, whatever happened.
+
+    Raises `TargetError` where it cannot be started.
+    """
 
     def __init__(self, name: str, threads: int, timeout: float, watch: Watch | None = None):
         self.name = name
@@ -64,18 +67,21 @@ class Process:
         self._timeout, self._watch = timeout, watch
         self._over = ""
         self._calls = 1
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._rest = b""
         self._ended = False
         command = [sys.executable, "-m", "tersor.measuring.child", str(os.getpid())]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=_environment(threads),
-            start_new_session=True,  # its own group: workers that it starts are stopped and ended with it
-        )
+        try:
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=_environment(threads),
+                start_new_session=True,  # its own group: workers that it starts are stopped and ended with it
+            )
+        except OSError as cause:  # no memory, no more processes allowed, no room for its words
+            raise TargetError(f"{name} {_NOT_STARTED}: {reason(cause)}") from cause
 
     @property
     def held(self) -> int:
@@ -140,6 +146,8 @@ class Process:
             raise TargetError(f"{self.name} {failed}: no answer in {self._timeout:g} s. {self._tail()}") from cause
         except (OSError, EOFError) as cause:
             raise TargetError(f"{self.name} {failed}: {self._how_it_ended()}") from cause
+        except ValueError as cause:  # something in it wrote between its answers
+            raise TargetError(f"{self.name} {failed}: its answer cannot be read. {self._tail()}") from cause
         if "error" in answer:
             raise TargetError(f"{self.name} {failed}: {answer['error']}") from RuntimeError(answer["trace"])
         return answer
@@ -147,16 +155,16 @@ class Process:
     def _line(self) -> bytes:
         assert self._process.stdout is not None
         source = self._process.stdout.fileno()
-        end = time.monotonic() + min(self._timeout, deadline.left())
+        end = time.monotonic() + self._timeout
         while b"\n" not in self._rest:
-            patience = max(0.0, end - time.monotonic())
+            patience = max(0.0, min(end - time.monotonic(), deadline.left()))  # what must be left may grow meanwhile
             ready, _, _ = select.select([source], [], [], min(_LOOK, patience))
             if not ready:
                 if self._watch is not None:
                     self._watch.look()
-                if patience > _LOOK:
-                    continue
                 deadline.check()
+                if time.monotonic() < end:
+                    continue
                 raise TimeoutError
             read = os.read(source, 65536)
             if not read:

@@ -244,7 +244,8 @@ class _Run:
             )
 
     def save(self, path: Path) -> None:
-        tensors = self._state()
+        tensors = {f"parameter/{n}": p.detach() for n, p in self.parameters.items()}
+        tensors |= {f"buffer/{n}": t for n, t in self.student.buffers.items()}
         tensors |= {f"average/{n}": t for n, t in self.averaged.items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimiser.state.get(parameter, {}).items():

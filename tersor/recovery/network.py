@@ -8,6 +8,8 @@ for activations: the gradient for a step is that of the rounding it does (Esser 
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -20,13 +22,16 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
+from tersor import deadline
 from tersor.forms.affine import Affine
 from tersor.graph.codes import leaving, read_as_codes
 from tersor.graph.model import Model
 from tersor.graph.operators import aten
 from tersor.loss import Seen
+from tersor.memory import is_memory
 from tersor.recovery.sharding import Gathered, Shards
 from tersor.rewrites.fold_norms import fold_norms, foldable, row_scales
+from tersor.shelf import RESIDENT
 from tersor.site import Matrix, cells, matrices
 from tersor.target import Compressed, Grid
 from tersor.weight import Weight
@@ -34,7 +39,7 @@ from tersor.weight import Weight
 STEP, UP, DOWN = "step of ", "up of ", "down of "
 """What the names of parameters begin with that are the step of a grid, or the halves of what is added to a weight."""
 REMEMBERED = 4 << 30
-"""Bytes of outputs that are kept at most."""
+"""Bytes of outputs that are kept on disk at most."""
 _LEAST = 1e-12  # of the steps of grids
 _FEW = 16  # items of which all activations are held
 _NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
@@ -115,6 +120,7 @@ class Network:
         sums = {name: torch.zeros(2, 1, dtype=torch.float64) for name in nodes}
         count = dict.fromkeys(nodes, 0)
         for few in (few for batch in batches for few in zip(*(t.split(_FEW) for t in batch), strict=True)):
+            deadline.check()
             for name, value in self(few, nodes, training=False).inner.items():
                 flat = value.transpose(0, 1).flatten(1).cpu().double()
                 sums[name] = sums[name] + torch.stack([flat.sum(1), flat.square().sum(1)])
@@ -255,16 +261,32 @@ class Teacher:
     def _keep(self, seen: Seen, items: Tensor) -> None:
         assert self._folder is not None
         whole = sum(t[0].numel() for t in seen.outputs.values()) * 4 * self._items
-        if whole > REMEMBERED or any(not t.is_floating_point() or len(t) != len(items) for t in seen.outputs.values()):
+        if whole > REMEMBERED or (whole > RESIDENT and is_memory(self._folder)):
+            return
+        if any(not t.is_floating_point() or len(t) != len(items) for t in seen.outputs.values()):
             return
         for number, (name, output) in enumerate(seen.outputs.items()):
             if name not in self._said:
                 shape = (self._items, *output.shape[1:])
-                self._said[name] = np.memmap(self._folder / f"{number}.f32", np.float32, "w+", shape=shape)
+                file = self._folder / f"{number}.f32"
+                if not _made(file, 4 * math.prod(shape)):
+                    return  # there is no room: the teacher is asked again
+                self._said[name] = np.memmap(file, np.float32, "r+", shape=shape)
             if self._said[name].shape[1:] != output.shape[1:]:
                 return  # items of several shapes
             self._said[name][items.numpy()] = output.float().cpu().numpy()
         self._known[items] = True
+
+
+def _made(file: Path, size: int) -> bool:
+    """Whether there was room for a file of `size` bytes. One that has no room yet is a signal where it is written to."""
+    try:
+        with file.open("wb") as made:
+            os.posix_fallocate(made.fileno(), 0, size)
+    except OSError:
+        file.unlink(missing_ok=True)
+        return False
+    return True
 
 
 class _Run(fx.Interpreter):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from tersor.store.files import atomic_write, forget
 
 _SUFFIX = ".safetensors"
 _TRAINING = ".training"  # the state of one on its way
+_ENTRY = re.compile(
+    "[0-9a-f]{64}(" + re.escape(_SUFFIX) + "|" + re.escape(_TRAINING) + ")"
+)  # nothing else here is ours
 _MARK = "tersor-cache"
 _LARGEST_HEADER = 100 << 20
 _WORDS = {
@@ -37,6 +41,12 @@ _WORDS = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
     torch.complex64: "C64",
+    torch.complex128: "C128",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
 }
 _TYPES = {word: kind for kind, word in _WORDS.items()}
 
@@ -101,11 +111,14 @@ def code() -> str:
 
 
 def default_folder() -> Path:
-    """TERSOR_CACHE, else `tersor` in the user's cache folder."""
+    """TERSOR_CACHE, else `tersor` in the user's cache folder; a place that nothing can be in for a user without a home."""
     chosen = os.environ.get("TERSOR_CACHE")
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tersor"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tersor"
+    except RuntimeError:  # a container's user has no name
+        return Path(os.devnull) / "tersor"
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,7 @@ class Cache:
         path = self._path(key)
         try:
             with path.open("rb") as file:
-                entry = _read(file, os.fstat(file.fileno()).st_size, key)
+                entry = read(file, os.fstat(file.fileno()).st_size, key)
         except OSError:
             return None
         except Exception:  # whatever json and a damaged entry lead to
@@ -145,7 +158,7 @@ class Cache:
         """Keep an entry, whole or not at all. False where the disk would not have it: a cache is no reason to fail."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(self._path(key), _packed(key, tensors or {}, values))
+            atomic_write(self._path(key), packed(key, tensors or {}, values))
             self._make_room()
         except (StorageError, OSError) as cause:
             warnings.warn(
@@ -162,8 +175,8 @@ class Cache:
         return self.folder / f"{key}{_SUFFIX}"
 
     def _make_room(self) -> None:
-        found = (path for suffix in (_SUFFIX, _TRAINING) for path in self.folder.glob(f"*{suffix}"))
-        entries = [(path, path.stat()) for path in found]
+        found = (path for path in self.folder.iterdir() if _ENTRY.fullmatch(path.name))
+        entries = [(path, seen) for path in found if (seen := _seen(path)) is not None]
         total = sum(seen.st_size for _, seen in entries)
         for path, seen in sorted(entries, key=lambda entry: entry[1].st_mtime_ns)[:-1]:
             if total <= self.limit:
@@ -172,8 +185,16 @@ class Cache:
             total -= seen.st_size
 
 
-def _packed(key: str, tensors: Mapping[str, Tensor], values: Any) -> Iterator[bytes | memoryview]:
-    """The file, in pieces: a safetensors file that is never in memory as a whole."""
+def _seen(path: Path) -> os.stat_result | None:
+    """What the disk says of a file; None where another process removed it just now."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def packed(key: str, tensors: Mapping[str, Tensor], values: Any) -> Iterator[bytes | memoryview]:
+    """The file of an entry, in pieces: a safetensors file that is never in memory as a whole."""
     text, parts = json.dumps(values, sort_keys=True), _header(tensors)
     found = hashlib.sha256(f"{key} {text} {json.dumps(parts, sort_keys=True)}".encode())
     for name in tensors:
@@ -199,8 +220,9 @@ def _header(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _read(file: IO[bytes], size: int, key: str) -> Entry:
-    """Raises `ValueError`, or what a header of another form leads to, where the entry is another one or was damaged."""
+def read(file: IO[bytes], size: int, key: str) -> Entry:
+    """The entry in a file of `size` bytes. Raises `ValueError`, or what a header of another form leads to, where it is another
+    one or was damaged."""
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, _LARGEST_HEADER):
         raise ValueError("the header is longer than the file")

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -55,7 +55,7 @@ def staging(out: Path, refuse: Owned = not_ours) -> Iterator[Path]:
         clean(out)
         folder, lock = _fresh(out)
     try:
-        with _disk_errors(out, _DISK):
+        with _disk_errors(out, _DISK), _still_there(folder):
             yield folder
         with _disk_errors(out):
             flush(folder)
@@ -71,17 +71,26 @@ def refuse_folder(out: Path, refuse: Owned = not_ours) -> None:
     """Raise `StorageError` where `staging(out, refuse)` would, before there is anything to write."""
     out = Path(os.path.realpath(out))
     with _disk_errors(out):
-        writable(out)
         _check_owned(out, refuse)
+        writable(out)
 
 
 def writable(out: Path) -> None:
     """Raise `OSError` where `out` cannot be made: what is above it is a file, read-only, or not this user's."""
-    above = next(parent for parent in out.parents if parent.exists())
+    above = next((parent for parent in out.parents if parent.exists()), out)
     if not above.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(above))
+    with suppress(FileNotFoundError):
+        os.lstat(above / _aside(out).name)  # which is longer than the name itself, and may be too long
     with tempfile.TemporaryFile(dir=above):  # permissions alone do not tell
         return
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Raise `StorageError` where no file can be made at `out`, before there is anything to write."""
+    out = Path(os.path.realpath(out))
+    with _disk_errors(out):
+        writable(out)
 
 
 def refuse_file(out: Path, endings: Collection[str]) -> None:
@@ -94,8 +103,7 @@ def refuse_file(out: Path, endings: Collection[str]) -> None:
         raise InputError(
             f"The file {out.name} ends in {out.suffix or 'nothing'}; wanted {' or '.join(endings)}, which names the format."
         )
-    with _disk_errors(out):
-        writable(out)
+    refuse_unwritable(out)
 
 
 def atomic_write(path: Path, data: bytes | memoryview | Iterable[bytes | memoryview]) -> None:
@@ -105,7 +113,7 @@ def atomic_write(path: Path, data: bytes | memoryview | Iterable[bytes | memoryv
     path = Path(os.path.realpath(path))
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in _beside(path, _ASIDE):
+        for left in _left_aside(path):
             if left.is_file():
                 remove_abandoned(left)
         aside, file = _fresh_file(path)
@@ -173,7 +181,7 @@ def repair(out: Path) -> None:
 
 def clean(out: Path) -> None:
     """Remove what killed processes left beside `out`: what was written aside and no living process has locked."""
-    left_over = _beside(out, _ASIDE)
+    left_over = _left_aside(out)
     if not left_over:
         return
     with _locked(out.parent):
@@ -259,6 +267,12 @@ def _beside(path: Path, mark: str) -> list[Path]:
     return sorted(path.parent.glob(f".{glob.escape(path.name)}{mark}*"))
 
 
+def _left_aside(path: Path) -> list[Path]:
+    """What was written aside for `path`; not what merely is called like it."""
+    ours = re.compile(re.escape(f".{path.name}{_ASIDE}") + "[0-9a-f]{8}")
+    return [each for each in _beside(path, _ASIDE) if ours.fullmatch(each.name)]
+
+
 def _journals(out: Path) -> list[Path]:
     return _beside(out, _JOURNAL)
 
@@ -317,6 +331,9 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as cause:
+        if cause.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks cannot flush a folder
+            raise
     finally:
         os.close(descriptor)
 
@@ -330,6 +347,8 @@ def _check_replaceable(out: Path, refuse: Owned) -> None:
 def _check_owned(out: Path, refuse: Owned) -> None:
     if not out.exists():
         return
+    if os.path.ismount(out):  # nothing can be exchanged with it
+        raise StorageError(f"{out} cannot be written: {_WHY[errno.EXDEV]} Nothing that was there has changed.")
     if not out.is_dir():
         raise StorageError(f"{out} is a file, and a folder was to be written there; choose another name.")
     if any(out.iterdir()):
@@ -349,11 +368,22 @@ def _disk_errors(out: Path, numbers: Collection[int] | None = None) -> Iterator[
             raise
         raise StorageError(f"{out} cannot be written: {why} Nothing that was there has changed.") from cause
     except RuntimeError as cause:  # torch and OpenVINO raise these when a write fails
-        if shutil.disk_usage(out.parent).free > _FULL:
+        if not out.parent.exists() or shutil.disk_usage(out.parent).free > _FULL:
             raise
         raise StorageError(
             f"{out} cannot be written: {_WHY[errno.ENOSPC]} Nothing that was there has changed."
         ) from cause
+
+
+@contextmanager
+def _still_there(folder: Path) -> Iterator[None]:
+    """That `folder` is removed meanwhile, as a `StorageError`."""
+    try:
+        yield
+    except FileNotFoundError as cause:
+        if folder.exists():
+            raise
+        raise StorageError(f"{folder.parent} was removed or renamed while it was written to; start again.") from cause
 
 
 _WHY = {

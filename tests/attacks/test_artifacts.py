@@ -9,8 +9,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
+from tersor.delivery import verify
 from tersor.errors import ArtifactError
 from tersor.store.manifest import check, seal
 
@@ -214,3 +217,48 @@ def test_an_empty_folder_is_refused(artifact: Path) -> None:
     (artifact / "model" / "empty").mkdir()
     with pytest.raises(ArtifactError, match="the empty folder model/empty"):
         check(artifact)
+
+
+def made_of(folder: Path, place: str, example: np.ndarray) -> Path:
+    """A sealed artifact whose ONNX model has its weights in the file `place`."""
+    (folder / "model").mkdir(parents=True)
+    weights = onnx.numpy_helper.from_array(np.ones((4, 2), np.float32), "w")
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": place, "offset": "0", "length": "32"}.items():
+        weights.external_data.add(key=key, value=value)
+    shapes = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["batch", s]) for n, s in (("x", 4), ("y", 2))
+    ]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "g", shapes[:1], shapes[1:], [weights]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    (folder / "model" / "model.onnx").write_bytes(model.SerializeToString())
+    (folder / "model" / "model.onnx.data").write_bytes(np.ones((4, 2), np.float32).tobytes())
+    np.savez(folder / "probe.npz", in_000=example, out_000=np.full((2, 2), 4.0, np.float32))
+    seal(folder, {"target": {"file": "onnxruntime", "precision": "fp32"}})
+    return folder
+
+
+def test_weights_in_other_peoples_files_are_refused(tmp_path: Path) -> None:
+    secret, example = tmp_path / "secret", np.ones((2, 4), np.float32)
+    secret.write_bytes(bytes(32))
+    for i, place in enumerate((str(secret), "../../secret", "../probe.npz", "/dev/zero")):
+        with pytest.raises(ArtifactError, match=r"only model\.onnx\.data beside it was wanted"):
+            verify(made_of(tmp_path / str(i), place, example))
+    assert verify(made_of(tmp_path / "own", "model.onnx.data", example)).difference == 0
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        np.array([["a"] * 4] * 2),
+        np.zeros((2, 4), "datetime64[s]"),
+        np.ones((2, 3), np.float32),
+        np.ones((), np.float32),
+    ],
+)
+def test_examples_that_are_none_are_one_sentence(tmp_path: Path, example: np.ndarray) -> None:
+    with pytest.raises(ArtifactError, match="recorded example"):
+        verify(made_of(tmp_path / "a", "model.onnx.data", example))

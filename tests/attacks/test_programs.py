@@ -435,3 +435,20 @@ class _Branching(nn.Module):
 def test_branches_and_writes_into_what_is_their_own_pass(tmp_path: Path) -> None:
     path = written(tmp_path / "branching.pt2", _Branching(), torch.randn(2, 4))
     assert captured(bring(str(path))).run(torch.randn(3, 4))[0].shape == (3, 4)
+
+
+def test_example_inputs_that_take_for_ever_to_hash(plain: Path, tmp_path: Path) -> None:
+    """A tuple of two equal tuples, and so on: its hash takes two to the power of its depth steps."""
+    nested = b")" + b"2\x86" * 60
+    as_key = b"\x80\x02}" + nested + b"K\x01s."
+    in_set = b"\x80\x02c__builtin__\nset\n]" + nested + b"a\x85R."
+    for name, payload in (("key", as_key), ("set", in_set)):
+        found = replaced(plain, tmp_path / f"{name}.pt2", SAMPLE, lambda _, payload=payload: _sample(payload))
+        assert "under a tuple" in refusal(found)
+
+
+def test_more_axes_than_torch_takes(plain: Path, tmp_path: Path) -> None:
+    def long(config: Any) -> None:
+        config["config"]["linear.bias"]["tensor_meta"]["sizes"] = [{"as_int": 2**62}] * 20_000
+
+    assert "20000 axes of 'linear.bias'" in refusal(edited(plain, tmp_path / "a.pt2", long, WEIGHTS))

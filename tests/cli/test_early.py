@@ -47,6 +47,8 @@ def refused(folder: Path, *arguments: str) -> tuple[int, str]:
         ),
         (["prune", "net.py:f", "--macs", "2x", "--out", "p.pth"], 2, "p.pth ends in .pth; wanted .pt2 or .onnx"),
         (["quantize", "net.py:f", "--out", "noend"], 2, "noend ends in nothing; wanted .pt2 or .onnx"),
+        (["sensitivity", "net.py:f", "--out", "mine/thesis.tex"], 6, "exists and Tersor did not write it"),
+        (["sensitivity", "net.py:f", "--out", "file/s.html"], 6, "a part of its path is a file"),
         (["distil", "net.py:f", "--teacher", "t.py:g", "--out", "file/d.pt2"], 6, "a part of its path is a file"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +171,37 @@ def test_a_head_is_never_dropped(kind: str, folder: Path, tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(changed))
     module, tokenise = sentence_encoder(tmp_path)
     assert module(**tokenise(["a dog"])).shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_hidden_layers": 10**9}, "says num_hidden_layers: 1000000000, and no network is as deep"),
+        ({"vision": {"depths": [2, 10**9]}}, "says depths: 1000000000"),
+        ({"vocab_size": 10**10}, "describes a network of"),
+        ({"max_position_embeddings": 10**12}, "describes a network of"),
+        (
+            {"_attn_implementation": "somebody/kernel"},
+            "says _attn_implementation: 'somebody/kernel', code that is not here",
+        ),
+        ({"attn_implementation": {"": "paged|somebody/kernel"}}, "code that is not here"),
+        ({"quantization_config": {"quant_method": "awq"}}, "is already quantised"),
+    ],
+)
+def test_a_configuration_that_would_fill_the_memory_or_run_code(
+    folder: Path, tmp_path: Path, change: dict, said: str
+) -> None:
+    copy = tmp_path / "encoder"
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text()) | change
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=said):
+        sentence_encoder(copy)
+
+
+def test_an_adapter_of_another_network_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "encoder"
+    shutil.copytree(folder, copy)
+    (copy / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/elsewhere"}))
+    with pytest.raises(ModelError, match="holds an adapter"):
+        sentence_encoder(copy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,6 +13,13 @@ from collections.abc import Callable
 
 def adder(n: int) -> Callable[[], object]:
     return lambda: sum(range(n))
+
+
+def alone(path: str, n: int) -> Callable[[], object]:
+    """Fails where another one lives at the same time."""
+    file = open(path, "a")  # noqa: SIM115 - for as long as the process lives
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lambda: (file, sum(range(n)))
 
 
 def noisy() -> Callable[[], object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tersor.deadline import Deadline, TimeUp, until
 from tersor.errors import InputError, TargetError
 from tersor.measuring.clock import AGAIN, Contender, Race, race
 from tersor.memory import Room, held
@@ -53,6 +55,22 @@ def test_who_is_far_behind_is_soon_out() -> None:
     slow = result.ratio("adder 9", "adder 1")
     assert 8 < slow.low <= slow.value <= slow.high
     assert result.median("adder 9") == pytest.approx(result.seconds("adder 9").value)
+
+
+def test_no_two_are_in_memory_at_once(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    crowd = [contender(f"alone {n}", path=path, n=2_000 * n) for n in (1, 3)]
+    result = race(crowd, rounds=12, control="alone 1", starts=2, apart=True)
+    assert {name: len(seen) for name, seen in result.samples.items()} == dict.fromkeys(
+        ("alone 1", "alone 3", "alone 1" + AGAIN), 12
+    )
+    assert result.ratio("alone 3", "alone 1").value > 1.5
+    failures: dict[str, str] = {}
+    result = race([contender("raising"), *crowd], rounds=6, control="raising", apart=True, failures=failures)
+    assert list(failures) == ["raising"]
+    assert result.control in {"alone 1", "alone 3"}
+    with pytest.raises(TargetError, match="the weights are not here"):
+        race([contender("raising"), *crowd], rounds=6, apart=True)
 
 
 def test_several_starts_make_one_race() -> None:
@@ -247,3 +265,27 @@ def test_memory_that_is_there_is_no_reason() -> None:
     room = Room(held() + (1 << 30))
     race([contender("adder", n=2000), contender("hungry", nbytes=1 << 26)], rounds=5, failures=failures, room=room)
     assert not failures
+
+
+def test_a_process_that_cannot_be_started_is_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, begun = subprocess.Popen, []
+
+    def limited(*given: object, **more: object) -> object:
+        begun.append(1)
+        if len(begun) == 2:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return started(*given, **more)
+
+    monkeypatch.setattr(subprocess, "Popen", limited)
+    failures: dict[str, str] = {}
+    result = race([contender("adder 1", n=200), contender("adder 3", n=600)], rounds=5, failures=failures)
+    assert set(result.samples) == {"adder 1"}
+    assert "could not be started" in failures["adder 3"]
+
+
+def test_what_must_be_left_may_grow_while_one_is_waited_for() -> None:
+    """The longer a race lasts, the more time must be left for the last one."""
+    begin = time.monotonic()
+    with pytest.raises(TimeUp), until(Deadline.after(6).sooner(lambda: time.monotonic() - begin)):
+        race([contender("hanging")], rounds=5)
+    assert time.monotonic() - begin < 5

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
+import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -350,3 +352,17 @@ def test_a_deadline_ends_a_training_after_a_step_that_is_saved(tmp_path: Path) -
     with until(Deadline(0.0, 1.0)), pytest.raises(TimeUp):
         train(student, teacher, batches, Training(epochs=3.0, rate=0.02), checkpoint=path)
     assert path.exists()
+
+
+def test_a_full_disk_only_makes_the_teacher_answer_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that has no room yet ends the process with a signal where it is written to."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    teacher, x = Teacher(original(), tmp_path, len(data())), data().parts[0].inputs[0]
+    first = teacher((x,), items=torch.arange(64)).outputs["output"]
+    again = teacher((torch.zeros_like(x),), items=torch.arange(64)).outputs["output"]
+    assert not torch.equal(first, again)
+    assert not [*tmp_path.iterdir()]

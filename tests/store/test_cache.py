@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import warnings
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,46 @@ def test_keys_depend_on_what_computes() -> None:
     whole = Path(tersor.__file__).parent
     assert all((whole / name).is_dir() for name in COMPUTING)
     assert all((whole / name).is_file() for name in ELSEWHERE)
+
+
+def test_files_of_the_users_own_are_never_dropped(tmp_path: Path) -> None:
+    """Whoever points TERSOR_CACHE at a folder of models keeps them."""
+    mine = [tmp_path / name for name in ("model.safetensors", "model-00001-of-00002.safetensors", "run.training")]
+    for path in mine:
+        path.write_bytes(bytes(5000))
+        os.utime(path, (1, 1))
+    cache = Cache(tmp_path, limit=1000)
+    cache.tidy()
+    assert cache.put(key(1), {"t": torch.zeros(500)})
+    assert all(path.exists() for path in mine)
+
+
+def test_what_another_process_dropped_meanwhile_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path)
+    cache.put(key(1), None, 1)
+    gone = tmp_path / f"{'0' * 64}.safetensors"
+    gone.symlink_to(tmp_path / "nothing")  # listed, and not there
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cache.put(key(2), None, 2)
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("TERSOR_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.warns(UserWarning, match="TERSOR_CACHE names another folder"):
+        assert not Cache(default_folder()).put(key(1), None, 1)
+
+
+@pytest.mark.parametrize("kind", [torch.complex128, torch.uint16, torch.uint64, torch.float8_e4m3fn])
+def test_tensors_of_every_type_are_kept(tmp_path: Path, kind: torch.dtype) -> None:
+    values = torch.arange(6).to(kind).reshape(2, 3)
+    assert Cache(tmp_path).put(key(1), {"t": values})
+    entry = Cache(tmp_path).get(key(1))
+    assert entry is not None
+    assert entry.tensors["t"].dtype == kind
+    assert torch.equal(entry.tensors["t"].view(torch.uint8), values.view(torch.uint8))

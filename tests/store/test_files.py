@@ -18,7 +18,7 @@ from kills import every_event, killed_after
 
 from tersor.errors import StorageError
 from tersor.store import files
-from tersor.store.files import atomic_write, repair, staging
+from tersor.store.files import atomic_write, refuse_folder, repair, staging
 from tersor.store.manifest import check, seal
 
 
@@ -299,3 +299,54 @@ def test_a_file_is_written_whole(tmp_path: Path) -> None:
     atomic_write(path, b"last")
     assert os.listdir(tmp_path) == ["file"]
     assert path.read_bytes() == b"last"
+
+
+def test_a_mount_point_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path / "out"))
+    with pytest.raises(StorageError, match="is a mount point; choose a folder inside it"):
+        refuse_folder(tmp_path / "out")
+    refuse_folder(tmp_path / "out" / "small")
+
+
+def test_the_whole_disk_is_refused() -> None:
+    with pytest.raises(StorageError, match="is a mount point"):
+        refuse_folder(Path("/"))
+
+
+def test_a_name_that_leaves_no_room_for_what_is_written_aside(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="its name is too long"):
+        refuse_folder(tmp_path / ("a" * 250))
+    with pytest.raises(StorageError, match="its name is too long"):
+        refuse_folder(tmp_path / "not" / "there" / ("a" * 250))
+    refuse_folder(tmp_path / ("a" * 200))
+
+
+def test_what_is_merely_called_like_ours_stays(tmp_path: Path) -> None:
+    mine = tmp_path / ".out.tersor-notes"
+    mine.mkdir()
+    (mine / "keep").write_text("mine")
+    (tmp_path / ".file.tersor-notes").write_text("mine")
+    deliver(tmp_path / "out", "one")
+    atomic_write(tmp_path / "file", b"new")
+    assert (mine / "keep").exists()
+    assert (tmp_path / ".file.tersor-notes").exists()
+
+
+def test_a_place_that_is_removed_meanwhile_is_a_sentence(tmp_path: Path) -> None:
+    def write() -> None:
+        with staging(tmp_path / "place" / "out") as folder:
+            shutil.rmtree(tmp_path / "place")
+            (folder / "a").write_text("a")
+
+    with pytest.raises(StorageError, match="was removed or renamed while it was written to"):
+        write()
+
+
+def test_disks_that_cannot_flush_folders_are_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unable(descriptor: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", unable)
+    deliver(tmp_path / "out", "one")
+    assert content(tmp_path / "out") == "one"
