@@ -71,7 +71,7 @@ class Decisions:
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8 or (self.bits < 8 and self.feeds != "static"):
             raise InputError(
-                f"Activations of {self.bits} bits with feeds {self.feeds!r} are not possible; 2 to 8 bits are, below 8 with "
+                f"Activations of {self.bits} bits were given with feeds {self.feeds!r}; 2 to 8 bits are possible, below 8 with "
                 "static feeds."
             )
         if self.feeds not in get_args(Feeds):

@@ -74,7 +74,7 @@ def sentence_encoder(path: str | Path, length: int = LENGTH) -> tuple[SentenceEn
     config = _json(folder / CONFIG)
     refuse_odd(folder, config)
     if config.get("quantization_config"):
-        raise ModelError(f"'{folder}' is already quantised ({CONFIG} says how); give the folder of the float model.")
+        raise ModelError(f"'{folder}' is already quantized ({CONFIG} says how); give the folder of the float model.")
     kinds = _kinds(config)
     if any(kind.endswith(_LANGUAGE) for kind in kinds):
         raise ModelError(

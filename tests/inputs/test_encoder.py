@@ -185,7 +185,7 @@ def test_a_head_is_never_dropped(kind: str, folder: Path, tmp_path: Path):
             "says _attn_implementation: 'somebody/kernel', code that is not here",
         ),
         ({"attn_implementation": {"": "paged|somebody/kernel"}}, "code that is not here"),
-        ({"quantization_config": {"quant_method": "awq"}}, "is already quantised"),
+        ({"quantization_config": {"quant_method": "awq"}}, "is already quantized"),
     ],
 )
 def test_a_configuration_that_would_fill_the_memory_or_run_code(

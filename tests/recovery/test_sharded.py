@@ -93,7 +93,7 @@ def test_divided_parameters_survive_a_process_that_dies(tmp_path: Path):
 
 def test_one_process_has_nobody_to_share_with():
     said = re.escape(
-        "sharded=True divides the parameters among processes, and there is one; start several with torchrun"
+        "sharded=True divides the parameters among processes, but there is only one; start several with torchrun"
     )
     with pytest.raises(InputError, match=said):
         Recovery.of("1epochs", sharded=True)
