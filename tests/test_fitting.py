@@ -14,6 +14,7 @@ from tersor.graph.lockstep import Lockstep
 from tersor.graph.macs import macs
 from tersor.graph.model import capture
 from tersor.profile import measure
+from tersor.quantising import quantize
 from tersor.rewrites.shrink import mask, shrink
 from tersor.site import groups, matrices
 from tersor.techniques.columns import Columns
@@ -261,3 +262,16 @@ def test_resnet20_keeps_its_accuracy_at_three_quarters_of_the_arithmetic(loaders
     keep = allocate(model, curves(model, profile, found), found, 0.75 * sum(macs(model).values()))
     small = fit(model, batches, profile, Decisions(keep)).model
     assert (small.run(held)[0].argmax(1) == torch.from_numpy(labels[40000:40500])).float().mean() > 0.9
+
+
+def test_a_transposed_convolution_with_output_padding_is_fitted_to_what_it_reads():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1, dilation=2, groups=2),
+        nn.ReLU(),
+        nn.Conv1d(6, 3, 1),
+    ).eval()
+    found = quantize(
+        (net, torch.randn(2, 4, 8)), list(torch.randn(60, 4, 8).split(20)), weights=8, metric="cosine", threads=1
+    )
+    assert found.after > 0.9999
