@@ -44,14 +44,15 @@ def settle(module: fx.GraphModule) -> None:
 
 def _apply_in_one_way(module: fx.GraphModule) -> None:
     """A weight that a convolution and its transpose apply, or in groups and not, is a layer where it is applied first; there is
-    no one matrix for the other."""
+    no one matrix for the other. One that is no float32, such as those of an autocast, is none: what is chosen for it is."""
     known: dict[int, tuple[Any, int]] = {}
     for node in list(module.graph.nodes):
         found = matrix_arguments(node)
         if found is not None:
             weight, _, convolution = found
             way = (node.target, convolution["groups"] if convolution else 1)
-            if known.setdefault(tensor_of(module, str(weight.target)).data_ptr(), way) != way:
+            held = tensor_of(module, str(weight.target))
+            if held.dtype != torch.float32 or known.setdefault(held.data_ptr(), way) != way:
                 write(node, "weight", emit(node, aten.alias.default, weight))
 
 

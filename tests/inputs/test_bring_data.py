@@ -443,3 +443,9 @@ def test_whole_numbers_that_the_models_type_cannot_hold_are_refused() -> None:
     assert {b.inputs[0].dtype for b in fits} == {torch.uint8}
     said = refusal(torch.tensor([[1, 2, 3], [4, 300, 6]]), model)
     assert "holds 300, which the type of the model's example, uint8, cannot hold" in said
+
+
+def test_the_first_batch_with_items_is_the_example() -> None:
+    found = data.bring([(IMAGES[:0], LABELS[:0]), (IMAGES[:4], LABELS[:4])])
+    (example,), _ = data.example(found, bring(nn.Conv2d(3, 2, 3)))
+    assert torch.equal(example, IMAGES[:2])
