@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tersor.calibrated import Calibrated
 from tersor.errors import InputError
+from tersor.graph.likelihood import categorical, normalised
 from tersor.graph.macs import macs
 from tersor.graph.model import Model
 from tersor.inputs import amounts, models
@@ -192,12 +193,25 @@ def _refuse_strangers(student: Model, teacher: Model) -> None:
             f"The student takes {inputs[0]} and its teacher {inputs[1]}; a student must take its teacher's inputs in the "
             "teacher's order."
         )
-    ours, theirs = (model.run(*teacher.example) for model in (student, teacher))
+    try:
+        ours, theirs = (model.run(*teacher.example) for model in (student, teacher))
+    except Exception as cause:  # such as numbers of words that it has no row for
+        raise InputError(
+            f"The student cannot take its teacher's example input ({' '.join(str(cause).split())[:200]}); a student must "
+            "take all that its teacher does."
+        ) from cause
     if _elsewhere(student.outputs, teacher.outputs) or _kinds(ours) != _kinds(theirs):
         raise InputError(
             f"The student gives {_said(student.outputs, ours)} where the teacher gives {_said(teacher.outputs, theirs)}; a "
             "student must give its teacher's outputs in the teacher's order."
         )
+    for name, one, other in zip(teacher.outputs, ours, theirs, strict=True):
+        if categorical(other, teacher.example) and _shares(one) != _shares(other):
+            given, wanted = ("probabilities", "scores")[:: 1 if _shares(one) else -1]
+            raise InputError(
+                f"The student gives {given} in '{name}' where its teacher gives {wanted}, and no loss compares the two; let "
+                "both end in a softmax, or neither."
+            )
 
 
 def _elsewhere(ours: Sequence[str], theirs: Sequence[str]) -> bool:
@@ -207,6 +221,11 @@ def _elsewhere(ours: Sequence[str], theirs: Sequence[str]) -> bool:
 
 def _kinds(tensors: Sequence[Tensor]) -> list[tuple]:
     return [(t.shape[1:], t.is_floating_point(), t.dtype == torch.bool) for t in tensors]
+
+
+def _shares(out: Tensor) -> bool:
+    """Whether class scores are probabilities."""
+    return normalised(out.reshape(-1, out.shape[-1]))
 
 
 def _said(names: Sequence[str], tensors: Sequence[Tensor]) -> str:

@@ -88,6 +88,9 @@ def _outside(model: Model) -> Iterator[LeftAlone]:
             taken.add(_where(tensor))
             what = "" if isinstance(tensor, nn.Parameter) else "a buffer, "
             reason = what + _reason(readers.get(_where(tensor), {}), bool(what))
+            if tensor.dtype != torch.float32 and (tensor.is_floating_point() or tensor.is_complex()) and not what:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                reason = f"computed in {kind}, where Tersor compresses what is computed in float32"
             yield LeftAlone(name, reason, tensor.numel() * tensor.element_size())
 
 

@@ -31,6 +31,8 @@ class Seen:
 
     outputs: Mapping[str, Tensor]
     inner: Mapping[str, Tensor] = field(default_factory=dict)
+    axes: Mapping[str, int | None] = field(default_factory=dict)
+    """Where the classes of an output lie; None where that cannot be told. What is not named has them where torch has them."""
 
     def output(self, name: str) -> Tensor:
         """The output called `name`; the only one where `name` is empty. Raises `InputError`."""
@@ -42,6 +44,17 @@ class Seen:
                 f"{', '.join(self.outputs)}; write output=NAME in the loss."
             )
         return self.outputs[name]
+
+    def scores(self, name: str) -> Tensor:
+        """Class scores of the output called `name` as (positions, classes). Raises `InputError` where they cannot be told."""
+        found = self.output(name)
+        known = name or next(iter(self.outputs))
+        if self.axes.get(known, 0) is None:
+            raise InputError(
+                f"A loss of classes cannot tell on which axis of the output {tuple(found.shape)} they lie; choose logit_mse, "
+                "or bring items of another length."
+            )
+        return scores(found, self.axes.get(known))
 
     def activation(self, name: str) -> Tensor:
         """The activation of the node called `name`. Raises `InputError`."""
@@ -141,10 +154,10 @@ def _terms(loss: Loss) -> tuple[tuple[float, Loss], ...]:
     return loss.terms if isinstance(loss, WeightedSum) else ((1.0, loss),)
 
 
-def scores(outputs: Tensor) -> Tensor:
-    """Class scores as (items, classes): the classes are on axis 1 of maps (items, classes, height, width), as in torch's
-    `cross_entropy`, and on the last axis of (items, classes) and (items, tokens, classes)."""
-    last = outputs.movedim(1, -1) if outputs.ndim > 3 else outputs
+def scores(outputs: Tensor, axis: int | None = None) -> Tensor:
+    """Class scores as (items, classes): the classes are on `axis`; where that is None on axis 1 of maps (items, classes,
+    height, width), as in torch's `cross_entropy`, and on the last axis of (items, classes) and (items, tokens, classes)."""
+    last = outputs.movedim((1 if outputs.ndim > 3 else -1) if axis is None else axis, -1)
     return last.reshape(-1, last.shape[-1])
 
 

@@ -24,6 +24,7 @@ from tersor.graph.likelihood import divergence
 from tersor.graph.model import Model
 from tersor.graph.watched import judged, watched
 from tersor.inputs.job import Job, Progress, bring, quiet, torch_threads
+from tersor.maths.bits import as_array
 from tersor.maths.damage import best_bias, damage
 from tersor.maths.pattern import Anywhere
 from tersor.maths.unfold import from_matrix, to_matrix
@@ -95,7 +96,7 @@ def _judged(job: Job, model: Model, items: Batches) -> tuple[Score, Seen]:
         given = tuple(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs)
         out = model.run(*given)
         seen.append((given, out if watch.places is None else judged(model, given, watch)))
-        return tuple(t.numpy() for t in out)
+        return tuple(as_array(t) for t in out)
 
     return job.metric(predictor(run, model.outputs), items), seen
 

@@ -144,7 +144,7 @@ def rows_of(matrix: Matrix, x: Tensor, at: Tensor | None = None) -> Tensor:
     c = matrix.convolution
     if c is None:
         return unfold(x, at=at)
-    return unfold(x, c.kernel, c.stride, c.padding, c.dilation, c.groups, c.transposed, at=at)
+    return unfold(x, c.kernel, c.stride, c.padding, c.dilation, c.groups, c.transposed, c.output_padding, at)
 
 
 def outputs_of(matrix: Matrix, y: Tensor, at: Tensor | None = None) -> Tensor:
@@ -159,7 +159,8 @@ def sampled(
 ) -> Tensor | None:
     """Which positions of an input of `shape` to look at: `per_item` on average, ascending; None for all of them."""
     c = matrix.convolution
-    total = positions(shape) if c is None else positions(shape, c.kernel, c.stride, c.padding, c.dilation, c.transposed)
+    how = () if c is None else (c.kernel, c.stride, c.padding, c.dilation, c.transposed, c.output_padding)
+    total = positions(shape, *how)
     wanted = shape[0] * per_item
     if total <= wanted:
         return None

@@ -24,6 +24,7 @@ from tersor.graph.operators import aten
 from tersor.inputs.job import Job
 from tersor.losses import loss_called
 from tersor.losses.hard_distillation import HardDistillation
+from tersor.maths.bits import as_array
 from tersor.measuring.metrics import drop, predictor
 from tersor.recovery.course import History, Training
 from tersor.recovery.loop import Observe, train
@@ -152,7 +153,7 @@ class Recovering:
             @torch.no_grad()
             def run(*inputs: np.ndarray) -> tuple[np.ndarray, ...]:
                 flat = [torch.from_numpy(np.ascontiguousarray(x)) for x in inputs]
-                return tuple(t.cpu().numpy() for t in student(flat, training=False).outputs.values())
+                return tuple(as_array(t) for t in student(flat, training=False).outputs.values())
 
             score = job.metric(predictor(run, job.model.outputs), job.held)
             return drop(job.before_held, score, job.metric).amount

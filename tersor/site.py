@@ -31,6 +31,7 @@ class Convolution:
     dilation: tuple[int, ...]
     groups: int
     transposed: bool = False
+    output_padding: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -221,3 +221,23 @@ def test_a_student_whose_names_or_kinds_differ_is_refused(student: nn.Module, sa
     teacher = Pair().eval(), (SEEN[:2], SEEN[2:4])
     with pytest.raises(InputError, match=said):
         tersor.distil(student.eval(), [(SEEN, SEEN.flip(0))], teacher=teacher, metric="cosine", threads=1)
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_a_student_that_gives_probabilities_for_scores_is_refused(taught: bool) -> None:
+    plain, soft = nn.Linear(12, 4), nn.Sequential(nn.Linear(12, 4), nn.Softmax(1))
+    student, teacher = (plain, soft) if taught else (soft, plain)
+    said = (
+        "The student gives scores in 'output' where its teacher gives probabilities"
+        if taught
+        else "gives probabilities"
+    )
+    with pytest.raises(InputError, match=said):
+        tersor.distil(student, [SEEN], teacher=(teacher, SEEN[:2]), metric="cosine", threads=1)
+
+
+def test_a_student_that_cannot_take_all_that_its_teacher_does_is_refused() -> None:
+    ids = torch.arange(200).reshape(50, 4) % 20
+    student, teacher = (nn.Sequential(nn.Embedding(rows, 3), nn.Linear(3, 5)) for rows in (10, 20))
+    with pytest.raises(InputError, match=r"The student cannot take its teacher's example input .*index out of range"):
+        tersor.distil((student, ids[:2]), [ids], teacher=(teacher, ids[3:5]), metric="cosine", threads=1)

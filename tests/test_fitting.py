@@ -16,6 +16,7 @@ from tersor.graph.lockstep import Lockstep
 from tersor.graph.macs import macs
 from tersor.graph.model import capture
 from tersor.profile import measure
+from tersor.quantising import quantize
 from tersor.rewrites.shrink import mask, shrink
 from tersor.shelf import Shelf
 from tersor.site import groups, matrices
@@ -294,3 +295,16 @@ def test_what_is_on_disk_is_fitted_to_alike(monkeypatch: pytest.MonkeyPatch):
     assert 0 < max(shelf.most for shelf in shelves) < 1 << 18  # beside small values
     gc.collect()
     assert not any(len(shelf) for shelf in shelves)  # all that nobody reads any more is gone
+
+
+def test_a_transposed_convolution_with_output_padding_is_fitted_to_what_it_reads():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1, dilation=2, groups=2),
+        nn.ReLU(),
+        nn.Conv1d(6, 3, 1),
+    ).eval()
+    found = quantize(
+        (net, torch.randn(2, 4, 8)), list(torch.randn(60, 4, 8).split(20)), weights=8, metric="cosine", threads=1
+    )
+    assert found.after > 0.9999

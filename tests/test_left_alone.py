@@ -173,3 +173,26 @@ def test_the_table_has_a_line_for_each_reason(capsys):
     assert "norm0.weight, norm1.weight, norm2.weight, norm3.weight and 2 more" in shown
     show_left_alone([])
     assert not capsys.readouterr().out
+
+
+def test_what_is_computed_in_another_precision_is_left_alone():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                x = self.first(x)
+            return self.last(x.float().relu())
+
+    found = quantize(
+        (Mixed().eval(), torch.randn(2, 8)), list(torch.randn(90, 8).split(30)), weights=8, metric="cosine"
+    )
+    assert found.weights == {"last": 8}
+    assert found.after > 0.999
+    assert {each.name: each.reason for each in found.left_alone} == {
+        "first.weight": "computed in bfloat16, where Tersor compresses what is computed in float32",
+        "first.bias": "computed in bfloat16, where Tersor compresses what is computed in float32",
+    }

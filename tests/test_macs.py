@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tersor.graph.macs import macs
+from tersor.graph.macs import macs, products
 from tersor.graph.model import capture
 
 
@@ -47,3 +47,16 @@ def test_a_gru_has_three_gates() -> None:
 
     counted = macs(capture(Reader().eval(), (torch.randn(3, 2, 4),)))
     assert counted == {"rnn.weight_ih_l0": 2 * 15 * 4, "rnn.weight_hh_l0": 2 * 15 * 5}
+
+
+def test_products_of_several_matrices_are_counted() -> None:
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.randn(6, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.einsum("bi,io,oj->bj", x, self.a, self.b)
+
+    counted = products(capture(Three(), (torch.randn(2, 8),)))
+    assert counted == {"aten.einsum": 8 * 6 + 6 * 4}

@@ -89,3 +89,16 @@ def test_a_budget_out_of_reach_says_which_axes_have_no_price():
     some = {"conv": Sweep(tuple(range(12)), tuple(map(float, range(13))))}
     with pytest.raises(BudgetError, match=r"Even one block per group leaves .*'cell.weight_ih_l0'.* cannot be pruned"):
         allocate(model, some, found, 1)
+
+
+def test_projections_are_left_as_they_are():
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells, self.head = nn.LSTM(4, 8, proj_size=5, batch_first=True), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cells(x)[0][:, -1])
+
+    found = groups(capture(Projected().eval(), (torch.randn(2, 3, 4),)))
+    assert [group.refused is None for group in found] == [False]

@@ -10,7 +10,8 @@ import dataclasses
 import inspect
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ def made_plain(
     values = list(output.args[0])
     numbered = pytree.tree_unflatten(list(range(len(values))), info.out_spec)
     there = [value is not None for value in values]
-    outputs = tuple(name for name, has in zip(_output_names(numbered), there, strict=True) if has)
+    outputs = _distinct(name for name, has in zip(_output_names(numbered), there, strict=True) if has)
     if not all(there) or not _is_plain(info.out_spec):
         output.args = (tuple(value for value in values if value is not None),)
         info = info._replace(out_spec=pytree.tree_structure(_named(outputs)))
@@ -133,6 +134,15 @@ def _output_names(out: Any) -> tuple[str, ...]:
     if isinstance(out, Mapping):
         return tuple("_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) for path, _ in leaves)
     return tuple(f"output_{i}" for i in range(len(leaves)))
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """The same, with numbers behind those that were there before."""
+    found: list[str] = []
+    for name in names:
+        numbered = (f"{name}_{number}" for number in count(2))
+        found.append(name if name not in found else next(each for each in numbered if each not in found))
+    return tuple(found)
 
 
 class _Spelled(nn.Module):

@@ -7,15 +7,18 @@ differently (turned, cut into pieces that do not overlap) keeps its name, pieces
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from tersor.graph.arguments import LOOKS, operator_name
+from tersor.errors import ModelError
+from tersor.graph.arguments import LOOKS, operator_name, write
 from tersor.graph.emit import emit
-from tersor.graph.operators import argument, aten, constants, tensor_of, weight_of
+from tersor.graph.operators import argument, aten, constants, matrix_arguments, tensor_of, weight_of
 
+_CODES = (torch.int8, torch.uint8, torch.int32)  # what weights of few bits are kept in, packed or not
 _TURNS = frozenset(f"aten.{name}" for name in ("permute", "transpose", "swapaxes", "t", "numpy_T"))
 
 
@@ -36,6 +39,21 @@ def settle(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if weight_of(node) is not None and node.args[0].op == "get_attr":  # learned queries: an activation like others
             node.update_arg(0, emit(node, aten.alias.default, node.args[0]))
+    _apply_in_one_way(module)
+
+
+def _apply_in_one_way(module: fx.GraphModule) -> None:
+    """A weight that a convolution and its transpose apply, or in groups and not, is a layer where it is applied first; there is
+    no one matrix for the other. One that is no float32, such as those of an autocast, is none: what is chosen for it is."""
+    known: dict[int, tuple[Any, int]] = {}
+    for node in list(module.graph.nodes):
+        found = matrix_arguments(node)
+        if found is not None:
+            weight, _, convolution = found
+            way = (node.target, convolution["groups"] if convolution else 1)
+            held = tensor_of(module, str(weight.target))
+            if held.dtype != torch.float32 or known.setdefault(held.data_ptr(), way) != way:
+                write(node, "weight", emit(node, aten.alias.default, weight))
 
 
 def _part(node: fx.Node) -> None:
@@ -74,10 +92,36 @@ def _parameters_of(node: fx.Node) -> Iterator[tuple[fx.Node, str]]:
 def _settle(module: fx.GraphModule, weight: fx.Node, word: str) -> None:
     inside = _behind(module, [weight])
     pieces = _pieces(module, inside)
+    own = _own(module, inside)
     if weight in pieces:
         _cut(module, pieces)
-    elif _alone(module, weight, inside):
-        _replace(module, weight, inside, word)
+    elif _alone(module, weight, own):
+        _refuse_codes(module, weight, inside, word)
+        _replace(module, weight, inside, own, word)
+
+
+def _own(module: fx.GraphModule, inside: Sequence[fx.Node]) -> list[fx.Node]:
+    """Those of the nodes that depend on a parameter; all where none does. Buffers may be read by others as well."""
+    found: dict[fx.Node, None] = {}
+    for each in inside:
+        held = each.op == "get_attr" and isinstance(tensor_of(module, str(each.target)), nn.Parameter)
+        if held or not found.keys().isdisjoint(each.all_input_nodes):
+            found[each] = None
+    return list(found or inside)
+
+
+def _refuse_codes(module: fx.GraphModule, weight: fx.Node, inside: Sequence[fx.Node], word: str) -> None:
+    """Raise `ModelError` where a weight is computed from whole numbers and a few real ones: somebody has quantized it."""
+    leaves = {str(each.target) for each in inside if each.op == "get_attr"}
+    held = {name: tensor_of(module, name) for name in leaves}
+    size = prod(_shape(weight))
+    real = sum(t.numel() for t in held.values() if t.is_floating_point() or t.is_complex())
+    codes = [name for name, t in held.items() if t.dtype in _CODES and 8 * t.nbytes >= size > 2 * real]
+    if word == "weight" and codes:
+        raise ModelError(
+            f"The model is already quantised: it computes a weight from '{codes[0]}', which holds "
+            f"{str(held[codes[0]].dtype).removeprefix('torch.')}; bring the float model that it was made from."
+        )
 
 
 def _behind(module: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[fx.Node]:
@@ -174,21 +218,29 @@ def _cut(module: fx.GraphModule, pieces: Sequence[fx.Node]) -> None:
     _erase(module, inside)
 
 
-def _alone(module: fx.GraphModule, weight: fx.Node, inside: Sequence[fx.Node]) -> bool:
-    """Whether `inside`, which leads to `weight`, is parameters, and functions of them, that nothing else reads."""
-    leaves = {each.target for each in inside if each.op == "get_attr"}
-    elsewhere = {each.target for each in module.graph.nodes if each.op == "get_attr" and each not in inside}
-    users = {user for each in inside if each is not weight for user in each.users}
-    return bool(leaves) and users.issubset(inside) and leaves.isdisjoint(elsewhere)
+def _alone(module: fx.GraphModule, weight: fx.Node, own: Sequence[fx.Node]) -> bool:
+    """Whether `own`, which lead to `weight`, are parameters, and functions of them, that nothing else reads."""
+    leaves = {each.target for each in own if each.op == "get_attr"}
+    elsewhere = {each.target for each in module.graph.nodes if each.op == "get_attr" and each not in own}
+    users = {user for each in own if each is not weight for user in each.users}
+    return bool(leaves) and users.issubset(own) and leaves.isdisjoint(elsewhere)
 
 
-def _replace(module: fx.GraphModule, weight: fx.Node, inside: Sequence[fx.Node], word: str) -> None:
-    leaves = list(dict.fromkeys(str(each.target) for each in inside if each.op == "get_attr"))
+def _replace(
+    module: fx.GraphModule, weight: fx.Node, inside: Sequence[fx.Node], own: Sequence[fx.Node], word: str
+) -> None:
+    leaves, others = (
+        list(dict.fromkeys(str(n.target) for n in nodes if n.op == "get_attr")) for nodes in (own, inside)
+    )
     value = _value(module, inside)
     for each in leaves:
         _delete(module, each)
     _hold(module, weight, _free(module, leaves[0], word), value, True)
     _erase(module, inside)
+    read = {str(each.target) for each in module.graph.nodes if each.op == "get_attr"}
+    for each in others:
+        if each not in leaves and each not in read:
+            _delete(module, each)
 
 
 def _hold(module: fx.GraphModule, node: fx.Node, name: str, value: Tensor, trained: bool) -> None:

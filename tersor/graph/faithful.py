@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from tersor.errors import ModelError
 from tersor.graph import lines
 from tersor.graph.model import Model
 from tersor.graph.original import Original
-from tersor.graph.state import Kept, undisturbed
+from tersor.graph.state import Kept, loose, undisturbed
 
 Flat = tuple[Tensor, ...]
 
@@ -33,6 +34,10 @@ _EXACT, _SAME, _CLOSE = 1e-6, 1e-4, 3e-3
 size of batch may change in float32."""
 _CHOICES = 0.02  # share of values that a tie, decided the other way in float32, may change
 _COUNTERS = (10, 1000, 1_000_000)
+_CALLS, _CALLING = (
+    300,
+    0.3,
+)  # times that the module is called again, and seconds that this may take: it may count somewhere
 
 
 def check(model: Model, original: Original, flat: Sequence[Tensor], sizes: Sequence[int] = ()) -> None:
@@ -61,43 +66,68 @@ def check(model: Model, original: Original, flat: Sequence[Tensor], sizes: Seque
 
 def _check_calls(original: Original, flat: Flat, kept: Kept) -> list[str]:
     """The names of what the calls moved in the module. Raises `ModelError` where two calls give different outputs."""
-    states, results = [], []
+    states, results, around = [], [], loose(original.module)
     for _ in range(2):
         results.append(_tried(original.again, flat))
         states.append(lines.chance())
     names = kept.moved()
-    kept.restore()
+    if any(isinstance(value, FakeTensor) for result in results for value in result or ()):
+        raise ModelError(
+            "The model goes on with a value that an earlier call has left outside of it, in a global or a closure; make the "
+            "forward pass independent of earlier calls, for example by an argument that holds the state."
+        )
     if states[0] != states[1]:
+        kept.restore()
         line = lines.where_moved(lambda: original.raw(*flat), lines.chance)
         raise ModelError(
             f"The model draws random numbers at inference{_at(line)}; make it depend on self.training, or draw them once when "
             "the model is built."
         )
     first, second = results
-    if first is None or second is None or _alike(first, second, _SAME):
+    if first is None or second is None:
+        kept.restore()
         return names
-    line = lines.where_moved(lambda: original.raw(*flat), kept.moved)
+    calls = 2 if not _alike(first, second, _SAME) else _calls_until_another(original, flat, first)
+    names = kept.moved()
+    kept.restore()
+    if not calls:
+        return names
+    now = loose(original.module)
+    names = names or [name for name, value in around.items() if now.get(name) != value]
+    line = lines.where_moved(lambda: original.raw(*flat), lambda: (kept.moved(), loose(original.module)))
     kept.restore()
     line = line or lines.parting(lambda: original.raw(*flat), lambda: original.raw(*flat), _equal)
     what = f": it changes {_listed(names)}" if names else ""
+    again = "again" if calls == 2 else f"{calls} times"
     raise ModelError(
-        f"The model gives different outputs when it is called again on the same inputs{what}{_at(line)}; make the forward "
-        "pass independent of earlier calls, of the time and of random numbers."
+        f"The model gives different outputs when it is called {again} on the same inputs{what}{_at(line)}; make the "
+        "forward pass independent of earlier calls, of the time and of random numbers."
     )
+
+
+def _calls_until_another(original: Original, flat: Flat, wanted: Flat) -> int:
+    """After how many calls the module gives something else; 0 where it does not, as far as there is time to see."""
+    until = time.monotonic() + _CALLING
+    for calls in range(3, _CALLS):
+        found = _tried(original.again, flat)
+        if found is not None and not _alike(found, wanted, _SAME):
+            return calls
+        if time.monotonic() > until:
+            break
+    return 0
 
 
 def _check_counters(original: Original, flat: Flat, moved: Sequence[str]) -> None:
     """Raise `ModelError` where a counter that the calls moved changes the outputs once it is large."""
     for name in moved:
-        owner, _, leaf = name.rpartition(".")
-        place = _submodule(original, owner)
-        value = vars(place).get(leaf) if place is not None else None
+        place, leaf = _place(original.module, name)
+        value = place[leaf] if place is not None else None
         if type(value) not in (int, float):
             continue
         before = _tried(original, flat)
         for count in _COUNTERS:
             with undisturbed(original.module):
-                setattr(place, leaf, type(value)(count))
+                place[leaf] = type(value)(count)
                 after = _tried(original.again, flat)
             if before is not None and after is not None and not _alike(before, after, _SAME):
                 line = _line_that_moves(original, flat, name)
@@ -123,6 +153,12 @@ def _check_size(model: Model, original: Original, flat: Flat) -> None:
         ) from cause
     if _alike(found, wanted, _SAME):
         return
+    if _by_fast_path(original, flat, found):
+        raise ModelError(
+            "The model gives other outputs where torch takes its fast path for padding, which an exported model has not: zeros "
+            "at padded places; build nn.TransformerEncoder with enable_nested_tensor=False, or call "
+            "torch.backends.mha.set_fastpath_enabled(False) where the model is made."
+        )
     batch = _batch(flat, usual, 0)
     theirs, ours = (_tried(run, batch) for run in (original, model.run))
     if theirs is not None and ours is not None and _alike(ours, theirs, _SAME):
@@ -137,14 +173,31 @@ def _check_size(model: Model, original: Original, flat: Flat) -> None:
     )
 
 
+def _by_fast_path(original: Original, flat: Flat, found: Flat) -> bool:
+    """Whether the module gives what the graph gave once torch's own short cuts for attention are off."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        slow = _tried(original, flat)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+    return enabled and slow is not None and _alike(found, slow, _SAME)
+
+
 def _check_items(model: Model, original: Original, flat: Flat) -> None:
     """Raise `ModelError` where an item's outputs depend on the other items of its batch, or on its place there."""
     batch, others = tuple(map(_loud, _batch(flat, _ITEMS, 7))), _batch(flat, _ITEMS, 8)
     mixed = tuple(torch.cat([o[:_ITEM], *_item((t,)), o[_ITEM + 1 :]]) for t, o in zip(batch, others, strict=True))
     alone = _item(batch)
     together, among, single = (_tried(model.run, each) for each in (batch, mixed, alone))
-    if together is None or not all(len(t) == _ITEMS for t in together):
+    if together is None:
         return
+    for name, value in zip(model.outputs, together, strict=True):
+        if not value.ndim or len(value) != _ITEMS:
+            raise ModelError(
+                f"Output '{name}' has the shape {tuple(value.shape)} for a batch of {_ITEMS}; the first axis of every output "
+                "must be the batch."
+            )
     apart = among is None or _alike(_item(among), _item(together), _EXACT)
     if apart and (single is None or _alike(single, _item(together), _CLOSE, _CHOICES) or _by_rounding(model, batch)):
         return
@@ -311,11 +364,24 @@ def _difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> str:
     return f"up to {far:.3g} apart"
 
 
-def _submodule(original: Original, name: str) -> Any:
-    try:
-        return original.module.get_submodule(name)
-    except AttributeError:
-        return None
+def _place(held: Any, name: str) -> tuple[Any, Any]:
+    """The dict or list in which a module, or what it holds, has the value called `name`, and its key there; None where that
+    is not known."""
+    *path, leaf = name.split(".")
+    for part in path:
+        held = held._modules.get(part, vars(held).get(part)) if isinstance(held, nn.Module) else _entry(held, part)
+    within = held if isinstance(held, dict | list) or held is None else getattr(held, "__dict__", None)
+    found = [key for key, value in _entries(within) if str(key) == leaf]
+    return (within, found[0]) if found else (None, None)
+
+
+def _entry(held: Any, key: str) -> Any:
+    within = held if isinstance(held, dict | list) else getattr(held, "__dict__", None)
+    return next((value for each, value in _entries(within) if str(each) == key), None)
+
+
+def _entries(held: Any) -> list[tuple[Any, Any]]:
+    return list(held.items() if isinstance(held, dict) else enumerate(held or ()))
 
 
 def _listed(names: Sequence[str]) -> str:

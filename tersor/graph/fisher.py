@@ -10,6 +10,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from tersor import deadline
+from tersor.errors import ModelError
+from tersor.graph import lines
 from tersor.graph.checked import is_finite
 from tersor.graph.likelihood import sampled_loss
 from tersor.graph.model import Model, Visitor
@@ -37,7 +39,7 @@ def gradients(
     outputs = tracking.judged(pytree.tree_leaves((args, kwargs)))
     loss = sampled_loss([o for o in outputs if isinstance(o, Tensor)], flat, generator, temperature)
     if loss is not None and tracking.roots:
-        torch.autograd.grad(loss, tracking.roots, allow_unused=True)
+        _backward(model, loss, tracking.roots)
 
 
 def squared_weight_gradients(
@@ -64,11 +66,25 @@ def squared_weight_gradients(
             loss = sampled_loss([o for o in outputs if isinstance(o, Tensor)], one, generator, temperature)
         if loss is None:
             continue
-        found = torch.autograd.grad(loss, [shared.tensor(name) for name in names], allow_unused=True)
+        found = _backward(shared, loss, [shared.tensor(name) for name in names])
         for name, gradient in zip(names, found, strict=True):
             if gradient is not None and is_finite(gradient):
                 sums[name] += gradient.double().square()
     return sums
+
+
+def _backward(model: Model, loss: Tensor, roots: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """The gradients of `loss`. Raises `ModelError` where an operator has none, such as one of the user's own."""
+    try:
+        return torch.autograd.grad(loss, roots, allow_unused=True)
+    except RuntimeError as cause:
+        told = " ".join(str(cause).split())
+        node = next((n for n in model.graph.nodes if n.op == "call_function" and str(n.target) in told), None)
+        line = lines.of_node(node) if node is not None else ""
+        raise ModelError(
+            f"Tersor judges layers by gradients, and the model has none{f' at {line}' if line else ''}: {told[:300]} "
+            "Give the operator a derivative (torch.library.register_autograd), or write it in torch operations."
+        ) from cause
 
 
 def _deepcopied(model: Model, names: Collection[str]) -> Model:

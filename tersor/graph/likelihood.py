@@ -1,7 +1,7 @@
 """What a network's outputs mean: class scores are categorical, everything else is a unit Gaussian around the output.
 
-Class scores are float outputs of rank 2 with several columns and, for integer inputs such as tokens, of any higher rank
-(last axis); they may be logits or probabilities.
+Class scores are float outputs of rank 2 with several columns and those of each token of an integer input (last axis); they may
+be logits or probabilities. Of complex numbers both parts are real ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def sampled_loss(
     losses = [
         _sampled(out, inputs, generator, temperature)
         for out in outputs
-        if out.is_floating_point() and out.requires_grad
+        if (out.is_floating_point() or out.is_complex()) and out.requires_grad
     ]
     return torch.stack(losses).sum() if losses else None
 
@@ -36,13 +36,18 @@ def divergence(
     multiplied back: what `sampled_loss` has the curvature of.
     """
     pairs = zip(original, current, strict=True)
-    return sum(_divergence(a, b, inputs, temperature) for a, b in pairs if a.is_floating_point())
+    return sum(_divergence(a, b, inputs, temperature) for a, b in pairs if a.is_floating_point() or a.is_complex())
 
 
 def categorical(out: Tensor, inputs: Sequence[Tensor]) -> bool:
     """Whether an output is class scores, or probabilities of classes."""
-    tokens = any(not x.is_floating_point() for x in inputs)
+    tokens = any(_numbers(x) and x.shape == out.shape[:-1] for x in inputs)
     return out.is_floating_point() and out.ndim > 1 and out.shape[-1] > 1 and (out.ndim == 2 or tokens)
+
+
+def _numbers(x: Tensor) -> bool:
+    """Whether an input is whole numbers such as tokens; a mask is none, nor is a number an item, such as a step of noise."""
+    return x.ndim > 1 and not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 def normalised(rows: Tensor) -> bool:
@@ -52,6 +57,7 @@ def normalised(rows: Tensor) -> bool:
 
 def _sampled(out: Tensor, inputs: Sequence[Tensor], generator: torch.Generator, temperature: float) -> Tensor:
     if not categorical(out, inputs):
+        out = torch.view_as_real(out) if out.is_complex() else out
         return (torch.randn(out.shape, generator=generator, dtype=out.dtype) * out).sum()
     logits = _logits(out)
     p = (logits.detach() / temperature).softmax(-1)
@@ -63,6 +69,7 @@ def _divergence(a: Tensor, b: Tensor, inputs: Sequence[Tensor], temperature: flo
     if categorical(a, inputs):
         p, q = ((_logits(each).double() / temperature).log_softmax(-1) for each in (a, b))
         return temperature**2 * float((p.exp() * (p - q)).sum())
+    a, b = (torch.view_as_real(each) if each.is_complex() else each for each in (a, b))
     return 0.5 * float((a.double() - b.double()).square().sum())
 
 

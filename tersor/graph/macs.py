@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -77,6 +77,23 @@ def products(model: Model) -> dict[str, int]:
     return counted
 
 
+def _one_after_the_other(equation: str, shapes: Sequence[Sequence[int]]) -> int:
+    """Multiply-accumulates of an einsum of several operands, each taken to what those before it have given."""
+    inputs, _, out = equation.replace(" ", "").partition("->")
+    operands = inputs.split(",")
+    sizes = {
+        letter: size
+        for each, shape in zip(operands, shapes, strict=True)
+        for letter, size in zip(each, shape, strict=True)
+    }
+    here, cost = set(operands[0]), 0
+    for number, each in enumerate(operands[1:], 2):
+        both = here | set(each)
+        cost += prod(sizes[letter] for letter in both)
+        here = both & set(out).union(*operands[number:])
+    return cost
+
+
 def _cost(node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]]) -> int:
     """Multiply-accumulates of one product, of the whole batch; 0 where a node multiplies no matrices."""
     a, name, made = bound(node), operator_name(node), prod(shapes[node])
@@ -94,6 +111,8 @@ def _cost(node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]]) -> int:
         if found is not None:
             pairs = zip(found[0] + found[1], sum((shapes[each] for each in a["tensors"]), ()), strict=True)
             return prod(dict(pairs).values())
+    if name == "aten.einsum" and "." not in a["equation"]:
+        return _one_after_the_other(a["equation"], [shapes[each] for each in a["tensors"]])
     if name == "aten.tensordot":
         return made * prod(shapes[a["self"]][d] for d in a["dims_self"])
     if name == "aten.bilinear":

@@ -148,10 +148,11 @@ def capture_whole(
     leaves, structure = pytree.tree_flatten(call)
     fixed = tuple(leaf is None for leaf in leaves)
     flat = tuple(leaf for leaf in leaves if leaf is not None)
-    original = Original(module, structure, fixed)
+    original, awake = Original(module, structure, fixed), _left_training(module)
     with undisturbed(module):
         try:
             _called(original, flat)
+            _refuse_training(original, flat, awake)
             args, kwargs = pytree.tree_unflatten([_copied(leaf) for leaf in leaves], structure)
             exported = calling.export(module, args, kwargs)
             graph_module = _unlifted(exported, ours)
@@ -184,8 +185,40 @@ def restore_whole(program: ExportedProgram) -> tuple[Model, Original]:
     """The model of an exported program, and the program's own module."""
     if program.example_inputs is None:
         raise ModelError("The exported archive holds no example inputs; export it again with example arguments.")
-    args, kwargs = program.example_inputs
-    return capture_whole(program.module(check_guards=False), args, kwargs, ours=True)
+    _refuse_one_batch(program)
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    leaves = [leaf for leaf in pytree.tree_leaves(program.example_inputs) if isinstance(leaf, Tensor)]
+    if any(map(_of_other_precision, (*leaves, *module.parameters(), *module.buffers()))):
+        _to_float32(module)
+    args, kwargs = pytree.tree_map_only(
+        Tensor, lambda t: t.float() if _of_other_precision(t) else t, program.example_inputs
+    )
+    return capture_whole(module, args, kwargs, ours=True)
+
+
+def _refuse_one_batch(program: ExportedProgram) -> None:
+    """Raise `ModelError` where a program was exported for one size of batch."""
+    names = program.graph_signature.user_inputs
+    values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    sizes = [v.shape[0] for v in values if isinstance(v, Tensor) and v.ndim]
+    if sizes and all(isinstance(size, int) for size in sizes):
+        raise ModelError(
+            f"The exported archive takes a batch of {min(sizes)} only; export it with dynamic_shapes that make the first axis "
+            "of every input Dim.DYNAMIC, from an example of at least two items."
+        )
+
+
+def _of_other_precision(t: Tensor) -> bool:
+    return t.is_floating_point() and t.dtype != torch.float32
+
+
+def _to_float32(module: fx.GraphModule) -> None:
+    """Let a program compute in float32, in place, without what insists on its own types."""
+    module.float()
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
+        module.graph.erase_node(node)
+    module.recompile()
 
 
 def _called(original: Original, flat: Sequence[Tensor]) -> None:
@@ -201,6 +234,45 @@ def _called(original: Original, flat: Sequence[Tensor]) -> None:
             f"The model changes its parameter '{changed[0]}' at inference{f' at {line}' if line else ''}; make the forward "
             "pass leave parameters unchanged."
         )
+
+
+def _left_training(module: nn.Module) -> dict[str, nn.Module]:
+    """What is in training mode, by name, within a part that is in evaluation mode: somebody wanted it so."""
+    found: dict[str, nn.Module] = {}
+    for name, place in module.named_modules():
+        if not place.training or name in found:
+            parts = ((f"{name}.{leaf}" if name else leaf, each) for leaf, each in place.named_children())
+            found.update((path, each) for path, each in parts if each.training)
+    return found
+
+
+def _refuse_training(original: Original, flat: Sequence[Tensor], awake: Mapping[str, nn.Module]) -> None:
+    """Raise `ModelError` where the module, called here in evaluation mode, computes something else with what was left in
+    training mode."""
+    if not awake:
+        return
+    usual = original.again(*flat)
+    with undisturbed(original.module):
+        for each in awake.values():
+            each.training = True
+        own = original.again(*flat)
+    if all(_equal(a, b) for a, b in zip(usual, own, strict=True) if isinstance(a, Tensor)):
+        return
+    asking = [name for name, each in awake.items() if "training" in _names_in(each)]
+    raise ModelError(
+        f"'{(asking or list(awake))[0]}' is in training mode within a model that is in evaluation mode, and computes something "
+        "else there than it would; call eval() on the whole model."
+    )
+
+
+def _names_in(module: nn.Module) -> tuple[str, ...]:
+    """The names that a forward pass uses."""
+    return getattr(getattr(module.forward, "__code__", None), "co_names", ())
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    wide = torch.complex128 if a.is_complex() else torch.float64
+    return a.shape == b.shape and torch.allclose(a.to(wide), b.to(wide), rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
 def _line_that_moves(original: Original, flat: Sequence[Tensor], name: str) -> str:

@@ -40,6 +40,7 @@ def matrix_arguments(node: fx.Node) -> tuple[fx.Node, fx.Node | None, dict[str, 
             "dilation": _tuple(argument(node, dilation_at, "dilation", 1), rank),
             "groups": argument(node, groups_at, "groups", 1),
             "transposed": transposed,
+            "output_padding": _tuple(argument(node, 5, "output_padding", 0), rank) if transposed else (),
         },
     )
 

@@ -59,6 +59,11 @@ class _Known:
         if name in ("aten.matmul", "aten.mm", "aten.mv"):
             first, second = a["self"], next(a[word] for word in ("other", "mat2", "vec") if word in a)
             return self._ordered(first, second, *_matmul(rank(first), rank(second)))
+        if name == "aten.linear" and rank(a["weight"]) == 1:
+            return self._ordered(a["input"], a["weight"], *_matmul(rank(a["input"]), 1))
+        if name == "aten.linear" and a["input"] in self.fixed and a["bias"] is None and rank(a["weight"]) == 2:
+            lead = ascii_letters[3 : 2 + rank(a["input"])]
+            return self._ordered(a["input"], a["weight"], lead + "c", "bc", lead + "b")
         if name == "aten.inner":
             return self._ordered(a["self"], a["other"], *_inner(rank(a["self"]), rank(a["other"])))
         if name == "aten.tensordot":
@@ -169,6 +174,8 @@ def _written(node: fx.Node, product: Product, fixed: dict[fx.Node, bool]) -> Non
     if operator_name(node) in _ADDED:
         a = bound(node)
         value = _with_addend(node, value, a["self"], a["alpha"], a["beta"])
+    elif bound(node).get("bias") is not None:
+        value = emit(node, aten.add.Tensor, value, bound(node)["bias"])
     _take_place(node, value)
     addition = value if value.target is aten.add.Tensor else next(iter(value.users), None)
     if addition is not None:

@@ -168,6 +168,8 @@ def recurrent(gates: int) -> Rule:
 
     def rule(t: Trace, node: fx.Node, a: Args) -> Value:
         states = a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
+        if len({len(t.axes(state)[-1]) for state in states}) > 1:
+            raise NoRule  # projections
         hidden = t.axes(states[0])[-1]
         for state in states:
             t.unify(hidden, t.axes(state)[-1], node)

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 _DEPTH = 3  # containers within containers and plain objects: deeper ones are not looked into
+_SHORT = 100  # entries of a container outside of modules: longer ones are not looked into
 _PLAIN = bool | int | float | complex | str | bytes | None
+_LIBRARIES = ("torch", "builtins", "numpy")
 
 
 class Kept:
@@ -74,6 +77,31 @@ def undisturbed(module: nn.Module) -> Iterator[Kept]:
         kept.restore()
         for each, training in modes:
             each.training = training
+
+
+def loose(module: nn.Module) -> dict[str, str]:
+    """What plain values are that no module holds, and that forward passes may change: those of the user's classes and files."""
+    found: dict[str, str] = {}
+    for each in module.modules():
+        kinds = [kind for kind in type(each).__mro__ if not kind.__module__.startswith(_LIBRARIES)]
+        for kind in kinds:
+            found.update(_written(f"{kind.__name__}.", vars(kind)))
+        if kinds:
+            around = getattr(inspect.unwrap(each.forward), "__globals__", {})
+            found.update(_written("", around))
+            for name, kind in around.items():
+                if isinstance(kind, type) and kind.__module__ == around.get("__name__"):
+                    found.update(_written(f"{name}.", vars(kind)))
+    return found
+
+
+def _written(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in list(values.items()):
+        short = isinstance(value, list | dict | set | deque) and len(value) <= _SHORT
+        if not name.startswith("__") and (
+            isinstance(value, _PLAIN) or (short and all(isinstance(v, _PLAIN) for v in value))
+        ):
+            yield prefix + name, repr(value)
 
 
 class _Picture:
@@ -165,7 +193,7 @@ def _has_attributes(value: Any) -> bool:
     """Whether it is an object of some user's class that may hold state."""
     if isinstance(value, type) or not hasattr(value, "__dict__") or callable(value):
         return False
-    return not type(value).__module__.startswith(("torch", "builtins", "numpy"))
+    return not type(value).__module__.startswith(_LIBRARIES)
 
 
 def _joined(place: str, key: Any) -> str:

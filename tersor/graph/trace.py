@@ -139,7 +139,7 @@ def _apply(walk: Trace, node: fx.Node, rules: Mapping[str, Rule]) -> Value:
             value = rule(walk, node, bound(node))
             if _fits(value, shape):
                 return value
-        except NoRule:
+        except (NoRule, ValueError):  # or axes that it took for one have other lengths
             pass
         missing = "has no pruning rule for these arguments"
     why = walk.why(node, missing)

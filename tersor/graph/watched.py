@@ -153,7 +153,7 @@ class _Real(fx.Interpreter):
         return value
 
     def _passes_on(self, n: fx.Node, value: Any) -> bool:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
             return False
         if n.op == "get_attr":
             return isinstance(value, nn.Parameter)

@@ -19,6 +19,7 @@ from tersor.errors import ArtifactError, ExportError
 from tersor.graph.operators import aten
 from tersor.hub.archive import load_program, save_program
 from tersor.hub.files import named, refused
+from tersor.maths.bits import as_array
 from tersor.target import Audit, Compressed, Input, Operator, Runner, described, variables
 
 FILE = "model.pt2"
@@ -81,7 +82,7 @@ class ProgramRunner(Runner):
         given = named(self.inputs, inputs)
         args, kwargs = pytree.tree_unflatten(_tensors(inputs), self._structure)
         try:
-            return tuple(t.numpy() for t in pytree.tree_leaves(self._call(*args, **kwargs)))
+            return tuple(as_array(t) for t in pytree.tree_leaves(self._call(*args, **kwargs)))
         except RuntimeError as cause:
             raise refused(given, cause) from cause
 

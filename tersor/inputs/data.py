@@ -87,8 +87,8 @@ def bring(data: Any, what: str = "DATA", room: Room = CONTAINER) -> Source:
 
 
 def example(source: Source, brought: Brought) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The first batch as the model's (args, kwargs), at most two items, for a model that came without an example."""
-    raw, wants = source.raw[0], brought.wants
+    """The first batch with items as the model's (args, kwargs), at most two, for a model that came without an example."""
+    raw, wants = next((raw for raw in source.raw if _has_items(raw)), source.raw[0]), brought.wants
     if isinstance(raw, Batch):
         return tuple(t[:2] for t in raw.inputs), {}
     if wants > 1 and isinstance(raw, Tensor | np.ndarray) and len(source.either or ()) in (wants, wants + 1):
@@ -233,6 +233,11 @@ def _collect(found: Iterable[Any], where: str, room: Room) -> _Collected:
         if kept.shelf.held > most:
             raise DataError(f"{where}: {len(kept)} batches fill half of the free memory; give fewer batches.")
     return kept
+
+
+def _has_items(raw: Any) -> bool:
+    inputs = raw.inputs if isinstance(raw, Batch) else raw
+    return all(len(t) > 0 for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor | np.ndarray) and t.ndim)
 
 
 def _first_two(value: Any, where: str) -> Tensor:

@@ -24,6 +24,8 @@ from tersor.graph.naming import plain_name
 from tersor.graph.original import Original
 from tersor.inputs import amounts, data, metrics, models
 from tersor.inputs.encoder import as_arrays
+from tersor.inputs.reading import plausible
+from tersor.maths.bits import as_array
 from tersor.measuring.batches import Batches
 from tersor.measuring.certainty import cautions
 from tersor.measuring.likeness import watch
@@ -123,6 +125,8 @@ def bring(
     _refuse_strangers(exclude, captured)
     everything = data.batches(source, captured)
     faithful.check(captured, module, _few(everything), (batch, len(everything.parts[0])))
+    for oddity in _odd_labels(everything, captured, found):
+        warnings.warn(oddity, DataWarning, stacklevel=2)
     if eval_data is None:
         everything, evaluation = data.split(everything, seed)
     else:
@@ -219,9 +223,29 @@ def predict_as_brought(module: Original, model: Model) -> Predict:
 
 def _on_arrays(run: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[np.ndarray, ...]]:
     def on_arrays(*inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(t.numpy() for t in run(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs)))
+        return tuple(as_array(t) for t in run(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs)))
 
     return on_arrays
+
+
+def _odd_labels(batches: Batches, model: Model, metric: Metric) -> Iterator[str]:
+    """What labels hardly can be meant to be, and would be taken for without a word."""
+    first, answers = batches.parts[0], model.run(*model.example)
+    labels, read = first.labels, first.inputs[0]
+    if isinstance(labels, Tensor) and compares(metric, batches) and not plausible(labels, answers):
+        given = ", ".join(str(tuple(answer.shape)) for answer in answers)
+        yield (
+            f"The labels {tuple(labels.shape)} fit no output of the model ({given} for a batch of {len(answers[0])}), and "
+            f"{metric.name} does not read them; where they are an input, bring the model with an example of all its inputs."
+        )
+    whole = (
+        isinstance(labels, Tensor) and labels.ndim > 1 and not (labels.is_floating_point() or read.is_floating_point())
+    )
+    if whole and all(torch.equal(b.labels, b.inputs[0].to(b.labels.dtype)) for b in batches):
+        yield (
+            "The labels are the inputs themselves; a model that predicts the next token needs them moved by one place: the "
+            "label of place i is the token at i + 1."
+        )
 
 
 def _few(batches: Batches) -> tuple[Tensor, ...]:

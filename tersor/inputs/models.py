@@ -31,7 +31,7 @@ Bringable: TypeAlias = "str | Path | nn.Module | ExportedProgram | tuple[nn.Modu
 _QUANTISED = ("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic", "torchao.", "bitsandbytes.")
 _CODES = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 """Types of weights that another tool has packed; other whole numbers are tables of positions and the like."""
-_QUANTISING = ("quantized", "torchao", "quantize_per", "fake_quant", "dequantize")
+_QUANTISING = ("quantized", "torchao", "quantize_per", "fake_quant", "dequantize", "_int_mm", "pack_mm")
 _RANDOM = ("bernoulli", "rand", "randn", "rand_like", "randn_like", "normal", "multinomial", "randint", "randperm")
 
 
@@ -208,8 +208,15 @@ def _checked(brought: Brought) -> Brought:
     for name, tensor in tensors:
         _check_tensor(name, tensor, brought.name, name in parameters)
     if isinstance(module, nn.Module) and any(_is_foreign(t) for _, t in tensors):
-        return replace(brought, module=copy.deepcopy(module).float().cpu(), ours=True)
+        return replace(brought, module=_deepcopy(module).float().cpu(), ours=True)
     return brought
+
+
+def _deepcopy(module: nn.Module) -> nn.Module:
+    """A copy, also of what a forward pass has computed and left among the attributes, as old weight norms do."""
+    held = (value for each in module.modules() for value in vars(each).values() if isinstance(value, Tensor))
+    known: dict[int, Any] = {id(value): value.detach().clone() for value in held if not value.is_leaf}
+    return copy.deepcopy(module, known)
 
 
 def _is_foreign(t: Tensor) -> bool:
@@ -219,6 +226,10 @@ def _is_foreign(t: Tensor) -> bool:
 def _check_modules(module: nn.Module, model: str) -> None:
     for name, each in module.named_modules():
         kind = f"{type(each).__module__}.{type(each).__name__}"
+        if isinstance(each, torch.jit.ScriptModule):
+            raise ModelError(
+                f"'{name}' of model {model} is a TorchScript module, which torch.export cannot trace; bring the Python module."
+            )
         if kind.startswith(_QUANTISED) or "FakeQuantize" in kind:
             raise ModelError(
                 f"Model {model} is already quantized: '{name}' is a {kind}; bring the float model it was made from."
@@ -226,6 +237,11 @@ def _check_modules(module: nn.Module, model: str) -> None:
 
 
 def _check_tensor(name: str, tensor: Tensor, model: str, is_parameter: bool) -> None:
+    if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
+        raise ModelError(
+            f"'{name}' of model {model} has no values yet: its layer takes its size from the first call; call the model once, "
+            "or load its weights, before it is brought."
+        )
     if tensor.device.type == "meta":
         raise ModelError(f"'{name}' of model {model} has no values (meta device); load the weights first.")
     odd = tensor.is_quantized or type(tensor).__module__.startswith(_QUANTISED)
@@ -235,14 +251,21 @@ def _check_tensor(name: str, tensor: Tensor, model: str, is_parameter: bool) -> 
             f"Model {model} is already quantized: '{name}' holds {kind}; bring the float model that it was made from."
         )
     if tensor.is_floating_point() or tensor.is_complex():
-        masks = not is_parameter or not tensor.requires_grad  # minus infinity in what is added to scores is no fault
-        fine = torch.isfinite(tensor) | (tensor == float("-inf")) if masks else torch.isfinite(tensor)
-        bad = int((~fine).sum())
+        bounds = not is_parameter or not tensor.requires_grad  # infinity in a mask or a limit is no fault
+        values = _stored(tensor.detach())
+        bad = int((torch.isnan(values) if bounds else ~torch.isfinite(values)).sum())
         if bad:
             raise ModelError(
                 f"'{name}' of model {model} holds {bad} NaN or Inf among {tensor.numel()} values; "
                 "bring a checkpoint from before training diverged."
             )
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """The values that a tensor holds, sparse or not."""
+    if tensor.layout == torch.strided:
+        return tensor
+    return tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor.values()
 
 
 def _check_graph(model: Model) -> None:

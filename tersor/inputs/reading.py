@@ -224,7 +224,12 @@ def _fitted(value: Any, wanted: Tensor, where: str) -> Tensor:
     misfit = _misfit(found, wanted)
     if misfit is not None:
         raise DataError(f"{where} {misfit}.")
-    return found.to(wanted.dtype)
+    fitted = found.to(wanted.dtype)
+    if not fitted.is_floating_point() and not torch.equal(fitted.to(found.dtype), found):
+        kind = str(wanted.dtype).removeprefix("torch.")
+        odd = found[fitted.to(found.dtype) != found].flatten()[0]
+        raise DataError(f"{where} holds {odd.item()}, which the type of the model's example, {kind}, cannot hold.")
+    return fitted
 
 
 def _misfit(found: Tensor, wanted: Tensor) -> str | None:
@@ -257,7 +262,8 @@ def _names(given: Any) -> str:
 
 def _labels(value: Any) -> Labels:
     if isinstance(value, Tensor):
-        return tensor(value, "Labels")
+        found = tensor(value, "Labels")
+        return found.float() if found.dtype == torch.bfloat16 else found
     if isinstance(value, np.ndarray):
         return tensor(value, "Labels") if value.dtype.kind in "fiub" else value.tolist()
     if isinstance(value, Mapping):

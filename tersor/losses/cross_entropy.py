@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tersor.loss import Loss, Seen, classes, scores
+from tersor.loss import Loss, Seen, classes
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,5 @@ class CrossEntropy(Loss):
         return False
 
     def __call__(self, student: Seen, teacher: Seen, labels: Any, learned: nn.Module | None = None) -> Tensor:
-        z = scores(student.output(self.output))
+        z = student.scores(self.output)
         return F.cross_entropy(z, classes(labels, z, self.output), label_smoothing=self.smoothing)

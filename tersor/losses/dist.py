@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tersor.loss import Loss, Seen, scores
+from tersor.loss import Loss, Seen
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class DIST(Loss):
     output: str = ""
 
     def __call__(self, student: Seen, teacher: Seen, labels: Any, learned: nn.Module | None = None) -> Tensor:
-        z, t = (scores(seen.output(self.output)) for seen in (student, teacher))
+        z, t = (seen.scores(self.output) for seen in (student, teacher))
         q, p = ((each / self.temperature).softmax(-1) for each in (z, t))
         within, across = (1 - _correlation(p, q).mean() for p, q in ((p, q), (p.T, q.T)))
         return self.temperature**2 * (self.beta * within + self.gamma * across)

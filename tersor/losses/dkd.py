@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tersor.loss import Loss, Seen, classes, scores
+from tersor.loss import Loss, Seen, classes
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class DKD(Loss):
     output: str = ""
 
     def __call__(self, student: Seen, teacher: Seen, labels: Any, learned: nn.Module | None = None) -> Tensor:
-        z, t = (scores(seen.output(self.output)) for seen in (student, teacher))
+        z, t = (seen.scores(self.output) for seen in (student, teacher))
         known = labels.get(self.output) if isinstance(labels, dict) else labels
         target = t.argmax(-1) if known is None else classes(known, z)
         at = F.one_hot(target, z.shape[-1]).bool()

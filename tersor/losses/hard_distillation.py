@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tersor.loss import Loss, Seen, scores
+from tersor.loss import Loss, Seen
 
 
 @dataclass(frozen=True)
@@ -19,5 +19,5 @@ class HardDistillation(Loss):
     output: str = ""
 
     def __call__(self, student: Seen, teacher: Seen, labels: Any, learned: nn.Module | None = None) -> Tensor:
-        z, t = (scores(seen.output(self.output)) for seen in (student, teacher))
+        z, t = (seen.scores(self.output) for seen in (student, teacher))
         return F.cross_entropy(z, t.argmax(-1), label_smoothing=self.smoothing)

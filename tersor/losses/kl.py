@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tersor.loss import Loss, Seen, scores
+from tersor.loss import Loss, Seen
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class KL(Loss):
     output: str = ""
 
     def __call__(self, student: Seen, teacher: Seen, labels: Any, learned: nn.Module | None = None) -> Tensor:
-        z, t = (scores(seen.output(self.output)) for seen in (student, teacher))
+        z, t = (seen.scores(self.output) for seen in (student, teacher))
         if self.probabilities:
             z, t = (each.clamp_min(torch.finfo(each.dtype).tiny).log() for each in (z, t))
         if self.standardise:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def as_array(values: Tensor) -> np.ndarray:
+    """`values` as numpy has them; bfloat16, which it has not, as float32."""
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def raw(values: Tensor) -> Tensor:

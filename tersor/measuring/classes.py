@@ -114,6 +114,13 @@ def distribution(labels: np.ndarray, axis: int) -> bool:
     return bool((values >= -1e-6).all() and (np.abs(values.sum(axis) - 1) <= _WHOLE).all())
 
 
+def probabilities(scores: np.ndarray) -> bool:
+    """Whether rows of scores are probabilities of their classes, as far as low precision leaves them so."""
+    if not scores.size or scores.min() < -_OVER:
+        return False
+    return bool((np.abs(scores.sum(-1, dtype=np.float64) - 1) <= _WHOLE).all())
+
+
 def _pairs(
     predict: Predict, batches: Batches, name: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]]:

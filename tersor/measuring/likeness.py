@@ -13,7 +13,7 @@ import numpy as np
 from tersor.errors import MetricError
 from tersor.measuring.batches import Batches
 from tersor.measuring.classes import decision_axis
-from tersor.measuring.metrics import Predict, labels_of, named
+from tersor.measuring.metrics import Predict, in_parts, labels_of, named
 from tersor.report import Watched
 
 QUIET = 0.1
@@ -41,13 +41,14 @@ class Alike:
         """What the two models gave for one batch; `wanted` is the original's."""
         if out.shape != wanted.shape:
             raise MetricError(f"{self} has the shape {out.shape}, where the original's has {wanted.shape}.")
-        self.whole = wanted.dtype.kind != "f"
+        self.whole = wanted.dtype.kind not in "fc"
         if self.whole:
             self._count(out == wanted)
             return
         axis = decision_axis(wanted.shape, inputs)
-        if axis is not None and wanted.shape[axis] > 1:
+        if axis is not None and wanted.shape[axis] > 1 and wanted.dtype.kind == "f":
             self._count(out.argmax(axis) == wanted.argmax(axis))
+        out, wanted = in_parts(out), in_parts(wanted)
         self._cosines.append(_item_cosines(out, wanted))
         rows = [_rows(x, axis) for x in (out, wanted)]
         if self._values is None:

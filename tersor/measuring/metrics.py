@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from tersor import deadline
 from tersor.errors import DataError, MetricError, TersorError
+from tersor.maths.bits import as_array
 from tersor.measuring.batches import Batch, Batches, Later
 from tersor.shelf import Shelf
 
@@ -87,7 +89,14 @@ def from_function(name: str, function: Callable[[Predict, Batches], Score], lowe
 
 
 def prepared(metric: Metric, batches: Batches, original: Predict) -> Batches:
-    """The batches on which to call `metric`: with the original's outputs for labels, where the metric wants them."""
+    """The batches on which to call `metric`: with the original's outputs for labels, where the metric wants them. Raises
+    `DataError` where they would take the place of several real-valued labels, which are meant to be predicted."""
+    several = (leaf for b in batches if isinstance(b.labels, tuple | Mapping) for leaf in pytree.tree_leaves(b.labels))
+    if metric.original == "spare" and any(isinstance(t, torch.Tensor) and t.is_floating_point() for t in several):
+        raise DataError(
+            f"The metric {metric.name} needs one tensor of labels; several were given, some of them real numbers. Bring a "
+            "metric of your own, or leave the labels out: then every output is compared with the original's."
+        )
     return reference(original, batches) if compares(metric, batches) else batches
 
 
@@ -121,7 +130,7 @@ def predictor(run: Callable[..., tuple[np.ndarray, ...]], outputs: tuple[str, ..
 
     def predict(*inputs: Any) -> Outputs:
         deadline.check()  # a metric calls it once a batch
-        flat = run(*(x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x) for x in inputs))
+        flat = run(*(as_array(x) if isinstance(x, torch.Tensor) else np.asarray(x) for x in inputs))
         return structured(tuple(np.asarray(x) for x in flat), outputs)
 
     return predict
@@ -155,11 +164,19 @@ def named(outputs: Any) -> dict[str, np.ndarray]:
 
 
 def _checked(outputs: Any) -> np.ndarray:
-    array = outputs.detach().cpu().numpy() if isinstance(outputs, torch.Tensor) else np.asarray(outputs)
-    if array.dtype.kind == "f" and np.isnan(array).any():
+    array = as_array(outputs) if isinstance(outputs, torch.Tensor) else np.asarray(outputs)
+    if array.dtype.kind in "fc" and np.isnan(array).any():
         items = int(np.isnan(array.reshape(len(array), -1)).any(1).sum())
         raise MetricError(f"The model's output is NaN for {items} of {len(array)} items of a batch; check the model.")
     return array
+
+
+def in_parts(array: np.ndarray) -> np.ndarray:
+    """Complex numbers as their real parts beside their imaginary ones, on the last axis; real numbers as they are."""
+    if array.dtype.kind != "c":
+        return array
+    whole = array[:, None] if array.ndim == 1 else array
+    return np.concatenate([whole.real, whole.imag], -1)
 
 
 def labels_of(batch: Batch, name: str) -> np.ndarray:
@@ -172,7 +189,7 @@ def labels_of(batch: Batch, name: str) -> np.ndarray:
     if isinstance(batch.labels, tuple | Mapping):
         raise DataError(f"The metric {name} needs one tensor of labels; several were given. Bring your own metric.")
     if isinstance(batch.labels, torch.Tensor):
-        return batch.labels.detach().cpu().numpy()
+        return as_array(batch.labels)
     try:
         return np.asarray(batch.labels)
     except ValueError as cause:

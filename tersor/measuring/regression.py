@@ -11,7 +11,7 @@ import torch
 from tersor.errors import DataError
 from tersor.measuring.batches import Batch, Batches
 from tersor.measuring.certainty import exact
-from tersor.measuring.metrics import Predict, first
+from tersor.measuring.metrics import Predict, first, in_parts
 from tersor.measuring.pictures import picture
 from tersor.measuring.scores import log_softmax
 from tersor.report import ClassChange, Example, Interval, Regression
@@ -90,8 +90,8 @@ def _collect(before: Predict, after: Predict, batches: Batches) -> _Items:
     found: list[np.ndarray | None] = []
     for batch in batches:
         arrays = batch.arrays()
-        old.append(first(before(*arrays)))
-        new.append(first(after(*arrays)))
+        old.append(in_parts(first(before(*arrays))))
+        new.append(in_parts(first(after(*arrays))))
         found.append(_class_labels(batch))
         if old[-1].shape != new[-1].shape:
             raise DataError(f"The original gives {old[-1].shape} and the compressed model {new[-1].shape}.")

@@ -10,7 +10,7 @@ import numpy as np
 
 from tersor.errors import MetricError
 from tersor.measuring.batches import Batches
-from tersor.measuring.classes import scored
+from tersor.measuring.classes import probabilities, scored
 from tersor.measuring.likeness import Alike, alike
 from tersor.measuring.metrics import Metric, Predict, Score, first, labels_of
 
@@ -209,10 +209,15 @@ BUILT_IN: Mapping[str, Metric] = MappingProxyType(
 
 def log_softmax(scores: np.ndarray) -> np.ndarray:
     """log p over the last axis, float64; p is softmax(scores), or the scores where all rows already sum to 1."""
-    if scores.size and scores.min() >= 0 and np.allclose(scores.sum(-1, dtype=np.float64), 1, atol=2e-3):
-        return np.log(np.maximum(scores.astype(np.float64), 1e-12))
+    return list(_log_p(scores, probabilities(scores)))[-1]
+
+
+def _log_p(scores: np.ndarray, probable: bool) -> Iterator[np.ndarray]:
+    """log p, float64, where the rows are scores, then, where they may be, as of probabilities."""
     shifted = scores.astype(np.float64) - scores.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    yield shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    if probable:
+        yield np.log(np.maximum(scores.astype(np.float64), 1e-12))
 
 
 def _compared(batches: Batches) -> bool:
@@ -247,14 +252,16 @@ def _confusion(predict: Predict, batches: Batches, name: str) -> tuple[np.ndarra
 
 
 def _mean_nll(predict: Predict, batches: Batches, name: str) -> float:
-    losses = []
+    losses: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])  # of scores, and of probabilities
+    probable = True
     for batch in scored(predict, batches, name):
-        log_p = log_softmax(batch.scores)
-        if batch.shares is None:
-            losses.append(-np.take_along_axis(log_p, batch.labels[:, None], 1).ravel())
-        else:
-            losses.append(-(batch.shares * log_p).sum(1))
-    return _share(np.concatenate(losses))
+        probable = probable and (not batch.scores.size or probabilities(batch.scores))
+        for found, log_p in zip(losses, _log_p(batch.scores, probable), strict=False):
+            if batch.shares is None:
+                found.append(-np.take_along_axis(log_p, batch.labels[:, None], 1).ravel())
+            else:
+                found.append(-(batch.shares * log_p).sum(1))
+    return _share(np.concatenate(losses[probable]))
 
 
 def _mean_error(predict: Predict, batches: Batches, name: str, power: int) -> float:

@@ -25,9 +25,11 @@ from torch.utils.checkpoint import checkpoint
 from tersor import deadline
 from tersor.forms.affine import Affine
 from tersor.graph.codes import leaving, read_as_codes
+from tersor.graph.likelihood import categorical
 from tersor.graph.model import Model
 from tersor.graph.operators import aten
 from tersor.loss import Seen
+from tersor.measuring.classes import decision_axis
 from tersor.memory import is_memory
 from tersor.recovery.sharding import Gathered, Shards
 from tersor.rewrites.fold_norms import fold_norms, foldable, row_scales
@@ -242,7 +244,7 @@ class Teacher:
         keeping = self._folder is not None and items is not None and not nodes
         if keeping and items is not None and self.shards.all(bool(self._known[items].all())):
             found = {name: torch.from_numpy(np.array(said[items.numpy()])) for name, said in self._said.items()}
-            return Seen({name: said.to(self.device) for name, said in found.items()})
+            return Seen({name: said.to(self.device) for name, said in found.items()}, axes=_axes(found, flat))
         late = [name for name, first in self._names.items() if first in self.shards.shapes]
         run = _Run(self.model.module, self._gathered, {}, set(nodes), False, late=late)
         seen = run.answers(self.model, flat, self.device)
@@ -322,7 +324,8 @@ class _Run(fx.Interpreter):
         self._device = device
         args, kwargs = model.arguments([_laid(t.to(device)) for t in flat])
         outputs = pytree.tree_leaves(self.run(*pytree.tree_leaves((args, kwargs))))
-        return Seen(dict(zip(model.outputs, outputs, strict=True)), self.seen)
+        named = dict(zip(model.outputs, outputs, strict=True))
+        return Seen(named, self.seen, _axes(named, flat))
 
     def run_node(self, n: fx.Node) -> Any:
         if n in self._late:
@@ -365,6 +368,16 @@ class _Run(fx.Interpreter):
         momentum, eps = rest[1:3] if whole else rest[:2]
         found = torch.nn.functional.batch_norm(x, mean, var, gamma, beta, True, momentum, eps)
         return found if whole else (found, None, None)
+
+
+def _axes(outputs: Mapping[str, Tensor], flat: Sequence[Tensor]) -> dict[str, int | None]:
+    """Where the classes of each output lie, told by the inputs."""
+    like = [np.broadcast_to(np.zeros((), np.float32 if t.is_floating_point() else np.int64), t.shape) for t in flat]
+    return {
+        name: out.ndim - 1 if categorical(out, flat) else decision_axis(out.shape, like)
+        for name, out in outputs.items()
+        if out.ndim > 1
+    }
 
 
 def _whole(model: Model, shards: Shards) -> Model:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from tersor.graph.model import capture
+from tersor.quantising import quantize
 from tersor.site import groups, matrices
 
 
@@ -68,3 +69,41 @@ def test_a_weight_made_of_constants_and_one_made_by_chance_are_left_alone():
     assert {name for name, _ in model.tensors()} == {"weight"}
     x = torch.randn(3, 1, 9)
     assert not torch.equal(model.run(x)[0], model.run(x)[0])
+
+
+def test_weights_that_share_a_mask_are_weights():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.register_buffer("mask", torch.ones(6, 6).tril().bool())
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.linear(x, self.first.weight * self.mask.float(), self.first.bias).relu()
+            return F.linear(x, self.last.weight * self.mask.float(), self.last.bias)
+
+    torch.manual_seed(0)
+    module, x = Masked().eval(), torch.randn(2, 6)
+    model = capture(module, (x,))
+    assert [m.weight for m in matrices(model)] == ["first.weight", "last.weight"]
+    assert sorted(name for name, _ in model.tensors()) == ["first.bias", "first.weight", "last.bias", "last.weight"]
+    torch.testing.assert_close(model.run(x)[0], module(x))
+
+
+def test_a_weight_that_its_transpose_applies_too_is_one_layer():
+    class Mirrored(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv_transpose2d(self.conv(x).relu(), self.conv.weight, padding=1)
+
+    torch.manual_seed(0)
+    module, x = Mirrored().eval(), torch.randn(2, 3, 6, 6)
+    model = capture(module, (x,))
+    assert [m.node for m in matrices(model)] == ["conv2d"]
+    assert sum(p.numel() for p in model.module.parameters()) == 8 * 27 + 8
+    found = quantize((module, x), list(torch.randn(64, 3, 6, 6).split(16)), weights=8, metric="cosine", threads=1)
+    assert found.after > 0.99
+    assert found.bytes[1] < found.bytes[0] / 2

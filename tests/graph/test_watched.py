@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tersor.errors import ModelError
 from tersor.graph.model import Model, capture
 from tersor.graph.watched import judged, watched
 from tersor.profile import measure
@@ -128,3 +129,25 @@ def test_a_decision_beside_real_outputs_is_felt(net: Callable[[], nn.Module]):
 def test_weights_have_gradients_before_a_decision():
     facts = measure(model_of(DECISIONS["class"]), [(torch.randn(4, 6),)], frozenset({"gradient"})).facts
     assert all(each.gradient is not None and float(each.gradient.sum()) > 0 for each in facts.values())
+
+
+def test_an_operator_without_a_derivative_is_named_with_its_line():
+    @torch.library.custom_op("tersor_tests::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    twice.register_fake(torch.empty_like)
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.last(twice(self.first(x)))
+
+    model = capture(Own().eval(), (torch.randn(2, 4),))
+    with pytest.raises(
+        ModelError, match=r"the model has none at File .*test_watched\.py.*tersor_tests\.twice\.default"
+    ):
+        measure(model, [(torch.randn(8, 4),)])

@@ -431,3 +431,21 @@ def test_damage_in_a_large_npz_is_seen(tmp_path: Path, large: None) -> None:
         data.bring(str(path))
     with pytest.raises(DataError, match="There is no file"):
         data.bring(str(tmp_path / "none.npz"))
+
+
+def test_whole_numbers_that_the_models_type_cannot_hold_are_refused() -> None:
+    class Pixels(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.float() / 255
+
+    model = captured(bring((Pixels(), torch.randint(0, 255, (2, 3), dtype=torch.uint8))))
+    fits = opened(list(torch.randint(0, 256, (12, 3)).split(4)), model)
+    assert {b.inputs[0].dtype for b in fits} == {torch.uint8}
+    said = refusal(torch.tensor([[1, 2, 3], [4, 300, 6]]), model)
+    assert "holds 300, which the type of the model's example, uint8, cannot hold" in said
+
+
+def test_the_first_batch_with_items_is_the_example() -> None:
+    found = data.bring([(IMAGES[:0], LABELS[:0]), (IMAGES[:4], LABELS[:4])])
+    (example,), _ = data.example(found, bring(nn.Conv2d(3, 2, 3)))
+    assert torch.equal(example, IMAGES[:2])

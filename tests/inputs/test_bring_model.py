@@ -267,3 +267,53 @@ def test_the_real_models(loaders: ModuleType) -> None:
         net, x = make(), torch.randn(3, *shape)
         model = captured(bring((net, torch.randn(1, *shape))))
         assert torch.allclose(model.run(x)[0], net(x), atol=1e-5)
+
+
+def test_a_layer_without_values_is_refused() -> None:
+    assert "'0.weight' of model Sequential has no values yet" in refusal(nn.Sequential(nn.LazyLinear(4)).eval())
+
+
+def test_limits_that_are_infinite_are_no_fault() -> None:
+    class Limited(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 4)
+            self.register_buffer("most", torch.tensor(float("inf")))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.minimum(self.linear(x), self.most)
+
+    assert captured(bring((Limited(), torch.randn(2, 3)))).outputs == ("output",)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_an_archive_of_another_precision(kind: torch.dtype) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).to(kind).eval()
+    program = torch.export.export(
+        net, (torch.randn(2, 3, dtype=kind),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+    )
+    model = captured(bring(program))
+    assert {t.dtype for _, t in model.tensors()} == {torch.float32} == {t.dtype for t in model.example}
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(model.run(x)[0], net.float()(x))
+
+
+@pytest.mark.parametrize("items", [1, 2])
+def test_an_archive_of_one_size_of_batch_is_refused(items: int) -> None:
+    program = torch.export.export(nn.Linear(3, 4), (torch.randn(items, 3),))
+    assert f"The exported archive takes a batch of {items} only; export it with dynamic_shapes" in refusal(program)
+
+
+def test_weights_that_are_computed_from_codes_are_refused() -> None:
+    class Coded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("codes", torch.randint(-127, 128, (4, 3), dtype=torch.int8))
+            self.scale = nn.Parameter(torch.rand(4, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.codes.float() * self.scale)
+
+    assert "already quantised: it computes a weight from 'codes', which holds int8" in refusal(
+        (Coded(), torch.randn(2, 3))
+    )

@@ -138,3 +138,13 @@ def test_outputs_of_a_class_of_transformers_become_a_dict(tmp_path: Path) -> Non
     torch.testing.assert_close(model.run(*more), original(*more), atol=1e-5, rtol=1e-4)
     write_program(tmp_path / "p.pt2", model)
     assert captured(bring(str(tmp_path / "p.pt2"))).outputs == ("logits",)
+
+
+def test_outputs_that_would_be_called_alike_are_all_there() -> None:
+    class Nested(Star):
+        def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+            return {"a": {"b": self.body(x)}, "a_b": self.body(-x)}
+
+    model = captured(bring((Nested(), x())))
+    assert model.outputs == ("a_b", "a_b_2")
+    assert [tuple(t.shape) for t in model.run(torch.randn(5, 12))] == [(5, 4), (5, 4)]

@@ -301,3 +301,113 @@ def test_an_output_of_one_item_without_its_axis_is_fine() -> None:
         return net.body(x)[:, :1].squeeze()
 
     assert captured(bring((Net(squeezed), torch.randn(2, 12)))).run(torch.randn(3, 12))[0].shape == (3,)
+
+
+def test_an_output_whose_first_axis_is_no_batch_is_refused() -> None:
+    """As many layers as the example has items."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells = nn.LSTM(4, 5, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y, (state, _) = self.cells(x)
+            return y, state
+
+    with pytest.raises(ModelError, match=r"Output 'output_1' has the shape \(2, 5, 5\) for a batch of 5"):
+        captured(bring((Last(), torch.randn(2, 3, 4))))
+
+
+CALLS, ENTRIES = 0, [0]
+
+
+class Counting(Net):
+    total = 0
+
+
+def in_a_global(net: Net, x: Tensor) -> Tensor:
+    global CALLS
+    CALLS += 1
+    return -net.body(x) if CALLS > 40 else net.body(x)
+
+
+def in_a_list(net: Net, x: Tensor) -> Tensor:
+    ENTRIES[0] += 1
+    return -net.body(x) if ENTRIES[0] > 40 else net.body(x)
+
+
+def in_a_class(net: Net, x: Tensor) -> Tensor:
+    type(net).total += 1
+    return -net.body(x) if net.total > 40 else net.body(x)
+
+
+def in_a_dict(net: Net, x: Tensor) -> Tensor:
+    net.held["calls"] += 1
+    return -net.body(x) if net.held["calls"] > 5000 else net.body(x)
+
+
+@pytest.mark.parametrize(
+    ("how", "line", "name"),
+    [
+        (in_a_global, "CALLS += 1", "'CALLS'"),
+        (in_a_list, "ENTRIES[0] += 1", "'ENTRIES'"),
+        (in_a_class, "type(net).total += 1", "'Counting.total'"),
+        (in_a_dict, 'net.held["calls"] += 1', "'held.calls'"),
+    ],
+)
+def test_calls_that_are_counted_anywhere_are_refused(how: Callable[..., Tensor], line: str, name: str) -> None:
+    net = Counting(how).eval()
+    net.held = {"calls": 0}
+    with pytest.raises(ModelError) as raised:
+        captured(bring((net, torch.randn(2, 12))))
+    message = str(raised.value)
+    found = re.search(r'File "(.*test_faithful\.py)", line (\d+), in \w+', message)
+    assert found is not None, message
+    with open(found[1]) as source:
+        assert source.read().splitlines()[int(found[2]) - 1].strip() == line
+    assert name in message
+
+
+class Awake(nn.Dropout):
+    """Dropout that stays on, as a Monte Carlo estimate wants it."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(True)
+
+
+@pytest.mark.parametrize("kind", [nn.Dropout, Awake, nn.BatchNorm1d, nn.Linear])
+def test_a_part_that_was_left_in_training_mode(kind: Callable[..., nn.Module]) -> None:
+    """It is refused where it would compute something else; a head that was put in after `eval()` would not."""
+    net = nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Sequential(nn.ReLU())).eval()
+    net[2].append(kind(0.5) if issubclass(kind, nn.Dropout) else kind(*[6] * (2 if kind is nn.Linear else 1)))
+    assert net[2][1].training
+    if kind is nn.Linear:
+        captured(bring((net, torch.randn(2, 12))))
+    else:
+        with pytest.raises(ModelError, match=r"'2\.1' is in training mode within a model that is in evaluation mode"):
+            captured(bring((net, torch.randn(2, 12))))
+    assert net[2][1].training
+    assert not net.training
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("nested", [True, False])
+def test_what_torch_does_with_padding_outside_of_export_is_named(nested: bool) -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.body = nn.TransformerEncoder(layer, 1, enable_nested_tensor=nested)
+
+        def forward(self, x: Tensor, padded: Tensor) -> Tensor:
+            return self.body(x, src_key_padding_mask=padded)
+
+    torch.manual_seed(0)
+    padded = torch.arange(5) >= torch.tensor([[5], [3], [2], [4], [5]])
+    net = Tagger().eval(), (torch.randn(5, 5, 8), padded)
+    if nested:
+        with pytest.raises(ModelError, match="enable_nested_tensor=False"):
+            captured(bring(net))
+    else:
+        captured(bring(net))

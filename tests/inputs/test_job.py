@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+
 import pytest
 import stripes
 import torch
+from torch import nn
 
-from tersor.errors import InputError
+from tersor.errors import DataWarning, InputError
 from tersor.inputs.job import Job, bring, calibrating_on_all, quiet
 
 
@@ -39,3 +43,20 @@ def test_a_layer_to_leave_alone_must_exist() -> None:
         InputError, match=r"exclude names 'body', which is not a layer of this model; similar names: body.0"
     ):
         bring(stripes.trained(), data, "accuracy", 0.0, None, 1, 1, 0, ("body",), None, quiet)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (lambda ids: ids, "The labels are the inputs themselves"),
+        (lambda ids: ids[:, :3], r"The labels \(40, 3\) fit no output of the model \(\(2, 6, 9\) for a batch of 2\)"),
+        (lambda ids: ids.roll(-1, 1), None),
+    ],
+)
+def test_labels_that_can_hardly_be_meant_are_named(labels, said) -> None:
+    net, ids = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9)).eval(), torch.arange(240).reshape(40, 6) % 7
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        bring((net, ids[:2]), [(ids, labels(ids))], "agreement", 0.0, None, 1, 1, 0, (), None, quiet)
+    told = [str(each.message) for each in caught if issubclass(each.category, DataWarning)]
+    assert (len(told) == 1 and re.match(said, told[0])) if said else not told

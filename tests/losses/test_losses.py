@@ -302,3 +302,17 @@ def test_what_is_missing_is_said():
         CrossEntropy(output="a")(z, z, torch.zeros(3))
     with pytest.raises(InputError, match="asks for the activation 'h', which the model does not have"):
         Feature("h")(z, z, None)
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), KL(temperature=1), HardDistillation()])
+def test_the_classes_lie_where_the_inputs_tell(loss: Loss):
+    """A sequence with its classes on axis 1, as torch has them, and as many steps as classes."""
+    draw = torch.Generator().manual_seed(0)
+    z, t = (torch.randn(2, 4, 4, generator=draw) for _ in range(2))
+    labels = torch.randint(0, 4, (2, 4), generator=draw)
+    first = [Seen({"y": each}, axes={"y": 1}) for each in (z, t)]
+    last = [Seen({"y": each.transpose(1, 2)}) for each in (z, t)]
+    assert float(loss(*first, labels)) == pytest.approx(float(loss(*last, labels)))
+    unknown = [Seen({"y": each}, axes={"y": None}) for each in (z, t)]
+    with pytest.raises(InputError, match=r"cannot tell on which axis of the output \(2, 4, 4\) they lie"):
+        loss(*unknown, labels)

@@ -170,3 +170,15 @@ def test_a_command_says_which_outputs_nothing_was_promised_of() -> None:
     assert said[0] == ""
     assert "The budget does not cover the output 'embedding'" in said[1]
     assert found.to_json()["outputs"][1]["value"] == found.outputs[1].value < 1
+
+
+def test_complex_outputs_are_alike_as_far_as_their_parts_are() -> None:
+    def spectrum(x: np.ndarray) -> np.ndarray:
+        return np.fft.rfft(x).astype(np.complex64)
+
+    assert score("cosine", spectrum, spectrum) == 1
+    found = score("cosine", spectrum, lambda x: spectrum(x).real + 0j * x[:, :7])
+    assert isinstance(found, float)
+    assert 0.5 < found < 0.9
+    with pytest.raises(MetricError, match="the output has none"):
+        score("agreement", spectrum, spectrum)

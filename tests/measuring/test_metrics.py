@@ -232,3 +232,27 @@ def test_what_the_original_gives_lies_on_disk_where_it_is_large(monkeypatch: pyt
     assert metric(rounded, filed) == metric(rounded, whole)
     assert filed.digest() == whole.digest()
     assert [len(part) for part in filed.take(20).rebatch(5)] == [5, 5, 5, 5]
+
+
+def test_probabilities_that_low_precision_moved_are_probabilities_still() -> None:
+    """In all batches or in none: a row of scores may look like one by chance."""
+    p = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+    rough = np.round(p * 1000) / 1000 - 1e-3 * (p < 0.05)
+    exact, near = (built_in("cross_entropy")(identity, Batches.of(x.astype(np.float32), CLASSES)) for x in (p, rough))
+    assert near == pytest.approx(exact, rel=0.5)
+    scores = np.array([[0.3, 0.7], [4.0, -4.0]], np.float32)
+    wanted = torch.nn.functional.cross_entropy(torch.from_numpy(scores), torch.tensor([1, 0])).item()
+    assert built_in("cross_entropy")(identity, Batches.of(scores, np.array([1, 0]), 1)) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("metric", ["r2", "cosine"])
+def test_several_real_labels_are_not_put_aside_for_the_originals(metric: str) -> None:
+    x = torch.randn(20, 3)
+    for labels in ({"a": x, "b": x}, (x, x)):
+        with pytest.raises(DataError, match="needs one tensor of labels; several were given"):
+            prepared(built_in(metric), Batches.of(x, labels), identity)
+
+
+def test_outputs_in_bfloat16_are_numbers() -> None:
+    data = Batches.of(LOGITS, torch.from_numpy(LOGITS).bfloat16())
+    assert built_in("mse")(lambda x: torch.from_numpy(x).bfloat16(), data) == 0  # type: ignore[arg-type, return-value]
