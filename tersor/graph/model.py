@@ -340,6 +340,11 @@ def _why_not(cause: Exception, line: str) -> str:
             f"{f', because of {line}' if line else f' ({what})'}. "
             "Make it independent of the batch size, the first axis of every input and output."
         )
+    if "Cache'> in output" in what:
+        return (
+            "The model gives back a cache of keys and values, which no exported model can; build it with use_cache=False, or "
+            "let it give its scores alone."
+        )
     where = [each.strip() for each in told if 'File "' in each and "/torch/" not in each] or _users_frames(cause)
     place = f" at {where[-1]}" if where else ""
     return (

@@ -148,3 +148,15 @@ def test_outputs_that_would_be_called_alike_are_all_there() -> None:
     model = captured(bring((Nested(), x())))
     assert model.outputs == ("a_b", "a_b_2")
     assert [tuple(t.shape) for t in model.run(torch.randn(5, 12))] == [(5, 4), (5, 4)]
+
+
+def test_a_cache_among_the_outputs_is_refused_in_words() -> None:
+    class DynamicCache:
+        """As transformers gives it back where `use_cache` is on."""
+
+    class Cached(Star):
+        def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+            return self.body(x), DynamicCache()
+
+    with pytest.raises(ModelError, match="build it with use_cache=False"):
+        captured(bring((Cached(), x())))
