@@ -128,7 +128,12 @@ def enforced() -> Iterator[None]:
             armed = False
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        # an alarm that is on its way still comes, and the system's answer to one that nobody handles is to end the process
+        signal.signal(signal.SIGALRM, _late if before is signal.SIG_DFL else before)
+
+
+def _late(number: int, frame: object) -> None:
+    """Of an alarm that comes when nothing is armed any more."""
 
 
 def _free_alarm() -> bool:

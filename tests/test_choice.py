@@ -159,7 +159,9 @@ def test_a_noisy_race_is_repeated_and_the_quietest_counts(monkeypatch: pytest.Mo
     search = Search(job, MODEL, bench, ())  # type: ignore[arg-type]
     _, race = search.choose()
     assert choice.noise(race) == pytest.approx(0.2)
-    assert any("cannot tell differences below 20 % now" in note and "(load 3.5)" in note for note in search.notes)
+    assert any(
+        "differences below 20 % could not be measured" in note and "(load average 3.5)" in note for note in search.notes
+    )
     assert next(found, None) is None
 
 

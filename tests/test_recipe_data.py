@@ -59,5 +59,5 @@ def test_a_promise_on_few_items_is_warned_of_when_the_job_begins() -> None:
     with pytest.warns(DataWarning) as said:
         bring((net, X[:2]), data, "accuracy", "0.5%", None, 1, 1, 0, (), None, quiet)
     texts = [str(w.message) for w in said]
-    assert any("judged on 8 items, of which one is 12.5 points" in text for text in texts)
+    assert any("checked on 8 evaluation items, where one item counts 12.5 points" in text for text in texts)
     assert any("right on all 8 evaluation items" in text for text in texts)

@@ -18,6 +18,7 @@ from tersor.graph.arguments import LOOKS, operator_name, write
 from tersor.graph.emit import emit
 from tersor.graph.operators import argument, aten, constants, matrix_arguments, tensor_of, weight_of
 
+OURS = "_codes"  # ends the names of what `quantize` packs
 _CODES = (torch.int8, torch.uint8, torch.int32)  # what weights of few bits are kept in, packed or not
 _TURNS = frozenset(f"aten.{name}" for name in ("permute", "transpose", "swapaxes", "t", "numpy_T"))
 
@@ -111,15 +112,17 @@ def _own(module: fx.GraphModule, inside: Sequence[fx.Node]) -> list[fx.Node]:
 
 
 def _refuse_codes(module: fx.GraphModule, weight: fx.Node, inside: Sequence[fx.Node], word: str) -> None:
-    """Raise `ModelError` where a weight is computed from whole numbers and a few real ones: somebody has quantized it."""
+    """Raise `ModelError` where a weight is computed from whole numbers and a few real ones: somebody else has quantized it.
+    Archives that `quantize` wrote are taken as the float models that they compute like."""
     leaves = {str(each.target) for each in inside if each.op == "get_attr"}
     held = {name: tensor_of(module, name) for name in leaves}
     size = prod(_shape(weight))
     real = sum(t.numel() for t in held.values() if t.is_floating_point() or t.is_complex())
     codes = [name for name, t in held.items() if t.dtype in _CODES and 8 * t.nbytes >= size > 2 * real]
+    codes = [name for name in codes if not name.endswith(OURS)]
     if word == "weight" and codes:
         raise ModelError(
-            f"The model is already quantised: it computes a weight from '{codes[0]}', which holds "
+            f"The model is already quantized: it computes a weight from '{codes[0]}', which holds "
             f"{str(held[codes[0]].dtype).removeprefix('torch.')}; bring the float model that it was made from."
         )
 

@@ -198,7 +198,9 @@ def test_a_batch_of_zeros_is_exact() -> None:
 
 
 def test_a_target_without_dynamic_feeds_refuses_them(tmp_path: Path) -> None:
-    wanted = r"activation x is made at run time, and this target runs static feeds only: fit with static feeds"
+    wanted = (
+        r"Activation x is quantized dynamically, but this target supports only static quantization: use static feeds"
+    )
     with pytest.raises(ExportError, match=wanted):
         OpenVINO("int8").export(dynamic("mlp"), tmp_path)
     assert OnnxRuntime.dynamic_feeds

@@ -171,7 +171,7 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("TERSOR_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    with pytest.warns(UserWarning, match="TERSOR_CACHE names another folder"):
+    with pytest.warns(UserWarning, match="Set TERSOR_CACHE to another folder"):
         assert not Cache(default_folder()).put(key(1), None, 1)
 
 

@@ -141,7 +141,7 @@ def test_audit_says_why_a_matrix_stayed_float(kind, tmp_path):
     target = kind("int8")
     audit = target.load(folder_of(target, Compressed(made.model, weights, feeds), tmp_path)).audit()
     reasons = {o.name: o.reason for o in audit.operators if o.precision != "i8"}
-    assert reasons == dict.fromkeys(["stem", "b"], "it was given no integer weight, or its input no grid")
+    assert reasons == dict.fromkeys(["stem", "b"], "its weight or its input was not quantized")
 
 
 def test_torch_audits_float():
