@@ -93,7 +93,7 @@ def test_the_command_shows_it_and_gives_it_as_json(files: Path, capfd: pytest.Ca
     assert "read as batches, inputs and labels; 20 items in 1 batch of 20" in out
     assert "1 NaN or Inf" in out
     assert "4 distinct: 0, 1, 2, 3" in out
-    assert "As data for a command it is refused: Input 'input'" in out
+    assert "Other commands will refuse this data: Input 'input'" in out
     with pytest.raises(SystemExit):
         app.run(["inspect", f"{files}:model", "--data", f"{files}:data", "--json"])
     found = json.loads(capfd.readouterr().out)["data"]
