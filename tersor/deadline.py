@@ -120,9 +120,9 @@ def enforced() -> Iterator[None]:
             check()
 
     before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, min(max(seconds, _SOONEST), _FARTHEST), _AGAIN)
     try:
         try:
+            signal.setitimer(signal.ITIMER_REAL, min(max(seconds, _SOONEST), _FARTHEST), _AGAIN)
             yield
         finally:
             armed = False
