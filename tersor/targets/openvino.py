@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +25,8 @@ from tersor.hub.precision import label_of, matrix_names, reasons
 from tersor.target import Audit, Compressed, Fidelity, Input, Operator, Runner, Target, described, variables
 
 if TYPE_CHECKING:  # loading needs no exporter
+    import openvino
+
     from tersor.hub.refusal import Shape
 
 FILE = "model.onnx"
@@ -77,9 +79,7 @@ class OpenVINO(Target):
             return f"Target openvino has no precision {self.precision!r}; choose {', '.join(self.precisions)}."
         if not find_spec("openvino"):
             return _MISSING
-        if self.precision == "bf16" and "BF16" not in _runtime().Core().get_property(
-            "CPU", "OPTIMIZATION_CAPABILITIES"
-        ):
+        if self.precision == "bf16" and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             return "This CPU has no bfloat16 arithmetic (AVX512-BF16 or AMX); choose precision fp32 or int8."
         return None
 
@@ -93,10 +93,10 @@ class OpenVINO(Target):
         hint = "bf16" if self.precision == "bf16" else "f32"
         shapes = {i.name: list(i.shape) for i in inputs}
         return (
-            "from collections.abc import Callable\n\nimport numpy as np\n\n\n"
+            "from collections.abc import Callable\n\nimport numpy as np\nimport openvino\n\n\n"
             f"{inspect.getsource(opened)}\n\n"
             "# For another batch size change the shapes. threads=0 lets OpenVINO choose.\n"
-            f'run = opened("{FILE}", {shapes}, "{hint}", threads={threads})\n'
+            f'run = opened(openvino.Core(), "{FILE}", {shapes}, "{hint}", threads={threads})\n'
             f"{described(inputs)}"
             f"outputs = run({', '.join(variables(inputs))})"
         )
@@ -111,7 +111,7 @@ def _words(cause: Exception) -> str:
 
 def _shapes(onnx: ir.Model) -> list[Shape]:
     """What OpenVINO makes of the outputs of a model in memory."""
-    core = _runtime().Core()
+    core = _core()
     model = core.read_model(ir.to_proto(onnx).SerializeToString())
     core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return [
@@ -139,9 +139,23 @@ def _runtime() -> ModuleType:
     return openvino
 
 
+def _core() -> openvino.Core:
+    return _only_core(_runtime())
+
+
+@cache
+def _only_core(runtime: ModuleType) -> openvino.Core:
+    """The one of this process, never closed.
+
+    Each puts aside the stack that signals are handled on, and takes its own away when it is closed: of two that are not closed
+    in reverse order, one leaves the process with none, and its next signal (Ctrl-C, an alarm) ends it by SIGSEGV.
+    """
+    return runtime.Core()
+
+
 def _outputs(onnx: ir.Model, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
     """One run of a model that is on no disk."""
-    core = _runtime().Core()
+    core = _core()
     model = core.read_model(ir.to_proto(onnx).SerializeToString())
     request = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
     feed = {v.name: np.ascontiguousarray(a) for v, a in zip(onnx.graph.inputs, inputs, strict=True)}
@@ -150,11 +164,12 @@ def _outputs(onnx: ir.Model, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, 
     return tuple(request.get_output_tensor(i).data.copy() for i in range(len(model.outputs)))
 
 
-def opened(file: str, shapes: dict[str, list[int]], precision: str, threads: int) -> Callable[..., list[np.ndarray]]:
+def opened(
+    core: openvino.Core, file: str, shapes: dict[str, list[int]], precision: str, threads: int
+) -> Callable[..., list[np.ndarray]]:
     """A function of the inputs. It is compiled for these shapes: what is fixed beforehand takes no time in each call."""
     import openvino
 
-    core = openvino.Core()
     model = core.read_model(file)
     known = [name for value in model.inputs for name in value.names]
     read = [i for i, name in enumerate(shapes) if name in known]  # inputs that no output needs are forgotten
@@ -190,8 +205,6 @@ class _Runner(Runner):
     """Not for several threads at once: each input shape has one request whose buffers are reused."""
 
     def __init__(self, path: Path, precision: str, threads: int):
-        ov = _runtime()
-        self._core = ov.Core()
         self._path = path
         self._precision, self._threads = precision, threads
         self._model = self._read()
@@ -206,7 +219,7 @@ class _Runner(Runner):
 
     def _read(self) -> Any:
         try:
-            return self._core.read_model(self._path)
+            return _core().read_model(self._path)
         except RuntimeError as cause:
             raise not_taken(self._path, cause, "OpenVINO", _words(cause)) from cause
 
@@ -229,7 +242,7 @@ class _Runner(Runner):
                 return self._predict_dynamic
             try:
                 shapes = {name: list(array.shape) for name, array in given.items()}
-                self._opened[key] = opened(str(self._path), shapes, self._precision, self._threads)
+                self._opened[key] = opened(_core(), str(self._path), shapes, self._precision, self._threads)
             except (RuntimeError, TypeError, ValueError) as cause:
                 raise refused(given, cause) from cause
         return self._opened[key]
@@ -252,7 +265,7 @@ class _Runner(Runner):
                 "INFERENCE_NUM_THREADS": self._threads,
             }
             try:
-                self._dynamic = self._core.compile_model(self._model, "CPU", settings).create_infer_request()
+                self._dynamic = _core().compile_model(self._model, "CPU", settings).create_infer_request()
             except RuntimeError as cause:
                 raise not_taken(self._path, cause, "OpenVINO", _words(cause)) from cause
         return self._dynamic

@@ -272,10 +272,36 @@ def test_what_is_timed_is_what_the_lines_show(exported, target, monkeypatch, tmp
         assert given[0] == 1
     else:
         assert call.func is made
-        assert (str(given[0]) if isinstance(target, OpenVINO) else "run = opened(") in lines
+        assert (str(given[1]) if isinstance(target, OpenVINO) else "run = opened(") in lines
     result = call()
     seen = np.asarray(result[0] if isinstance(result, list) else result)
     np.testing.assert_array_equal(seen, target.load(exported(target), threads=1).predict(image(3))[0])
+
+
+INTERRUPTED = """
+import signal
+from pathlib import Path
+
+import numpy as np
+from tersor.targets import target_called
+
+signal.signal(signal.SIGALRM, lambda *_: print("heard"))
+image = np.load({image!r})
+first, second = (target_called("openvino", "fp32").load(Path({folder!r}), 1) for _ in range(2))
+first.predict(image), second.predict(image[:1]), second.predict(image)
+del first
+signal.raise_signal(signal.SIGALRM)
+del second
+signal.raise_signal(signal.SIGALRM)
+"""
+
+
+def test_a_signal_is_heard_after_models_were_closed_in_any_order(exported, tmp_path):
+    """In a process of its own: it ended by SIGSEGV when each model had an `openvino.Core` of its own."""
+    np.save(tmp_path / "image.npy", image(3))
+    code = INTERRUPTED.format(folder=str(exported(OpenVINO())), image=str(tmp_path / "image.npy"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["heard", "heard"]), done.stderr
 
 
 @pytest.mark.skipif(OpenVINO("bf16").available() is not None, reason="no bfloat16 on this CPU")
