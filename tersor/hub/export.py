@@ -12,13 +12,17 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
+from unittest.mock import patch
 
 import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from tersor.errors import ExportError
 from tersor.graph.model import Model
@@ -51,7 +55,7 @@ def to_onnx(compressed: Compressed) -> Exported:
     model = compressed.model
     program = model.program()
     args, kwargs = model.arguments(model.example)
-    with _quiet():
+    with _quiet(), _one_table():
         try:
             made = torch.onnx.export(program, args, kwargs=kwargs, dynamo=True, verbose=False)
         except Exception as cause:
@@ -163,6 +167,26 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def _one_table() -> AbstractContextManager[object]:
+    """Torch makes its table of ONNX operators anew for each export, which takes as long as exporting a small model."""
+    return patch.object(ONNXRegistry, "from_torchlib", staticmethod(_table))
+
+
+_made_anew = ONNXRegistry.from_torchlib
+
+
+def _table(*args: Any, **kwargs: Any) -> ONNXRegistry:
+    """A copy: an export may add to it."""
+    found = copy(_only_table(args, tuple(kwargs.items())))
+    found.functions = {target: list(known) for target, known in found.functions.items()}
+    return found
+
+
+@cache
+def _only_table(args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> ONNXRegistry:
+    return _made_anew(*args, **dict(kwargs))
 
 
 def _why_not(program: ExportedProgram, cause: Exception) -> str:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from tersor.errors import ArtifactError, DataError, ExportError, TersorError
+
+if TYPE_CHECKING:  # loading needs no onnx_ir, which takes a second to import
+    import onnx_ir as ir
 
 _PROTOBUF_LIMIT = 2**31 - 2**20
 
 
 def save_onnx(onnx: ir.Model, path: Path) -> None:
     """Write one file, or two (`.data` beside it) where protobuf's limit of 2 GiB asks for it."""
+    import onnx_ir as ir
+
     if _fits(onnx):
         ir.save(onnx, path)
     else:
@@ -27,6 +31,8 @@ def onnx_bytes(onnx: ir.Model) -> bytes:
     """One file. Raises `ExportError` where the model is too large for one."""
     if not _fits(onnx):
         raise ExportError("The model has more than 2 GB, which one ONNX file cannot hold; write a .pt2 archive.")
+    import onnx_ir as ir
+
     return ir.to_proto(onnx).SerializeToString()
 
 
@@ -43,6 +49,13 @@ def existing(folder: Path, name: str) -> Path:
             f"{folder} holds no {name} (or an empty one), so it is not a complete export; export it again."
         )
     return path
+
+
+def input_names(path: Path) -> tuple[str, ...]:
+    """As the file has them, in order; those that no output needs as well."""
+    import onnx
+
+    return tuple(value.name for value in onnx.load(path, load_external_data=False).graph.input)
 
 
 def refuse_outside(path: Path) -> None:
@@ -91,10 +104,12 @@ def damaged(path: Path, cause: Exception) -> ArtifactError:
 
 def not_taken(path: Path, cause: Exception, runtime: str, words: str = "") -> TersorError:
     """What to raise where a runtime refuses a file: an `ExportError` for one that is whole, else that it is damaged."""
+    import onnx
+
     try:
-        onnx = ir.load(path)
-        whole = bool(onnx.opset_imports and onnx.graph.outputs)
-    except Exception:  # protobuf and onnx_ir raise anything for bytes that are no model
+        model = onnx.load(path, load_external_data=False)
+        whole = bool(model.opset_import and model.graph.output)
+    except Exception:  # protobuf raises anything for bytes that are no model
         whole = False
     said = words or (str(cause).strip().splitlines() or [type(cause).__name__])[0]
     if not whole:

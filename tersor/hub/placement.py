@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from tersor.hub.values import constant
+
+if TYPE_CHECKING:  # loading needs no onnx_ir, which takes a second to import
+    import onnx_ir as ir
 
 MATRICES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MIXES = (

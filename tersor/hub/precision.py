@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from tersor.hub.placement import MATRICES, after_activation
 from tersor.hub.values import constant
+
+if TYPE_CHECKING:  # loading needs no onnx_ir, which takes a second to import
+    import onnx_ir as ir
 
 
 def matrix_names(graph: ir.Graph) -> dict[str, str]:

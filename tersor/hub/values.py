@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
+
+if TYPE_CHECKING:  # loading needs no onnx_ir, which takes a second to import
+    import onnx_ir as ir
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
@@ -15,17 +18,21 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     """
     if value is None or value.is_graph_input():
         return None
+    from onnx_ir.convenience import get_const_tensor
+
     producer = value.producer()
     if producer is not None and producer.op_type == "Transpose":
         array = constant(producer.inputs[0])
         order = producer.attributes["perm"].as_ints() if "perm" in producer.attributes else None
         return None if array is None else np.ascontiguousarray(array.transpose(order))
-    tensor = value.const_value if value.const_value is not None else ir.convenience.get_const_tensor(value)
+    tensor = value.const_value if value.const_value is not None else get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
 
 
 def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """Register `array` under `name`."""
+    import onnx_ir as ir
+
     value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
     value.shape = ir.Shape(array.shape)
     value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
@@ -54,6 +61,8 @@ def flag(node: ir.Node, name: str) -> bool:
 
 def node(kind: str, inputs: Sequence[ir.Value | None], name: str, axis: int | None = None) -> ir.Node:
     """One node of the default domain whose single output is called `name`."""
+    import onnx_ir as ir
+
     attributes = [] if axis is None else [ir.AttrInt64("axis", axis)]
     made = ir.Node("", kind, list(inputs), attributes, num_outputs=1, name=f"node_{name}")
     made.outputs[0].name = name

@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import onnx_ir as ir
 
 from tersor.errors import MissingRuntime, TargetError
 from tersor.hub.files import damaged, existing, named, not_taken, refused, save_onnx
@@ -24,7 +23,8 @@ from tersor.memory import trim
 from tersor.scratch import scratch
 from tersor.target import Audit, Compressed, Fidelity, Input, Operator, Runner, Target, described, variables
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # loading needs no onnx_ir, which takes a second to import
+    import onnx_ir as ir
     import onnxruntime
 
 FILE = "model.onnx"
@@ -75,6 +75,8 @@ class OnnxRuntime(Target):
         return _Runner(existing(folder, FILE), threads)
 
     def fidelity(self, folder: Path, inputs: Sequence[np.ndarray]) -> Fidelity | None:
+        import onnx_ir as ir
+
         from tersor.hub.fidelity import compare
 
         return (
@@ -162,6 +164,8 @@ class _Runner(Runner):
 
     def audit(self) -> Audit:
         """Read from the graph that the session optimised, dumped to a temporary file."""
+        import onnx_ir as ir
+
         hub = ir.load(self._path).graph
         names, why = matrix_names(hub), reasons(hub)
         del hub  # with all weights, of which the session and its dump have copies of their own
@@ -195,13 +199,13 @@ def _widened(path: Path) -> bool:
 
 def _overflows(path: Path) -> bool:
     """Whether a file's int8 weights are too wide for a processor that adds products in 16 bits."""
+    import onnx
+
     try:
-        values = [v.const_value for v in ir.load(path).graph.initializers.values()]
-    except Exception as cause:
+        codes = [t for t in onnx.load(path).graph.initializer if t.data_type == onnx.TensorProto.INT8]
+        return any(np.abs(onnx.numpy_helper.to_array(t).astype(np.int16)).max(initial=0) > 64 for t in codes)
+    except Exception as cause:  # protobuf raises anything for bytes that are no model
         raise damaged(path, cause) from cause
-    return any(
-        v is not None and v.dtype == ir.DataType.INT8 and np.abs(v.numpy().astype(np.int16)).max() > 64 for v in values
-    )
 
 
 def _operators(graph: ir.Graph, names: Mapping[str, str], why: Mapping[str, str]) -> list[Operator]:

@@ -16,15 +16,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import onnx_ir as ir
 
 from tersor.errors import MissingRuntime
-from tersor.hub.files import existing, named, not_taken, refused, save_onnx
+from tersor.hub.files import existing, input_names, named, not_taken, refused, save_onnx
 from tersor.hub.placement import Placement
 from tersor.hub.precision import label_of, matrix_names, reasons
 from tersor.target import Audit, Compressed, Fidelity, Input, Operator, Runner, Target, described, variables
 
-if TYPE_CHECKING:  # loading needs no exporter
+if TYPE_CHECKING:  # loading needs no exporter, and no onnx_ir, which takes a second to import
+    import onnx_ir as ir
     import openvino
 
     from tersor.hub.refusal import Shape
@@ -68,6 +68,8 @@ class OpenVINO(Target):
         return _Runner(existing(folder, FILE), "bf16" if self.precision == "bf16" else "f32", threads)
 
     def fidelity(self, folder: Path, inputs: Sequence[np.ndarray]) -> Fidelity | None:
+        import onnx_ir as ir
+
         from tersor.hub.fidelity import compare
 
         return (
@@ -111,6 +113,8 @@ def _words(cause: Exception) -> str:
 
 def _shapes(onnx: ir.Model) -> list[Shape]:
     """What OpenVINO makes of the outputs of a model in memory."""
+    import onnx_ir as ir
+
     core = _core()
     model = core.read_model(ir.to_proto(onnx).SerializeToString())
     core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -155,6 +159,8 @@ def _only_core(runtime: ModuleType) -> openvino.Core:
 
 def _outputs(onnx: ir.Model, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
     """One run of a model that is on no disk."""
+    import onnx_ir as ir
+
     core = _core()
     model = core.read_model(ir.to_proto(onnx).SerializeToString())
     request = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
@@ -209,7 +215,7 @@ class _Runner(Runner):
         self._precision, self._threads = precision, threads
         self._model = self._read()
         # OpenVINO forgets inputs that no output needs; callers still pass them.
-        self.inputs = tuple(str(v.name) for v in ir.load(path).graph.inputs)
+        self.inputs = input_names(path)
         self._read_inputs = frozenset(i.get_any_name() for i in self._model.inputs)
         self.outputs = tuple(o.get_any_name() for o in self._model.outputs)
         self._opened: dict[tuple[tuple[int, ...], ...], Callable[..., list[np.ndarray]]] = {}
@@ -272,6 +278,8 @@ class _Runner(Runner):
 
     def audit(self) -> Audit:
         """Read from the runtime's own graph of the compiled model."""
+        import onnx_ir as ir
+
         compiled = self._dynamic_request().get_compiled_model()
         return Audit(tuple(_operators(compiled.get_runtime_model(), ir.load(self._path).graph)))
 
