@@ -29,10 +29,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _short_races() -> Iterator[None]:
-    """No test asserts a time: the last race of a search need not be long."""
+    """No test asserts a time: the races of a search need not be long."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tersor.search.ROUNDS", 10)
         patch.setattr("tersor.search.STARTS", 1)
-        patch.setattr("tersor.search.FINAL_ROUNDS", 30)
+        patch.setattr("tersor.search.FINAL_ROUNDS", 20)
         patch.setattr("tersor.search.REPEATS", 0)
         yield
 

@@ -65,12 +65,20 @@ def test_python_on_a_page_runs(page: Path, tmp_path: Path) -> None:
     script = "\n".join(b.code for b in found if b.executed and not b.title)
     if script:
         (tmp_path / "page.py").write_text(script, encoding="utf-8")
-        run("page.py", folder=tmp_path, path=[ROOT])
+        (tmp_path / "short.py").write_text(SHORT_RACES, encoding="utf-8")
+        run("short.py", folder=tmp_path, path=[ROOT])
     tests = [b.title for b in files if b.title.startswith("tests/")]
     if tests:
         (tmp_path / "overlay.py").write_text(OVERLAY, encoding="utf-8")
         run("overlay.py", *tests, "-q", "-p", "no:cacheprovider", folder=tmp_path, path=[ROOT, ROOT / "tests"])
 
+
+SHORT_RACES = """
+import runpy
+from tersor import search
+search.ROUNDS, search.STARTS, search.FINAL_ROUNDS, search.REPEATS = 10, 1, 20, 0  # as in conftest.py
+runpy.run_path("page.py", run_name="__main__")
+"""
 
 OVERLAY = """
 import importlib, pathlib, sys
