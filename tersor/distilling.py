@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.calibrated import Calibrated
+from tersor.deadline import Deadline
 from tersor.errors import InputError
 from tersor.graph.likelihood import categorical, normalised
 from tersor.graph.macs import macs
@@ -24,6 +25,7 @@ from tersor.graph.model import Model
 from tersor.inputs import amounts, models
 from tersor.inputs.job import Job, Progress, bring, predict_with, quiet, torch_threads, watched
 from tersor.left_alone import LeftAlone, layers_of, left_alone, unnarrowed, unread
+from tersor.limits import Heard, limited
 from tersor.measuring.metrics import Drop, Score, drop
 from tersor.records import plain
 from tersor.recovering import Recovering
@@ -87,6 +89,7 @@ def distil(
     threads: int = 0,
     seed: int = 0,
     out: str | Path | None = None,
+    time_limit: float | str | Deadline | None = None,
     memory_limit: int | str | None = None,
     progress: Progress = quiet,
 ) -> Distilled:
@@ -96,7 +99,9 @@ def distil(
     the student is None, the share of each of the teacher's axes ("50%", "2x" fewer, 0.5) and of its residual branches that it
     has; it starts with what structured OBS leaves of the teacher. reuse: the student starts with the teacher's weights in the
     layers, counted from the inputs, in which both agree; they are trained like the others. recover: length and settings of the
-    training ("2epochs", "10m", or a `Recovery`). The result is the best state after an epoch, on held-out data. out: a
+    training ("2epochs", "10m", or a `Recovery`). The result is the best state after an epoch, on held-out data.
+    time_limit: maximum time for everything ("10m"); where the training does not end within it, nothing comes out, and the same
+    call continues it. out: a
     `torch.export` archive (.pt2), which torch loads without Tersor and `compress` takes; or an ONNX file (.onnx).
     Raises `InputError` where the two do not fit together, and what `compress` raises for its inputs.
     """
@@ -114,8 +119,9 @@ def distil(
         )
     if student is None and reuse:
         raise InputError("A smaller copy of the teacher starts from the teacher's weights anyway; leave out reuse.")
-    with torch_threads(threads):
-        job = bring(teacher, data, metric, 0.0, eval_data, 1, threads, seed, (), None, progress, memory_limit)
+    limit, heard = amounts.deadline(time_limit), Heard(progress)
+    with torch_threads(threads), limited(limit, heard, group().count == 1):
+        job = bring(teacher, data, metric, 0.0, eval_data, 1, threads, seed, (), limit, heard, memory_limit)
         if student is None:
             name, like, ground = job.name, job.model, Calibrated(job, fold_norms(job.model))
             small = scaled(ground, [batch.inputs for batch in job.calibration], *shares).model

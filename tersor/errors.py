@@ -84,6 +84,10 @@ class DataWarning(UserWarning):
     """Something about the data that looks like a mistake, and may be meant."""
 
 
+class LimitWarning(UserWarning):
+    """The time limit cut something short; what came out is the best by then."""
+
+
 def reason(cause: BaseException) -> str:
     """An error as a clause of a sentence: one of ours as it is written, of another its type and first line."""
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]

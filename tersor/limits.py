@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from time import monotonic
 
-from tersor.deadline import Deadline
+from tersor.deadline import Deadline, TimeUp, enforced, until
 from tersor.errors import BudgetError
 from tersor.units import duration
 
@@ -56,6 +57,32 @@ class Heard:
     def __str__(self) -> str:
         far = f" ({self._done} of {self._total})" if self._total else ""
         return f"{self.stage}{far}"
+
+
+@contextmanager
+def limited(limit: Deadline, heard: Heard, alone: bool = True) -> Iterator[None]:
+    """End what a command does meanwhile when the time is up. alone: whether this process may end without others that wait for
+    it; else it ends only where it looks at the clock.
+
+    Raises `BudgetError`.
+    """
+    try:
+        with until(limit), enforced() if alone else nullcontext():
+            yield
+    except TimeUp:
+        foreseen = _MARGIN * (limit.spent + heard.rest)
+        raise BudgetError(
+            f"The time limit of {duration(limit.whole)} expired at this stage: {heard}. Nothing was written. Allow "
+            f"{duration(_generous(foreseen))} or more: the same command continues with what is in the cache."
+        ) from None
+
+
+def stopped_early(limit: Deadline, heard: Heard, kept: str) -> str:
+    """What to warn of where a command delivers what was `kept` when its time was up."""
+    return (
+        f"The time limit of {duration(limit.whole)} expired at this stage: {heard}; the result is {kept}. The same command "
+        "with a longer limit continues from here."
+    )
 
 
 def too_short(limit: Deadline, heard: Heard, afterwards: float | None) -> BudgetError:

@@ -22,7 +22,8 @@ from typing import Any
 from tersor.deadline import Deadline, TimeUp, enforced, until
 from tersor.delivery import deliver
 from tersor.errors import StorageError, reason
-from tersor.inputs.job import Progress, bring, deadline_of, quiet, torch_threads
+from tersor.inputs import amounts
+from tersor.inputs.job import Progress, bring, quiet, torch_threads
 from tersor.limits import Heard, cut_short, too_short
 from tersor.recipe import open_recipe
 from tersor.recovery.wish import Recovery
@@ -81,7 +82,7 @@ def compress(
         clean(Path(out))
     steps = len(STEPS) if recipe is None else 1
     limit, heard = (
-        deadline_of(time_limit),
+        amounts.deadline(time_limit),
         Heard(progress, steps + 3),
     )  # before: the original; after: last race, delivery
     saved = None if recipe is None else open_recipe(Path(recipe), allow_code)

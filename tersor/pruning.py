@@ -20,14 +20,16 @@ from typing import Any
 import torch
 
 from tersor.calibrated import Calibrated
+from tersor.deadline import Deadline, TimeUp
 from tersor.densities import allocate, curves
-from tersor.errors import BudgetError, DataError, DataWarning, InputError
+from tersor.errors import BudgetError, DataError, DataWarning, InputError, LimitWarning
 from tersor.fitting import Decisions
 from tersor.graph.branches import branches as branches_of
 from tersor.graph.model import Model
-from tersor.inputs import models
+from tersor.inputs import amounts, models
 from tersor.inputs.job import Job, Progress, bring, predict_with, quiet, torch_threads, watched
 from tersor.left_alone import EXCLUDED, layers_of, left_alone, unnarrowed
+from tersor.limits import Heard, limited, stopped_early
 from tersor.maths.unfold import to_matrix
 from tersor.measuring.metrics import Drop, Score, drop
 from tersor.narrowing import Keep, dispensable, narrow, thinned, total, unfelt
@@ -77,6 +79,7 @@ def prune(
     seed: int = 0,
     exclude: Sequence[str] = (),
     out: str | Path | None = None,
+    time_limit: float | str | Deadline | None = None,
     memory_limit: int | str | None = None,
     progress: Progress = quiet,
 ) -> Pruned:
@@ -92,10 +95,11 @@ def prune(
     metric drop, before which pruning stops; alone, channels are removed up to it. recover: how to train after each step
     ("2epochs", "10m", or a `Recovery`), with the original as the teacher. rewind: an earlier checkpoint of the same network (a
     module, or its spec): before each training the remaining weights take its values (a lottery ticket). sensitivity: the
-    result of `sensitivity` for the channels of this model, or its file; widths are proposed by it as well. out: a
+    result of `sensitivity` for the channels of this model, or its file; widths are proposed by it as well. time_limit: maximum
+    time ("10m"), of which only the last evaluation is not a part; with `max_drop` the last step within it is the result. out: a
     `torch.export` archive (.pt2), which torch loads without Tersor and `compress` takes; or an ONNX file (.onnx).
-    Raises `InputError` for arguments that contradict each other, `BudgetError` if `macs` is out of reach or no step is within
-    `max_drop`, and what `compress` raises for its inputs.
+    Raises `InputError` for arguments that contradict each other, `BudgetError` if `macs` is out of reach, or no step is within
+    `max_drop` or ends in time, and what `compress` raises for its inputs.
     """
     if out is not None:
         refuse_file(Path(out), ENDINGS)
@@ -107,17 +111,19 @@ def prune(
     if training is None and (wish.moved or rewind is not None):
         what = "The criterion movement" if wish.moved else "rewind"
         raise InputError(f"{what} needs a training, but recover is not given; give recover, for example 2epochs.")
+    limit, heard = amounts.deadline(time_limit), Heard(progress)
     with torch_threads(threads):
         allowed = 0.0 if wish.allowed is None else wish.allowed
-        job = bring(
-            model, data, metric, allowed, eval_data, 1, threads, seed, tuple(exclude), None, progress, memory_limit
-        )
-        ground = Calibrated(job, fold_norms(job.model), needs=wish.needs)
-        if wish.pattern is not None and rewind is None:  # early values stand in the order they were learned in
-            ground = Calibrated(job, arranged(ground.model, ground.profile, wish.pattern), needs=wish.needs)
-        early = None if rewind is None else _early(rewind, job)
-        states = _states(job, ground, wish) if training is None else _rounds(job, ground, wish, training, early)
-        taken, walked = _walk(job, states, wish)
+        with limited(limit, heard, group().count == 1):
+            job = bring(
+                model, data, metric, allowed, eval_data, 1, threads, seed, tuple(exclude), limit, heard, memory_limit
+            )
+            ground = Calibrated(job, fold_norms(job.model), needs=wish.needs)
+            if wish.pattern is not None and rewind is None:  # early values stand in the order they were learned in
+                ground = Calibrated(job, arranged(ground.model, ground.profile, wish.pattern), needs=wish.needs)
+            early = None if rewind is None else _early(rewind, job)
+            states = _states(job, ground, wish) if training is None else _rounds(job, ground, wish, training, early)
+            taken, walked = _walk(job, states, wish, heard)
         pruned = _last_inside(job, ground.model, taken, walked, wish)
     if out is not None and group().rank == 0:
         write_model(Path(out), Compressed(pruned.model))
@@ -135,18 +141,25 @@ class _State:
     trained: tuple[History, ...] = ()
 
 
-def _walk(job: Job, states: Iterator[_State], wish: Wish) -> tuple[list[_State], list[Step]]:
-    """The states that keep the promise on held-out data, and all that were looked at."""
+def _walk(job: Job, states: Iterator[_State], wish: Wish, heard: Heard) -> tuple[list[_State], list[Step]]:
+    """The states that keep the promise on held-out data, and all that were looked at; with a promise, those until the time
+    was up."""
     good: list[_State] = []
     walked: list[Step] = []
-    for state in states:
-        small = state.remake()
-        lost = drop(job.before_held, job.metric(predict_with(small), job.held), job.metric)
-        kept = wish.allowed is None or lost.within(wish.allowed)
-        walked.append(Step(size(small), lost.amount, kept))
-        if not kept:
-            break
-        good.append(state)
+    try:
+        for state in states:
+            small = state.remake()
+            lost = drop(job.before_held, job.metric(predict_with(small), job.held), job.metric)
+            kept = wish.allowed is None or lost.within(wish.allowed)
+            walked.append(Step(size(small), lost.amount, kept))
+            if not kept:
+                break
+            good.append(state)
+    except TimeUp:
+        if wish.allowed is None or not good:
+            raise
+        steps = f"step {len(good)}" if len(good) > 1 else "the first step"
+        warnings.warn(stopped_early(job.deadline, heard, f"that of {steps}"), LimitWarning, stacklevel=3)
     return good, walked
 
 

@@ -7,19 +7,23 @@ and says what a machine with such integers would. `compress` is for speed: int8 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tersor.calibrated import Calibrated
-from tersor.errors import InputError
+from tersor.deadline import Deadline, TimeUp
+from tersor.errors import InputError, LimitWarning
 from tersor.feeds import RANGES
 from tersor.fitting import Decisions
 from tersor.graph.model import Model
+from tersor.inputs import amounts
 from tersor.inputs.encoder import holds_encoder
 from tersor.inputs.job import Progress, bring, calibrating_on_all, predict_with, quiet, torch_threads, watched
 from tersor.left_alone import EXCLUDED, LeftAlone, layers_of, left_alone
+from tersor.limits import Heard, limited, stopped_early
 from tersor.maths.grid import PerChannel, PerGroup
 from tersor.maths.levels import FORMATS
 from tersor.measuring.metrics import Drop, Score, drop
@@ -102,6 +106,7 @@ def quantize(
     seed: int = 0,
     exclude: Sequence[str] = (),
     out: str | Path | None = None,
+    time_limit: float | str | Deadline | None = None,
     memory_limit: int | str | None = None,
     progress: Progress = quiet,
 ) -> Quantized | QuantizedFolder:
@@ -114,13 +119,15 @@ def quantize(
     of embeddings, or "none" to keep them in float. groups: group size, columns that share a scale; 0 for the format's default
     (one scale per output channel, for most). method: "gptq", or "rounding" to nearest. ranges: the observer of activation
     ranges, one of `feeds.RANGES`. recover: quantization-aware training ("2epochs", "10m", or a `Recovery`), with the original
-    as the teacher and learned scales.
+    as the teacher and learned scales. time_limit: maximum time ("10m"), of which only the last evaluation is not a part; where
+    a training does not end within it, the result is what was quantized without it.
     out: a `torch.export` archive (.pt2) with packed integers, which torch loads without Tersor; or an ONNX file (.onnx), where
     linear layers have packed integers of 4 or 8 bits and everything else is float.
     If `model` is the folder of a language model (config.json, safetensors), see `quantize_folder`; kv_cache and polish apply
     only there.
     Raises `InputError` for arguments that contradict each other, and what `compress` raises for its inputs.
     """
+    limit, heard = amounts.deadline(time_limit), Heard(progress)
     if isinstance(model, str | Path) and Path(model).is_dir() and not holds_encoder(model):
         if memory_limit is not None:
             raise InputError(
@@ -128,22 +135,23 @@ def quantize(
                 "leave it out."
             )
         refuse_others(edges=edges, embeddings=embeddings, ranges=ranges, recover=recover, metric=metric)
-        return quantize_folder(
-            Path(model),
-            data,
-            weights=weights,
-            activations=activations,
-            kv_cache=kv_cache,
-            groups=groups,
-            method=method,
-            polish=polish,
-            eval_data=eval_data,
-            threads=threads,
-            seed=seed,
-            exclude=exclude,
-            out=out,
-            progress=progress,
-        )
+        with limited(limit, heard):
+            return quantize_folder(
+                Path(model),
+                data,
+                weights=weights,
+                activations=activations,
+                kv_cache=kv_cache,
+                groups=groups,
+                method=method,
+                polish=polish,
+                eval_data=eval_data,
+                threads=threads,
+                seed=seed,
+                exclude=exclude,
+                out=out,
+                progress=heard,
+            )
     if str(kv_cache).strip() != "none":
         raise InputError(f"kv_cache is {kv_cache!r}; it applies only to folders of language models. Leave it out.")
     if polish:
@@ -160,26 +168,34 @@ def quantize(
     if out is not None and Path(out).suffix == ".onnx":
         _refuse_onnx(weights, wanted, read)
     with torch_threads(threads):
-        job = bring(model, data, metric, 0.0, eval_data, 1, threads, seed, tuple(exclude), None, progress, memory_limit)
-        job = calibrating_on_all(job) if how is None else job
-        ground = Calibrated(job, fold_norms(job.model))
-        names = [m.name for m in matrices(ground.model)]
-        chosen = {n: ends if n in (names[0], names[-1]) else wanted for n in names if n not in job.exclude}
-        chosen |= {c.name: wanted for c in cells(ground.model) if c.name not in job.exclude}
-        if str(embeddings).strip() != "none":
-            looked_up = _technique(embeddings, "rounding", groups)
-            chosen |= {t.name: looked_up for t in tables(ground.model) if t.name not in job.exclude}
-        if not chosen:
-            raise InputError(
-                "The model has no layer that can be quantized; `tersor inspect` lists its layers. Exclude fewer."
+        with limited(limit, heard, group().count == 1):
+            job = bring(
+                model, data, metric, 0.0, eval_data, 1, threads, seed, tuple(exclude), limit, heard, memory_limit
             )
-        decisions = Decisions(
-            techniques=chosen, feeds="none" if read == 32 else "static", bits=min(8, read), ranges=ranges
-        )
-        fitted = ground.fit(decisions, items=len(job.calibration))
-        recovering = None if how is None else Recovering(job, ground, how)
-        if recovering is not None:
-            fitted = recovering(fitted)
+            job = calibrating_on_all(job) if how is None else job
+            ground = Calibrated(job, fold_norms(job.model))
+            names = [m.name for m in matrices(ground.model)]
+            chosen = {n: ends if n in (names[0], names[-1]) else wanted for n in names if n not in job.exclude}
+            chosen |= {c.name: wanted for c in cells(ground.model) if c.name not in job.exclude}
+            if str(embeddings).strip() != "none":
+                looked_up = _technique(embeddings, "rounding", groups)
+                chosen |= {t.name: looked_up for t in tables(ground.model) if t.name not in job.exclude}
+            if not chosen:
+                raise InputError(
+                    "The model has no layer that can be quantized; `tersor inspect` lists its layers. Exclude fewer."
+                )
+            decisions = Decisions(
+                techniques=chosen, feeds="none" if read == 32 else "static", bits=min(8, read), ranges=ranges
+            )
+            fitted = ground.fit(decisions, items=len(job.calibration))
+            recovering = None if how is None else Recovering(job, ground, how)
+            if recovering is not None:
+                try:
+                    fitted = recovering(fitted)
+                except TimeUp:
+                    kept = "what was quantized, without the training"
+                    warnings.warn(stopped_early(limit, heard, kept), LimitWarning, stacklevel=2)
+                    recovering = None
         stored = store_quantised(fitted)
         job.progress("evaluating", 0, 0)
         after = job.metric(predict_with(stored), job.evaluation)

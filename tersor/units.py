@@ -17,7 +17,7 @@ def duration(seconds: float) -> str:
         if whole >= unit:
             rest = whole % unit // part
             return f"{whole // unit} {name}" + (f" {rest} {its}" if rest else "")
-    return f"{whole} s"
+    return f"{whole} s" if seconds >= 1 or not seconds else f"{seconds:.1g} s"
 
 
 def spread(low: float, value: float, high: float) -> str:

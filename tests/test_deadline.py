@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +44,23 @@ def test_what_ends_in_time_is_left_alone() -> None:
         with enforced():
             pass
         time.sleep(0.1)  # nothing is armed any more
+
+
+def test_an_import_is_finished_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a module would stay in this process, and the next import of it would give that."""
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(0.3)\ntime.sleep(0.3)\nwhole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TimeUp), until(Deadline.after(0.05)), enforced():
+        time.sleep(60 * importlib.import_module("slow_to_import").whole)
+    assert sys.modules["slow_to_import"].whole
+
+
+def test_an_import_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tersor.deadline._IMPORTS", 1)
+    (tmp_path / "never_imported.py").write_text("import time\nwhile True:\n    time.sleep(0.1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TimeUp), until(Deadline.after(0.05)), enforced():
+        importlib.import_module("never_imported")
 
 
 def test_an_alarm_of_the_users_own_is_left_alone() -> None:

@@ -34,6 +34,7 @@ from tersor.cli.options import (
     Seed,
     Sensitivity,
     Threads,
+    TimeLimit,
     Training,
 )
 from tersor.cli.places import default
@@ -120,16 +121,7 @@ def compress(
     memory_limit: MemoryLimit = None,
     seed: Seed = 0,
     exclude: Exclude = None,
-    time_limit: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME",
-            help="Maximum time for the whole command: 90s, 10m, 1.5h. The best candidate verified by then is delivered. "
-            "Default: no limit.",
-            show_default=False,
-            rich_help_panel=RUN,
-        ),
-    ] = None,
+    time_limit: TimeLimit = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
@@ -162,13 +154,12 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Find the fastest version of a model within the allowed metric drop, verify it, and write it to a folder."""
-    from tersor.deadline import Deadline
     from tersor.inputs import amounts
     from tersor.store.files import refuse_folder
     from tersor.targets import refuse_strangers
 
     amounts.drop(max_drop)  # words and places are judged before anything is loaded, torch included
-    limit = None if time_limit is None else Deadline.after(amounts.seconds(time_limit))
+    limit = amounts.deadline(time_limit)
     if memory_limit is not None:
         amounts.nbytes(memory_limit)
     refuse_strangers(target)

@@ -26,6 +26,7 @@ from tersor.cli.options import (
     Seed,
     Sensitivity,
     Threads,
+    TimeLimit,
     Training,
     archive,
 )
@@ -139,12 +140,16 @@ def prune(
     metric: Metric = "accuracy",
     eval_data: EvalData = None,
     threads: Threads = 0,
+    time_limit: TimeLimit = None,
     memory_limit: MemoryLimit = None,
     seed: Seed = 0,
     exclude: Exclude = None,
     as_json: Json = False,
 ) -> None:
     """Prune channels, weights or both, and correct the remaining weights; needs no labels, and trains only on request."""
+    from tersor.inputs import amounts
+
+    limit = amounts.deadline(time_limit)
     out = refuse_early(out or default(model, "-pruned.pt2"))
     with results(as_json) as stream, Stages() as progress:
         from tersor.cli.training import recovery
@@ -169,6 +174,7 @@ def prune(
             metric=metric,
             eval_data=eval_data,
             threads=threads,
+            time_limit=limit,
             memory_limit=memory_limit,
             seed=seed,
             exclude=exclude or (),
@@ -270,12 +276,16 @@ def quantize(
     metric: Metric = "accuracy",
     eval_data: EvalData = None,
     threads: Threads = 0,
+    time_limit: TimeLimit = None,
     memory_limit: MemoryLimit = None,
     seed: Seed = 0,
     exclude: Exclude = None,
     as_json: Json = False,
 ) -> None:
     """Quantize weights and activations to few bits; needs no labels, and trains only on request."""
+    from tersor.inputs import amounts
+
+    limit = amounts.deadline(time_limit)
     out = out or default(model, "-quantized" if Path(model).is_dir() else "-quantized.pt2")
     out = out if Path(model).is_dir() else refuse_early(out)
     with results(as_json) as stream, Stages() as progress:
@@ -298,6 +308,7 @@ def quantize(
             metric=metric,
             eval_data=eval_data,
             threads=threads,
+            time_limit=limit,
             memory_limit=memory_limit,
             seed=seed,
             exclude=exclude or (),
@@ -346,11 +357,15 @@ def distil(
     metric: Metric = "accuracy",
     eval_data: EvalData = None,
     threads: Threads = 0,
+    time_limit: TimeLimit = None,
     memory_limit: MemoryLimit = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Train a student model to give the outputs of a teacher (knowledge distillation)."""
+    from tersor.inputs import amounts
+
+    limit = amounts.deadline(time_limit)
     out = refuse_early(out or default(student or teacher, "-distilled.pt2"))
     with results(as_json) as stream, Stages() as progress:
         from tersor.cli.training import recovery
@@ -367,6 +382,7 @@ def distil(
             metric=metric,
             eval_data=eval_data,
             threads=threads,
+            time_limit=limit,
             memory_limit=memory_limit,
             seed=seed,
             out=out,

@@ -119,6 +119,16 @@ Sensitivity = Annotated[
         show_default=False,
     ),
 ]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Maximum time for the whole command: 90s, 10m, 1.5h. The best result verified by then is delivered. Default: no "
+        "limit.",
+        show_default=False,
+        rich_help_panel=RUN,
+    ),
+]
 MemoryLimit = Annotated[
     str | None,
     typer.Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from tersor.deadline import Deadline
 from tersor.errors import InputError
 
 _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
@@ -50,6 +51,13 @@ def seconds(text: str | float) -> float:
     if value <= 0 or re.sub(r"[\d.]+\s*[a-z]*\s*", "", shown):
         raise InputError(f"The time '{shown}' is no duration above zero; write 90s, 10m or 1.5h.")
     return value
+
+
+def deadline(time_limit: float | str | Deadline | None) -> Deadline:
+    """What a user's words allow, from now on. Raises `InputError`."""
+    if time_limit is None:
+        return Deadline()
+    return time_limit if isinstance(time_limit, Deadline) else Deadline.after(seconds(time_limit))
 
 
 def nbytes(text: str | int) -> int:

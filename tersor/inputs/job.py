@@ -108,7 +108,7 @@ def bring(
     if batch < 1:
         raise InputError(f"The batch size is {batch}; it must be at least 1.")
     amounts.seed(seed)
-    limit = deadline_of(time_limit)
+    limit = amounts.deadline(time_limit)
     allowed = amounts.drop(max_drop)
     room = CONTAINER if memory_limit is None else Room(amounts.nbytes(memory_limit))
     found = metrics.bring(metric)
@@ -189,13 +189,6 @@ def _refuse_strangers(exclude: Sequence[str], model: Model) -> None:
                 f"exclude names {name!r}, which is not a layer of this model; similar names: {', '.join(near)}. `tersor "
                 "inspect` lists all."
             )
-
-
-def deadline_of(time_limit: float | str | Deadline | None) -> Deadline:
-    """What a user's words allow, from now on. Raises `InputError`."""
-    if time_limit is None:
-        return Deadline()
-    return time_limit if isinstance(time_limit, Deadline) else Deadline.after(amounts.seconds(time_limit))
 
 
 def _counted(predict: Predict, total: int, progress: Callable[[int, int], None]) -> Predict:
