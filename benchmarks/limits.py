@@ -4,7 +4,8 @@
     python -m benchmarks.limits --models huge --times 10
 
 The networks have random weights: what they compute does not matter here. Wall time is that of the whole command, the start
-of Python included; memory is the most that the command and its processes held together, looked at five times a second.
+of Python included; memory is the most that the command and its processes held together (their proportional set sizes: what
+several map is counted once), looked at five times a second.
 """
 
 from __future__ import annotations
@@ -149,19 +150,27 @@ def measured(model: str, seconds: float, threads: int) -> dict[str, Any]:
 def held(root: int) -> tuple[int, int]:
     """Bytes that a process and all that came of it hold, and it alone."""
     parents: dict[int, int] = {}
-    sizes: dict[int, int] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
                 parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                sizes[int(folder.name)] = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             except (OSError, ValueError, IndexError):  # it has just ended
                 continue
     ours, fresh = {root}, {root}
     while fresh:
         fresh = {child for child, parent in parents.items() if parent in fresh}
         ours |= fresh
-    return sum(sizes.get(each, 0) for each in ours), sizes.get(root, 0)
+    sizes = {each: _proportional(each) for each in ours}
+    return sum(sizes.values()), sizes[root]
+
+
+def _proportional(process: int) -> int:
+    """Bytes that a process holds, of a page that several hold its part; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:

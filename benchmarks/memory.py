@@ -3,8 +3,8 @@
     python -m benchmarks.memory                       # six commands, one JSON line each
     python -m benchmarks.memory --only prune,images
 
-The networks have random weights. Memory is that of the command and its processes together, looked at five times a second:
-what they map (shared libraries, files) is counted in each of them, so that it is an upper bound.
+The networks have random weights. Memory is that of the command and its processes together (their proportional set sizes:
+what several map is counted once), looked at five times a second.
 """
 
 from __future__ import annotations
