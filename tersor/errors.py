@@ -88,6 +88,10 @@ class LimitWarning(UserWarning):
     """The time limit cut something short; what came out is the best by then."""
 
 
+KILLED = "its process ended with signal"
+"""What the sentence on a runtime that crashed says of it."""
+
+
 def reason(cause: BaseException) -> str:
     """An error as a clause of a sentence: one of ours as it is written, of another its type and first line."""
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]

@@ -160,6 +160,8 @@ class Target(ABC):
     """Whether the runtime folds norms into weights by itself, so that the unchanged model is worth a try there."""
     compiles: ClassVar[bool] = False
     """Whether loading takes so long that, where time is short, others come first."""
+    in_torch: ClassVar[bool] = False
+    """Whether it runs in torch, as the original does: what it cannot survive ends this process anyway."""
     placement: str = "standard"
     placements: ClassVar[tuple[str, ...]] = ("standard",)
     """Ways to put activations on grids in int8 that are worth timing against each other here, the usual one first."""

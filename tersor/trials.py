@@ -15,7 +15,7 @@ from time import monotonic
 import numpy as np
 
 from tersor import deadline
-from tersor.errors import StorageError, TargetError, reason
+from tersor.errors import KILLED, StorageError, TargetError, reason
 from tersor.graph.model import Model
 from tersor.inputs.job import Job
 from tersor.measuring.batches import Batches
@@ -86,6 +86,9 @@ class Workbench:
         self._started: float | None = None  # the race under way
         self._blamed: dict[type[Target], str] = {}
         self._batch = one_batch(job.calibration, job.batch)
+        self._rehearsed: list[
+            Path
+        ] = []  # batches that files are judged on, which each predicts once before this process
 
     def export(self, candidates: Iterable[Candidate]) -> list[Trial]:
         """Try the candidates out; gives those that their target accepted."""
@@ -123,13 +126,14 @@ class Workbench:
                 starts=starts,
                 failures=failures,
                 room=self.job.room,
+                rehearsed=self._rehearsal(),
             )
             self._races.append((monotonic() - self._started) / starts)
             self._raced.append(race)
         finally:
             self._started = None
             for name, why in failures.items():
-                self.rule_out(name, f"{why}{self._blame(self.trials[name])}")
+                self.rule_out(name, f"{why}{self._blame(self.trials[name], why)}")
         timed = [n for n in names if n in race.samples]
         known = [n for n in timed if self.trials[n].seconds is not None]
         drift = float(np.median([race.median(n) / (self.trials[n].seconds or 1.0) for n in known])) if known else 1.0
@@ -157,14 +161,27 @@ class Workbench:
             shutil.rmtree(probe.folder, ignore_errors=True)
         return race.median(probe.name) / race.median(name)
 
+    def _rehearsal(self) -> Sequence[Path]:
+        """Files of batches as they are judged on: the first held-out one, and the largest of the evaluation data."""
+        if not self._rehearsed:
+            most = max(self.job.evaluation.parts, key=lambda part: len(part))
+            batches = {tuple(a.shape for a in b.arrays()): b.arrays() for b in (self.job.held.parts[0], most)}
+            for i, arrays in enumerate(batches.values()):
+                file = self.scratch / f"judged{i}.npz"
+                with full_disk(self.scratch):
+                    save_arrays(file, {f"{i:03d}": array for i, array in enumerate(arrays)})
+                self._rehearsed.append(file)
+        return self._rehearsed
+
     def latest(self, name: str) -> Race | None:
         """The last race that trial `name` was in; None where it was in none."""
         return next((race for race in reversed(self._raced) if name in race.samples), None)
 
-    def _blame(self, trial: Trial) -> str:
-        """A further sentence on a file that never ran."""
+    def _blame(self, trial: Trial, why: str) -> str:
+        """A further sentence on a file that never ran. To find out, parts of it are run here, which is not done with one that
+        ended its process."""
         target, compressed = trial.candidate.target, trial.candidate.compressed
-        if trial.seconds is not None:
+        if trial.seconds is not None or KILLED in why:
             return ""
         if type(target) not in self._blamed:
             try:
@@ -333,10 +350,12 @@ def time_side_by_side(
     starts: int = 1,
     failures: dict[str, str] | None = None,
     room: Room = CONTAINER,
+    rehearsed: Sequence[Path] = (),
 ) -> Race:
     """Race the trials on one batch, each in a process of its own; the first is raced against itself as a control.
 
-    Where one has more than `TOGETHER` bytes, no two are in memory at once. failures, room: as for `race`.
+    Where one has more than `TOGETHER` bytes, no two are in memory at once. failures, room: as for `race`. rehearsed: batches
+    that whoever was never timed has to survive first.
     """
     example = scratch / f"batch{len(inputs[0])}.npz"
     if not example.exists():  # the batch of a scratch folder is always the same
@@ -352,6 +371,7 @@ def time_side_by_side(
                 "target": list(target_name(trial.candidate.target)),
                 "example": str(example),
                 "threads": threads,
+                "rehearsed": list(map(str, rehearsed)) if _unknown(trial) else [],
             },
         )
         for trial in trials
@@ -368,6 +388,10 @@ def time_side_by_side(
         failures=failures,
         room=room,
     )
+
+
+def _unknown(trial: Trial) -> bool:
+    return trial.seconds is None and not trial.candidate.reference and not trial.candidate.target.in_torch
 
 
 def beside_float(file: Path, model: Model, inputs: Sequence[np.ndarray], threads: int) -> Race | None:

@@ -120,6 +120,37 @@ def test_a_candidate_that_cannot_be_judged(monkeypatch: pytest.MonkeyPatch) -> N
     assert "what a runtime says" in note(report, "onnxruntime fp32")
 
 
+CRASHES = """
+import os, signal
+from tersor.targets.onnxruntime import _Runner
+
+predict = _Runner.predict
+
+
+def dies(self, *inputs):
+    if len(inputs[0]) > 1:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return predict(self, *inputs)
+
+
+_Runner.predict = dies
+"""
+
+
+def test_a_candidate_that_crashes_on_the_batches_it_is_judged_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on the one item that is timed. In this process it would end the command."""
+    (tmp_path / "sitecustomize.py").write_text(CRASHES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # what child processes begin with
+    monkeypatch.syspath_prepend(tmp_path)
+    report = compressed("onnxruntime:fp32,openvino:fp32")
+    assert report.after.name == "openvino fp32"
+    assert "predicting a batch of held-out data, its process ended with signal SIGSEGV" in note(
+        report, "onnxruntime fp32"
+    )
+
+
 @without_processes
 def test_a_metric_that_fails_for_one_candidate_only() -> None:
     """Three calls are made of the original and of the first candidate; what comes then is refused a score."""

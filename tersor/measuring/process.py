@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from tersor import deadline
-from tersor.errors import TargetError, reason
+from tersor.errors import KILLED, TargetError, reason
 from tersor.memory import Room, free, held, written
 
 _THREADS = (
@@ -196,8 +196,8 @@ class Process:
             code = self._process.wait(5)
         except subprocess.TimeoutExpired:
             return f"it closed its output. {self._tail()}"
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"its process ended with {how}. {self._tail()}"
+        how = f"{KILLED} {signal.Signals(-code).name}" if code < 0 else f"its process ended with exit code {code}"
+        return f"{how}. {self._tail()}"
 
     def _tail(self) -> str:
         size = self._errors.seek(0, os.SEEK_END)

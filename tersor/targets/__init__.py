@@ -4,22 +4,57 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from tersor.errors import InputError
-from tersor.target import Target
+from tersor.errors import KILLED, InputError, TargetError
+from tersor.target import Runner, Target
 
 
-def timed(folder: str, target: list[str], example: str, threads: int) -> Callable[[], object]:
-    """In the clock's child process: the call that is timed, which is that of the README."""
-    runner = target_called(*target).load(Path(folder), threads)
-    with np.load(example, allow_pickle=False) as stored:
-        inputs = [stored[key] for key in sorted(stored.files)]
-    return runner.call(*inputs)
+def timed(
+    folder: str, target: list[str], example: str, threads: int, rehearsed: Sequence[str] = ()
+) -> Callable[[], object]:
+    """In the clock's child process: the call that is timed, which is that of the README. rehearsed: files of batches as it will
+    be judged on, which another process predicts first.
+
+    Raises `TargetError` where that process is ended by a signal, as this command's own would be.
+    """
+
+    def loaded() -> Runner:
+        return target_called(*target).load(Path(folder), threads)
+
+    def predicted() -> None:
+        runner = loaded()
+        for file in rehearsed:
+            runner.predict(*_arrays(file))
+
+    if rehearsed and hasattr(os, "fork"):
+        number = _ended_by(predicted)
+        if number:
+            raise TargetError(f"predicting a batch of held-out data, {KILLED} {signal.Signals(number).name}.")
+    return loaded().call(*_arrays(example))
+
+
+def _arrays(file: str) -> list[np.ndarray]:
+    with np.load(file, allow_pickle=False) as stored:
+        return [stored[key] for key in sorted(stored.files)]
+
+
+def _ended_by(work: Callable[[], None]) -> int:
+    """The signal that ended a process which did `work`; 0 where it ended by itself, whatever it raised."""
+    process = os.fork()  # before a runtime has threads
+    if not process:
+        with suppress(BaseException):  # it is raised again where it is judged
+            work()
+        os._exit(0)
+    status = os.waitpid(process, 0)[1]
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
 def target_name(target: Target) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,6 +18,7 @@ class Eager(Target):
     """A `torch.export` archive run by torch. Weight forms and feeds are made dense: it computes in float32."""
 
     precision: str = "fp32"
+    in_torch: ClassVar[bool] = True
 
     def export(self, compressed: Compressed, folder: Path) -> None:
         write_program(compressed, folder)

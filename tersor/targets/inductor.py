@@ -23,6 +23,7 @@ class Inductor(Target):
     """A `torch.export` archive, compiled to C++ on load, once for each of the first batch sizes it meets."""
 
     precision: str = "fp32"
+    in_torch: ClassVar[bool] = True
     compiles: ClassVar[bool] = True
 
     def export(self, compressed: Compressed, folder: Path) -> None:
