@@ -143,7 +143,7 @@ class Search:
             return
         beside = [name for name in (self.unchanged("eager"),) if name is not None]
         with suppress(TargetError):  # each has its reason by now
-            self.bench.time(list(dict.fromkeys([*self.bench.alive(), *beside])), ROUNDS, BEHIND)
+            self.bench.time(list(dict.fromkeys([*self.bench.alive(), *beside])), ROUNDS, BEHIND, rehearse=False)
             self.bench.fastest_inside()
 
     def lossless_and_int8(self) -> None:

@@ -21,7 +21,7 @@ from tersor.inputs.job import Job
 from tersor.measuring.batches import Batches
 from tersor.measuring.clock import Contender, Race, race
 from tersor.measuring.metrics import Drop, Metric, Predict, Score, drop, predictor
-from tersor.memory import CONTAINER, Room
+from tersor.memory import CONTAINER, Room, trim
 from tersor.plan import Plan
 from tersor.scratch import full_disk, room, scratch
 from tersor.target import Audit, Compressed, Dynamic, Runner, Target
@@ -102,11 +102,14 @@ class Workbench:
             fresh += [trial] if trial.refused is None else []
         return fresh
 
-    def time(self, names: Sequence[str], rounds: int, behind: float | None = None, starts: int = 1) -> Race:
+    def time(
+        self, names: Sequence[str], rounds: int, behind: float | None = None, starts: int = 1, rehearse: bool = True
+    ) -> Race:
         """Time trials on one batch, taking turns, each in a process of its own; the first also against itself.
 
         Who fails is ruled out, and the others go on; raises `TargetError` where all do. Who takes more than `behind` times as
-        long as the fastest is soon out. starts: as for `race`. Only ratios of one race can be compared: what was timed before
+        long as the fastest is soon out. starts: as for `race`. rehearse: whether a file that was never timed first predicts, in
+        a process that may crash, batches as it is judged on. Only ratios of one race can be compared: what was timed before
         is the measure of what is new.
         """
         names = [n for n in names if self.trials[n].refused is None]
@@ -126,7 +129,7 @@ class Workbench:
                 starts=starts,
                 failures=failures,
                 room=self.job.room,
-                rehearsed=self._rehearsal(),
+                rehearsed=self._rehearsal() if rehearse else (),
             )
             self._races.append((monotonic() - self._started) / starts)
             self._raced.append(race)
@@ -266,6 +269,9 @@ class Workbench:
         except Exception as cause:  # whatever a runtime raises, or a metric for what the runtime gave
             self.rule_out(name, f"It could not be evaluated: {reason(cause)}")
             return None
+        finally:
+            if self.trials[name].nbytes > TOGETHER:
+                trim()  # what the runtime held
 
     def closing(self) -> float:
         """Seconds from a verified trial to its artifact in place: one more race, as long as any so far, and `copying`."""

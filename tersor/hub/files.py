@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -21,10 +21,75 @@ def save_onnx(onnx: ir.Model, path: Path) -> None:
     """Write one file, or two (`.data` beside it) where protobuf's limit of 2 GiB asks for it."""
     import onnx_ir as ir
 
-    if _fits(onnx):
-        ir.save(onnx, path)
-    else:
+    if not _fits(onnx):
         ir.save(onnx, path, external_data=f"{path.name}.data")
+    else:
+        with path.open("wb") as file:
+            _write(onnx, file)
+
+
+def _write(onnx: ir.Model, file: BinaryIO) -> None:
+    """The file as protobuf would write it, but for the order of its fields, one large tensor in memory at a time.
+
+    A message in a message is its number, its length and its fields, in any order: the graph's small parts are serialized
+    without the large tensors, which are appended.
+    """
+    import onnx_ir as ir
+
+    elsewhere = (ir.ExternalTensor, ir.StringTensor)
+    large = {
+        name: tensor
+        for name, value in onnx.graph.initializers.items()
+        if (tensor := value.const_value) is not None and tensor.nbytes > _LARGE and not isinstance(tensor, elsewhere)
+    }
+    try:
+        for name, tensor in large.items():  # the same, of no values
+            onnx.graph.initializers[name].const_value = ir.tensor(
+                np.zeros(0, tensor.dtype.numpy()), tensor.dtype, name=name
+            )
+        model = ir.to_proto(onnx)
+    finally:
+        for name, tensor in large.items():
+            onnx.graph.initializers[name].const_value = tensor
+    tensors = list(model.graph.initializer)
+    heads, bodies = [], []
+    for proto in tensors:
+        body = large.get(proto.name)
+        if body is not None:
+            proto.ClearField("raw_data")
+            proto.ClearField("dims")
+            proto.dims.extend(body.shape.numpy())
+        heads.append(proto.SerializeToString() + (b"" if body is None else _field(_RAW_DATA, body.nbytes)))
+        bodies.append(body)
+    del model.graph.initializer[:]
+    graph = model.graph.SerializeToString()
+    model.ClearField("graph")
+    sizes = [len(head) + (0 if body is None else body.nbytes) for head, body in zip(heads, bodies, strict=True)]
+    marks = [_field(_INITIALIZER, size) for size in sizes]
+    file.write(model.SerializeToString())
+    file.write(_field(_GRAPH, len(graph) + sum(sizes) + sum(map(len, marks))))
+    file.write(graph)
+    for mark, head, body in zip(marks, heads, bodies, strict=True):
+        file.write(mark + head)
+        if body is not None:
+            file.write(body.tobytes())
+
+
+_LARGE = 1 << 16
+_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # numbers of fields in onnx.proto
+
+
+def _field(number: int, size: int) -> bytes:
+    """What stands before the bytes of a field of protobuf."""
+    return bytes([number << 3 | 2]) + _varint(size)
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
 
 
 def onnx_bytes(onnx: ir.Model) -> bytes:

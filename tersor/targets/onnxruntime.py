@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # loading needs no onnx_ir, which takes a second to import
     import onnxruntime
 
 FILE = "model.onnx"
+_LARGE = 100e6  # bytes of a file, of which no two copies should be in memory
 PLACEMENTS = {
     "standard": Placement(dynamic=True),
     "signed": Placement(signed=True, dynamic=True),
@@ -138,15 +139,12 @@ def _outputs(onnx: ir.Model, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, 
 
 class _Runner(Runner):
     def __init__(self, path: Path, threads: int):
-        self._path = path
-        self._session = _session(path, threads)
-        self.inputs = tuple(i.name for i in self._session.get_inputs())
-        self.outputs = tuple(o.name for o in self._session.get_outputs())
-        self._types = [_NUMPY[i.type] for i in self._session.get_inputs()]
-        self._run, self._names = (
-            self._session.run,
-            list(self.outputs),
-        )  # looked up once: a call may take 30 microseconds
+        self._path, self._threads = path, threads
+        session = _session(path, threads)
+        self.inputs = tuple(i.name for i in session.get_inputs())
+        self.outputs = tuple(o.name for o in session.get_outputs())
+        self._types = [_NUMPY[i.type] for i in session.get_inputs()]
+        self._run, self._names = session.run, list(self.outputs)  # looked up once: a call may take 30 microseconds
 
     def call(self, *inputs: np.ndarray) -> Callable[[], object]:
         return partial(self._run, self._names, named(self.inputs, inputs))
@@ -166,20 +164,30 @@ class _Runner(Runner):
         """Read from the graph that the session optimised, dumped to a temporary file."""
         import onnx_ir as ir
 
+        if self._path.stat().st_size > _LARGE:
+            self._run = self._again  # the session holds all weights, as what is read here does
+            trim()
         hub = ir.load(self._path).graph
         names, why = matrix_names(hub), reasons(hub)
-        del hub  # with all weights, of which the session and its dump have copies of their own
+        del hub  # with all weights as well
         trim()
         with scratch() as folder:
             dump = Path(folder) / "optimised.onnx"
             options = _runtime().SessionOptions()
             options.log_severity_level = 4
             options.optimized_model_filepath = str(dump)
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+            options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
             if _widened(self._path):
                 options.add_session_config_entry("session.x64quantprecision", "1")
             _runtime().InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
             trim()
             return Audit(tuple(_operators(ir.load(dump).graph, names, why)))
+
+    def _again(self, names: list[str], feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        self._run = _session(self._path, self._threads).run
+        return self._run(names, feed)
 
 
 def _session(path: Path, threads: int) -> Any:

@@ -21,6 +21,7 @@ from tersor.errors import MissingRuntime
 from tersor.hub.files import existing, input_names, named, not_taken, refused, save_onnx
 from tersor.hub.placement import Placement
 from tersor.hub.precision import label_of, matrix_names, reasons
+from tersor.memory import trim
 from tersor.target import Audit, Compressed, Fidelity, Input, Operator, Runner, Target, described, variables
 
 if TYPE_CHECKING:  # loading needs no exporter, and no onnx_ir, which takes a second to import
@@ -38,6 +39,7 @@ PLACEMENTS = {
     "signed": replace(_PLACEMENT, signed=True),
 }
 _STATIC_SHAPES = 6
+_LARGE = 100e6  # bytes of a file
 _HEAVY = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNCell", "RNNSeq", "ScaledDotProductAttention")
 _SHORT = {"u8": "i8", "i8": "i8", "f32": "f32", "bf16": "bf16", "f16": "f16", "u4": "i4", "i4": "i4"}
 
@@ -208,12 +210,17 @@ def opened(
 
 
 class _Runner(Runner):
-    """Not for several threads at once: each input shape has one request whose buffers are reused."""
+    """Not for several threads at once: each input shape has one request whose buffers are reused.
+
+    Each shape that a model is compiled for has all weights of its own. A large model is compiled once at a time: for any
+    shape, or, to be called again and again, for one.
+    """
 
     def __init__(self, path: Path, precision: str, threads: int):
         self._path = path
         self._precision, self._threads = precision, threads
-        self._model = self._read()
+        self._large = path.stat().st_size > _LARGE
+        self._model: Any = self._read()
         # OpenVINO forgets inputs that no output needs; callers still pass them.
         self.inputs = input_names(path)
         self._read_inputs = frozenset(i.get_any_name() for i in self._model.inputs)
@@ -237,21 +244,27 @@ class _Runner(Runner):
             raise refused(named(self.inputs, inputs), cause) from cause
 
     def call(self, *inputs: np.ndarray) -> Callable[[], object]:
-        return partial(self._for_shapes(inputs), *inputs)
+        if not self._large:
+            return partial(self._for_shapes(inputs), *inputs)
+        self._dynamic = self._model = None
+        return partial(self._compiled(inputs), *inputs)
 
     def _for_shapes(self, inputs: Sequence[np.ndarray]) -> Callable[..., Sequence[np.ndarray]]:
         """What is compiled for exactly these shapes (faster); one for all where there were many."""
-        given = named(self.inputs, inputs)
         key = tuple([a.shape for a in inputs])
         if key not in self._opened:
-            if len(self._opened) >= _STATIC_SHAPES:
+            if self._large or len(self._opened) >= _STATIC_SHAPES:
                 return self._predict_dynamic
-            try:
-                shapes = {name: list(array.shape) for name, array in given.items()}
-                self._opened[key] = opened(_core(), str(self._path), shapes, self._precision, self._threads)
-            except (RuntimeError, TypeError, ValueError) as cause:
-                raise refused(given, cause) from cause
+            self._opened[key] = self._compiled(inputs)
         return self._opened[key]
+
+    def _compiled(self, inputs: Sequence[np.ndarray]) -> Callable[..., list[np.ndarray]]:
+        given = named(self.inputs, inputs)
+        try:
+            shapes = {name: list(array.shape) for name, array in given.items()}
+            return opened(_core(), str(self._path), shapes, self._precision, self._threads)
+        except (RuntimeError, TypeError, ValueError) as cause:
+            raise refused(given, cause) from cause
 
     def _predict_dynamic(self, *inputs: np.ndarray) -> list[np.ndarray]:
         given = {n: a for n, a in named(self.inputs, inputs).items() if n in self._read_inputs}
@@ -270,18 +283,23 @@ class _Runner(Runner):
                 "PERFORMANCE_HINT": "LATENCY",
                 "INFERENCE_NUM_THREADS": self._threads,
             }
+            model = self._read() if self._model is None else self._model
             try:
-                self._dynamic = _core().compile_model(self._model, "CPU", settings).create_infer_request()
+                self._dynamic = _core().compile_model(model, "CPU", settings).create_infer_request()
             except RuntimeError as cause:
                 raise not_taken(self._path, cause, "OpenVINO", _words(cause)) from cause
+            self._model = None  # which holds the weights as well
         return self._dynamic
 
     def audit(self) -> Audit:
         """Read from the runtime's own graph of the compiled model."""
         import onnx_ir as ir
 
-        compiled = self._dynamic_request().get_compiled_model()
-        return Audit(tuple(_operators(compiled.get_runtime_model(), ir.load(self._path).graph)))
+        executed = self._dynamic_request().get_compiled_model().get_runtime_model()
+        if self._large:
+            self._dynamic = None  # which holds all weights, as what is read here does
+            trim()
+        return Audit(tuple(_operators(executed, ir.load(self._path).graph)))
 
 
 def _operators(runtime_model: Any, hub: ir.Graph) -> list[Operator]:
