@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 
 from tersor.calibrated import Calibrated
+from tersor.deadline import Deadline
 from tersor.errors import InputError
 from tersor.graph.likelihood import divergence
 from tersor.graph.model import Model
 from tersor.graph.watched import judged, watched
+from tersor.inputs import amounts
 from tersor.inputs.job import Job, Progress, bring, quiet, torch_threads
+from tersor.limits import Heard, limited
 from tersor.maths.bits import as_array
 from tersor.maths.damage import best_bias, damage
 from tersor.maths.pattern import Anywhere
@@ -55,22 +58,26 @@ def sensitivity(
     threads: int = 0,
     seed: int = 0,
     exclude: Sequence[str] = (),
+    time_limit: float | str | Deadline | None = None,
     memory_limit: int | str | None = None,
     progress: Progress = quiet,
 ) -> Sensitivity:
     """How much the metric drops when each layer alone is pruned or quantized.
 
     model, data, metric: as for `compress`; data is split by `seed`, and the metric is evaluated on `items` held-out items.
-    Cost: one pass over the calibration items, and one over the evaluated items per point.
-    Raises `InputError` for an unknown granularity, and what `compress` raises for its inputs.
+    Cost: one pass over the calibration items, and one over the evaluated items per point. time_limit: maximum time ("10m"),
+    after which there is no result.
+    Raises `InputError` for an unknown granularity, `BudgetError` where the time is up, and what `compress` raises for its
+    inputs.
     """
     unknown = sorted(set(granularities) - set(GRANULARITIES))
     if unknown or not granularities:
         raise InputError(
             f"There is no granularity {', '.join(unknown) or '(none)'}; choose one of {', '.join(GRANULARITIES)}."
         )
-    with torch_threads(threads):
-        job = bring(model, data, metric, 0.0, None, 1, threads, seed, tuple(exclude), None, progress, memory_limit)
+    limit, heard = amounts.deadline(time_limit), Heard(progress)
+    with torch_threads(threads), limited(limit, heard):
+        job = bring(model, data, metric, 0.0, None, 1, threads, seed, tuple(exclude), limit, heard, memory_limit)
         ground = Calibrated(job, fold_norms(job.model))
         held = job.held.take(items)
         score, outputs = _judged(job, job.model, held)
@@ -78,7 +85,7 @@ def sensitivity(
         changes = [change for granularity in granularities for change in CHANGES[granularity](ground, job)]
         points = []
         for done, (place, granularity, amount, changed, lost) in enumerate(changes):
-            progress("evaluating one layer at a time", done, len(changes))
+            heard("evaluating one layer at a time", done, len(changes))
             score, now = _judged(job, changed(), held)
             points.append(Point(place, granularity, amount, _entries(score), lost, _apart(outputs, now) / len(held)))
     return Sensitivity(job.name, job.metric.name, job.metric.lower, len(held), before, tuple(points))

@@ -223,18 +223,21 @@ def sensitivity(
     ] = None,
     items: Annotated[int, typer.Option(min=1, metavar="COUNT", help="Number of held-out items to evaluate on.")] = 256,
     threads: Threads = 0,
+    time_limit: TimeLimit = None,
     memory_limit: MemoryLimit = None,
     seed: Seed = 0,
     exclude: Exclude = None,
     as_json: Json = False,
 ) -> None:
     """Show how much the metric drops when each layer alone is pruned or quantized."""
+    from tersor.inputs import amounts
     from tersor.sensed import GRANULARITIES, is_page
     from tersor.store.files import atomic_write, refuse_foreign, refuse_unwritable
 
     if out is not None:  # judged before anything is loaded, torch included
         refuse_foreign(out, is_page)
         refuse_unwritable(out)
+    limit = amounts.deadline(time_limit)
     with results(as_json) as stream, Stages() as progress:
         from tersor.probing import sensitivity as measure
 
@@ -245,6 +248,7 @@ def sensitivity(
             granularities=granularity or GRANULARITIES,
             items=items,
             threads=threads,
+            time_limit=limit,
             memory_limit=memory_limit,
             seed=seed,
             exclude=exclude or (),
