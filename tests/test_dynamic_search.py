@@ -69,9 +69,13 @@ def test_offered_where_linears_do_the_work_and_the_target_runs_them(searched: tu
     assert next(t for t in searched[1].tried if t.name == "onnxruntime int8 dynamic").seconds
 
 
+def test_a_cnn_is_not_mostly_linear() -> None:
+    assert not mostly_linear(capture(made(Cnn), (torch.randn(2, 32),)))
+
+
+@pytest.mark.slow
 def test_not_offered_for_a_cnn() -> None:
     module = made(Cnn)
-    assert not mostly_linear(capture(module, (torch.randn(2, 32),)))
     report = compress(module, data(module), max_drop="50%", target="onnxruntime:int8", threads=1)
     assert "onnxruntime int8" in {tried.name for tried in report.tried}
     assert not [tried.name for tried in report.tried if "dynamic" in tried.name]

@@ -33,7 +33,7 @@ def data(module: nn.Module) -> Batches:
         return Batches.of(seen, module(seen).argmax(1), size=100)
 
 
-@pytest.mark.parametrize("target", ["onnxruntime:int8", "openvino:int8"])
+@pytest.mark.parametrize("target", ["onnxruntime:int8", pytest.param("openvino:int8", marks=pytest.mark.slow)])
 def test_rows_are_codes_in_the_integer_artifact(tmp_path: Path, target: str) -> None:
     torch.manual_seed(0)
     module, out = Recommender().eval(), tmp_path / "small"

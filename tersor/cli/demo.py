@@ -37,7 +37,7 @@ class Block(nn.Module):
 class Digits(nn.Module):
     """Digits of 8x8 pixels, (batch, 1, 8, 8) in [0, 1], to 10 logits."""
 
-    def __init__(self, width: int = 16):
+    def __init__(self, width: int = 32):
         super().__init__()
         self.stem = nn.Conv2d(1, width, 3, 1, 1, bias=False)
         self.norm = nn.BatchNorm2d(width)

@@ -48,7 +48,13 @@ def outputs(path: Path, runtime: str, x: np.ndarray = FEW) -> np.ndarray:
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize(
-    ("weights", "groups"), [(4, 32), (3, 0), (8, 16), ("2", 16), ("ternary", 0), (4, 24), ("binary", 0)]
+    ("weights", "groups"),
+    [
+        (4, 32),
+        (3, 0),
+        ("ternary", 0),
+        *(pytest.param(*more, marks=pytest.mark.slow) for more in ((8, 16), ("2", 16), (4, 24), ("binary", 0))),
+    ],
 )
 def test_both_runtimes_compute_what_was_judged(tmp_path: Path, weights: int | str, groups: int, runtime: str):
     out = tmp_path / "small.onnx"

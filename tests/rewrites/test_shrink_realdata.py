@@ -41,7 +41,10 @@ MODELS: dict[str, tuple[Callable[[ModuleType], Loaded], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "mobilenet_v2")) for n in MODELS])
+SLOW = ("mobilenet_v2", "mobilenet_v1_075", "resnet56")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in MODELS])
 def test_removing_is_zeroing(name: str, loaders: ModuleType) -> None:
     load, count = MODELS[name]
     torch.manual_seed(0)
