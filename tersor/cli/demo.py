@@ -14,6 +14,7 @@ from tersor.pipeline import compress
 from tersor.report import Report
 
 EPOCHS = 12
+BATCH = 16  # images at a time: of one, most of the time goes into starting operators
 
 
 class Block(nn.Module):
@@ -57,6 +58,7 @@ def demo(out: Path, seed: int = 0, progress: Progress = quiet) -> Report:
         [(x, y)],
         eval_data=[(x_test, y_test)],
         max_drop=0.01,
+        batch=BATCH,
         seed=seed,
         out=out,
         progress=progress,
