@@ -101,9 +101,10 @@ def distil(
     layers, counted from the inputs, in which both agree; they are trained like the others. recover: length and settings of the
     training ("2epochs", "10m", or a `Recovery`). The result is the best state after an epoch, on held-out data.
     time_limit: maximum time for everything ("10m"); where the training does not end within it, nothing comes out, and the same
-    call continues it. out: a
-    `torch.export` archive (.pt2), which torch loads without Tersor and `compress` takes; or an ONNX file (.onnx).
-    Raises `InputError` where the two do not fit together, and what `compress` raises for its inputs.
+    call continues it. out: a `torch.export` archive (.pt2), which torch loads without Tersor and `compress` takes; or an ONNX
+    file (.onnx).
+    Raises `InputError` where the two do not fit together, `BudgetError` where the time is up, and what `compress` raises for
+    its inputs.
     """
     if out is not None:
         refuse_file(Path(out), ENDINGS)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from tersor.errors import InputError
 
+LARGE = 100e6
+"""Bytes of a model's file, above which no two copies should be in memory at once."""
 _NONE = 1 << 60
 """What version 1 writes where there is no limit is as large as this, or larger."""
 _AS_LARGE = 4

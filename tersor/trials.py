@@ -21,7 +21,7 @@ from tersor.inputs.job import Job
 from tersor.measuring.batches import Batches
 from tersor.measuring.clock import Contender, Race, race
 from tersor.measuring.metrics import Drop, Metric, Predict, Score, drop, predictor
-from tersor.memory import CONTAINER, Room, trim
+from tersor.memory import CONTAINER, LARGE, Room, trim
 from tersor.plan import Plan
 from tersor.scratch import full_disk, room, scratch
 from tersor.target import Audit, Compressed, Dynamic, Runner, Target
@@ -30,7 +30,6 @@ from tersor.units import several
 
 CLOSING = 2.0  # seconds that a report and a manifest take
 BESIDE = 20  # rounds of a file against its float model
-TOGETHER = 100e6  # bytes of a file, up to which several are held in memory at once
 COPIED = 50e6  # bytes a second, flushed
 
 
@@ -270,7 +269,7 @@ class Workbench:
             self.rule_out(name, f"It could not be evaluated: {reason(cause)}")
             return None
         finally:
-            if self.trials[name].nbytes > TOGETHER:
+            if self.trials[name].nbytes > LARGE:
                 trim()  # what the runtime held
 
     def closing(self) -> float:
@@ -360,7 +359,7 @@ def time_side_by_side(
 ) -> Race:
     """Race the trials on one batch, each in a process of its own; the first is raced against itself as a control.
 
-    Where one has more than `TOGETHER` bytes, no two are in memory at once. failures, room: as for `race`. rehearsed: batches
+    Where one has more than `LARGE` bytes, no two are in memory at once. failures, room: as for `race`. rehearsed: batches
     that whoever was never timed has to survive first.
     """
     example = scratch / f"batch{len(inputs[0])}.npz"
@@ -385,7 +384,7 @@ def time_side_by_side(
     control = contenders[0].name
     return race(
         contenders,
-        apart=max(trial.nbytes for trial in trials) > TOGETHER,
+        apart=max(trial.nbytes for trial in trials) > LARGE,
         rounds=rounds,
         control=control,
         threads=threads,

@@ -11,7 +11,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, field
@@ -22,7 +22,6 @@ from unittest.mock import patch
 import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from tersor.errors import ExportError
 from tersor.graph.model import Model
@@ -171,13 +170,24 @@ def _quiet() -> Iterator[None]:
 
 def _one_table() -> AbstractContextManager[object]:
     """Torch makes its table of ONNX operators anew for each export, which takes as long as exporting a small model."""
-    return patch.object(ONNXRegistry, "from_torchlib", staticmethod(_table))
+    known = _registry()
+    if known is None:
+        return contextlib.nullcontext()
+    return patch.object(known[0], "from_torchlib", staticmethod(_table))
 
 
-_made_anew = ONNXRegistry.from_torchlib
+@cache
+def _registry() -> tuple[Any, Callable[..., Any]] | None:
+    """Torch's class of such tables, and how it makes one; None where a version of torch keeps them elsewhere."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:
+        return None
+    make = getattr(ONNXRegistry, "from_torchlib", None)
+    return None if make is None else (ONNXRegistry, make)
 
 
-def _table(*args: Any, **kwargs: Any) -> ONNXRegistry:
+def _table(*args: Any, **kwargs: Any) -> Any:
     """A copy: an export may add to it."""
     found = copy(_only_table(args, tuple(kwargs.items())))
     found.functions = {target: list(known) for target, known in found.functions.items()}
@@ -185,8 +195,10 @@ def _table(*args: Any, **kwargs: Any) -> ONNXRegistry:
 
 
 @cache
-def _only_table(args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> ONNXRegistry:
-    return _made_anew(*args, **dict(kwargs))
+def _only_table(args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> Any:
+    known = _registry()
+    assert known is not None
+    return known[1](*args, **dict(kwargs))
 
 
 def _why_not(program: ExportedProgram, cause: Exception) -> str:

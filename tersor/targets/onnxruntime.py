@@ -19,7 +19,7 @@ from tersor.hub.files import damaged, existing, named, not_taken, refused, save_
 from tersor.hub.placement import Placement
 from tersor.hub.precision import label_of, matrix_names, reasons
 from tersor.measuring.machine import weight_bits
-from tersor.memory import trim
+from tersor.memory import LARGE, trim
 from tersor.scratch import scratch
 from tersor.target import Audit, Compressed, Fidelity, Input, Operator, Runner, Target, described, variables
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # loading needs no onnx_ir, which takes a second to import
     import onnxruntime
 
 FILE = "model.onnx"
-_LARGE = 100e6  # bytes of a file, of which no two copies should be in memory
 PLACEMENTS = {
     "standard": Placement(dynamic=True),
     "signed": Placement(signed=True, dynamic=True),
@@ -164,7 +163,7 @@ class _Runner(Runner):
         """Read from the graph that the session optimised, dumped to a temporary file."""
         import onnx_ir as ir
 
-        if self._path.stat().st_size > _LARGE:
+        if self._path.stat().st_size > LARGE:
             self._run = self._again  # the session holds all weights, as what is read here does
             trim()
         hub = ir.load(self._path).graph

@@ -21,7 +21,7 @@ from tersor.errors import MissingRuntime
 from tersor.hub.files import existing, input_names, named, not_taken, refused, save_onnx
 from tersor.hub.placement import Placement
 from tersor.hub.precision import label_of, matrix_names, reasons
-from tersor.memory import trim
+from tersor.memory import LARGE, trim
 from tersor.target import Audit, Compressed, Fidelity, Input, Operator, Runner, Target, described, variables
 
 if TYPE_CHECKING:  # loading needs no exporter, and no onnx_ir, which takes a second to import
@@ -39,7 +39,6 @@ PLACEMENTS = {
     "signed": replace(_PLACEMENT, signed=True),
 }
 _STATIC_SHAPES = 6
-_LARGE = 100e6  # bytes of a file
 _HEAVY = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNCell", "RNNSeq", "ScaledDotProductAttention")
 _SHORT = {"u8": "i8", "i8": "i8", "f32": "f32", "bf16": "bf16", "f16": "f16", "u4": "i4", "i4": "i4"}
 
@@ -219,7 +218,7 @@ class _Runner(Runner):
     def __init__(self, path: Path, precision: str, threads: int):
         self._path = path
         self._precision, self._threads = precision, threads
-        self._large = path.stat().st_size > _LARGE
+        self._large = path.stat().st_size > LARGE
         self._model: Any = self._read()
         # OpenVINO forgets inputs that no output needs; callers still pass them.
         self.inputs = input_names(path)
