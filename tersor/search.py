@@ -21,7 +21,7 @@ from functools import cached_property
 from math import inf, prod
 from time import monotonic
 
-from tersor import choice
+from tersor import choice, memory
 from tersor.calibrated import Calibrated
 from tersor.deadline import TimeUp, enforced, until
 from tersor.errors import BudgetError, DataWarning, RecipeError, StorageError, TargetError, TersorError, reason
@@ -41,6 +41,7 @@ from tersor.recovering import Recovering
 from tersor.recovery.course import History
 from tersor.recovery.wish import Recovery
 from tersor.rewrites.shrink import shrink
+from tersor.shelf import put_aside
 from tersor.site import matrices, tables
 from tersor.target import Compressed, Target
 from tersor.targets import target_called, target_name
@@ -470,7 +471,18 @@ class Search:
         if plan is not None:  # planned with the seconds of the runtimes that know int8
             planned = {type(t) for t in self.targets if t.precision == "int8"}
             fitting = [t for t in fitting if type(t) in planned]
-        return self._try([Candidate(_label(t) + suffix, t, compressed, plan) for t in fitting], decisions, train)
+        let_go = self._put_aside(compressed)
+        tried = self._try([Candidate(_label(t) + suffix, t, compressed, plan) for t in fitting], decisions, train)
+        let_go()
+        return tried
+
+    def _put_aside(self, compressed: Compressed) -> Callable[[], None]:
+        """A large fitted model lies on the disk, but for what it shares with the model it was made of, so that many of them do
+        not hold many times its size. What is given lets go of what an export has read."""
+        models = self.job.model, self.model, self.ground.model
+        shared = {tensor.data_ptr() for model in models for _, tensor in model.tensors()}
+        own = [tensor for tensor in compressed.tensors() if tensor.data_ptr() not in shared]
+        return put_aside(own) if sum(t.nbytes for t in own) > memory.LARGE else lambda: None
 
     def _said(self, decisions: Decisions, compressed: Compressed) -> str:
         """What was done, for a name: nothing where it is what the target's name says."""

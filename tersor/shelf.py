@@ -12,7 +12,7 @@ import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -97,6 +97,28 @@ class Shelf(MutableMapping[str, T], Generic[T]):
                 _release(each)
             trim()
             self._read = coming
+
+
+def put_aside(tensors: Iterable[Tensor]) -> Callable[[], None]:
+    """Move large tensors to the disk, in place and value for value. What is given lets go of what was read of them since.
+
+    Tensors of one storage stay so. Where there is no room on the disk, they stay in memory.
+    """
+    moved: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Tensor] = {}
+    maps: list[Tensor] = []
+    for tensor in tensors:
+        same = tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+        if same not in moved:
+            moved[same] = _on_disk(tensor, maps)
+        tensor.data = moved[same].data
+
+    def let_go() -> None:
+        for each in maps:
+            _release(each)
+        trim()
+
+    let_go()
+    return let_go
 
 
 def _filed(value: Any, maps: list[Tensor]) -> Any:

@@ -7,7 +7,7 @@ cannot run natively is made dense first.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from keyword import iskeyword
 from pathlib import Path
@@ -62,6 +62,12 @@ class Compressed:
     model: Model
     weights: Mapping[str, Weight] = field(default_factory=dict)
     feeds: Mapping[str, Grid | Dynamic] = field(default_factory=dict)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that it holds."""
+        yield from (tensor for _, tensor in self.model.tensors())
+        for weight in self.weights.values():
+            yield from weight.tensors()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ store needs to write it to disk and read it back.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Self
 
@@ -41,6 +42,15 @@ class Weight(ABC):
         """
         del factors
         return None
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that it holds."""
+        assert is_dataclass(self)
+        for value in (getattr(self, f.name) for f in fields(self)):
+            if isinstance(value, Weight):
+                yield from value.tensors()
+            elif isinstance(value, Tensor):
+                yield value
 
     def to(self, device: torch.device | str) -> Self:
         """The same weight with all its tensors on `device`."""

@@ -14,6 +14,7 @@ import stripes
 import torch
 from torch import nn
 
+from tersor import shelf
 from tersor.delivery import load, verify
 from tersor.errors import BudgetError, InputError, RecipeError
 from tersor.fitting import Decisions
@@ -94,6 +95,23 @@ def test_a_recipe_gives_the_same_files(
     compress(trained, data, max_drop="3%", out=again, threads=1, recipe=out / "plan.yaml")
     assert _hashes(again / "model") == _hashes(out / "model")
     assert (again / "plan.yaml").read_text() == (out / "plan.yaml").read_text()
+
+
+def test_a_large_fitted_model_lies_on_the_disk(
+    trained: nn.Module, data: Batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decisions = Decisions({"stem.0": tuple(range(8))}, {n: GPTQ(bits=8) for n in ("stem.0", "head")}, "static")
+    path, put_aside, aside = tmp_path / "plan.yaml", shelf.put_aside, []
+    path.write_text(Recipe(("onnxruntime", "int8"), decisions, 0, 900, 1).to_yaml())
+    monkeypatch.setattr(shelf, "_LEAST", 0)
+    monkeypatch.setattr(shelf, "is_memory", lambda _: False)
+    monkeypatch.setattr("tersor.search.put_aside", lambda own: (aside.extend(own), put_aside(own))[1])
+    for large, name in ((1e9, "in memory"), (0, "on the disk")):
+        monkeypatch.setattr("tersor.memory.LARGE", large)
+        compress(trained, data, max_drop=0.99, out=tmp_path / name, threads=1, recipe=path)
+        assert bool(aside) == (large == 0)
+    assert {tuple(t.shape) for t in aside} >= {(8, 1, 3, 3), (4, 8)}
+    assert _hashes(tmp_path / "on the disk" / "model") == _hashes(tmp_path / "in memory" / "model")
 
 
 def test_a_budget_out_of_reach_says_the_best(data: Batches, tmp_path: Path) -> None:

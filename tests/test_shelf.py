@@ -65,6 +65,31 @@ def test_a_value_outlives_its_shelf() -> None:
     assert float(value.sum()) == 400 * 400
 
 
+def test_what_is_put_aside_is_as_it_was() -> None:
+    tied = torch.randn(300, 300)
+    tensors = [tied, tied[:], tied.t(), torch.nn.Parameter(torch.randn(400, 400), requires_grad=False), torch.ones(2)]
+    before, storage = [t.clone() for t in tensors], tied.data_ptr()
+    let_go = shelf.put_aside(tensors)
+    for _ in range(2):
+        assert all(torch.equal(t, old) for t, old in zip(tensors, before, strict=True))
+        let_go()
+    assert tensors[0].data_ptr() == tensors[1].data_ptr() != storage
+    assert isinstance(tensors[3], torch.nn.Parameter)
+
+
+@pytest.mark.skipif(is_memory(Path("/tmp")), reason="files in /tmp are in memory here")
+def test_what_is_put_aside_is_not_in_memory() -> None:
+    before = held()
+    tensors = [torch.full((4 * MB,), float(i)) for i in range(8)]  # 16 MB each
+    let_go = shelf.put_aside(tensors)
+    assert held() - before < 40 * MB
+    assert sum(float(t[-1]) for t in tensors) == 28
+    assert all(float(t.sum()) == i * 4 * MB for i, t in enumerate(tensors))
+    assert held() - before > 100 * MB
+    let_go()
+    assert held() - before < 40 * MB
+
+
 @pytest.mark.skipif(is_memory(Path("/tmp")), reason="files in /tmp are in memory here")
 def test_memory_is_bounded() -> None:
     kept: Shelf[Tensor] = Shelf(resident=8 * MB)
