@@ -6,8 +6,11 @@ tuple or a dict by name; what is None is left out.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
+import io
+import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,9 +35,12 @@ def export(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], dynamic: A
         module = _spelled(module, args, kwargs)
     arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
     shapes = {name: _shapes(value, dynamic) for name, value in arguments.items()}
-    with warnings.catch_warnings():
+    said = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stderr(said):  # torch prints the graphs of what it cannot export
         warnings.simplefilter("ignore")
-        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    sys.stderr.write(said.getvalue())  # what the user's own functions said
+    return program
 
 
 def _shapes(value: Any, dynamic: Any) -> Any:
