@@ -34,7 +34,8 @@ T = TypeVar("T")
 class Shelf(MutableMapping[str, T], Generic[T]):
     """A dictionary of tensors, or of dataclasses that hold some; what is more than `resident` bytes is on disk.
 
-    Values are exact, and as writable as any tensor. Where there is no room on the disk, they stay in memory.
+    Values are exact, their axes lie in the order they had, and they are as writable as any tensor. Where there is no room on the
+    disk, they stay in memory.
     """
 
     def __init__(self, values: Mapping[str, T] | None = None, resident: int = RESIDENT):
@@ -102,7 +103,7 @@ class Shelf(MutableMapping[str, T], Generic[T]):
 def put_aside(tensors: Iterable[Tensor]) -> Callable[[], None]:
     """Move large tensors to the disk, in place and value for value. What is given lets go of what was read of them since.
 
-    Tensors of one storage stay so. Where there is no room on the disk, they stay in memory.
+    What is the same memory in the same shape stays so. Where there is no room on the disk, they stay in memory.
     """
     moved: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Tensor] = {}
     maps: list[Tensor] = []
@@ -139,7 +140,8 @@ def _on_disk(tensor: Tensor, maps: list[Tensor]) -> Tensor:
         storage = _storage(folder, size)
     except (OSError, RuntimeError):  # the disk is full, or there are too many maps already
         return tensor
-    filed = torch.empty(0, dtype=tensor.dtype).set_(storage).reshape(tensor.shape)
+    layout = torch.empty_like(tensor, device="meta")  # axes in the same order: a view is possible wherever it was before
+    filed = torch.empty(0, dtype=tensor.dtype).set_(storage, 0, layout.shape, layout.stride())
     filed.copy_(tensor.detach())
     maps.append(filed)
     _release(filed)

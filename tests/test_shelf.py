@@ -32,6 +32,16 @@ def test_values_are_the_same_wherever_they_lie() -> None:
     assert all(torch.equal(kept[name], value) and kept[name].dtype == value.dtype for name, value in values.items())
 
 
+def test_axes_lie_in_the_order_they_had() -> None:
+    heads = torch.randn(4, 64, 6, 64).transpose(1, 2)
+    found = Shelf({"a": heads, "part": heads[:, :5]}, resident=0)
+    assert found["a"].stride() == heads.stride()
+    assert torch.equal(found["a"].transpose(1, 2).view(4, 64, 384), heads.transpose(1, 2).view(4, 64, 384))
+    assert torch.equal(found["part"].permute(0, 2, 1, 3).view(4, 64, 320), heads[:, :5].transpose(1, 2).reshape(4, 64, 320))
+    wide = torch.ones(300, 1).expand(300, 300)
+    assert torch.equal(Shelf({"a": wide}, resident=0)["a"].add_(1), torch.full((300, 300), 2.0))
+
+
 def test_what_is_added_in_place_stays() -> None:
     kept = Shelf({"a": torch.zeros(100, 100), "b": torch.ones(300, 300)}, resident=0)
     for _ in range(3):
