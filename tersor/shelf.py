@@ -34,8 +34,8 @@ T = TypeVar("T")
 class Shelf(MutableMapping[str, T], Generic[T]):
     """A dictionary of tensors, or of dataclasses that hold some; what is more than `resident` bytes is on disk.
 
-    Values are exact, their axes lie in the order they had, and they are as writable as any tensor. Where there is no room on the
-    disk, they stay in memory.
+    Values are exact, their axes lie in the order they had, and they are as writable as any tensor. Where there is no room on
+    the disk, they stay in memory.
     """
 
     def __init__(self, values: Mapping[str, T] | None = None, resident: int = RESIDENT):
@@ -140,7 +140,9 @@ def _on_disk(tensor: Tensor, maps: list[Tensor]) -> Tensor:
         storage = _storage(folder, size)
     except (OSError, RuntimeError):  # the disk is full, or there are too many maps already
         return tensor
-    layout = torch.empty_like(tensor, device="meta")  # axes in the same order: a view is possible wherever it was before
+    layout = torch.empty_like(
+        tensor, device="meta"
+    )  # axes in the same order: a view is possible wherever it was before
     filed = torch.empty(0, dtype=tensor.dtype).set_(storage, 0, layout.shape, layout.stride())
     filed.copy_(tensor.detach())
     maps.append(filed)

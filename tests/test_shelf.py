@@ -37,7 +37,9 @@ def test_axes_lie_in_the_order_they_had() -> None:
     found = Shelf({"a": heads, "part": heads[:, :5]}, resident=0)
     assert found["a"].stride() == heads.stride()
     assert torch.equal(found["a"].transpose(1, 2).view(4, 64, 384), heads.transpose(1, 2).view(4, 64, 384))
-    assert torch.equal(found["part"].permute(0, 2, 1, 3).view(4, 64, 320), heads[:, :5].transpose(1, 2).reshape(4, 64, 320))
+    assert torch.equal(
+        found["part"].permute(0, 2, 1, 3).view(4, 64, 320), heads[:, :5].transpose(1, 2).reshape(4, 64, 320)
+    )
     wide = torch.ones(300, 1).expand(300, 300)
     assert torch.equal(Shelf({"a": wide}, resident=0)["a"].add_(1), torch.full((300, 300), 2.0))
 

@@ -35,8 +35,8 @@ def export(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], dynamic: A
         module = _spelled(module, args, kwargs)
     arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
     shapes = {name: _shapes(value, dynamic) for name, value in arguments.items()}
-    said = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stderr(said):  # torch prints the graphs of what it cannot export
+    said = io.StringIO()  # torch prints the graphs of what it cannot export
+    with warnings.catch_warnings(), contextlib.redirect_stderr(said):
         warnings.simplefilter("ignore")
         program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     sys.stderr.write(said.getvalue())  # what the user's own functions said

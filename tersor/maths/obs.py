@@ -8,17 +8,22 @@ others to their best values costs exactly `1/2 sum_i g_i W_iS (H^-1_SS)^-1 W_iS^
 
 so one nested greedy sweep gives the order of removal and the whole damage-against-width curve, and what it keeps is the
 exact least-squares fit. Source: Hassibi and Stork 1992 (OBS); Kurtic et al. 2022, "The Optimal BERT Surgeon" (blocks).
+Steps are gathered in panels, as in a blocked Cholesky decomposition.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from tersor import deadline
+
+PANEL = 64
+"""Removed columns, after which what is left of `H^-1` is brought up to date."""
 
 
 @dataclass(frozen=True)
@@ -95,33 +100,77 @@ def sweep(readers: Sequence[Reader]) -> Sweep:
 
 
 class _State:
-    """`W` and `H^-1` of one reader while its blocks go. Blocks of unequal size are padded, and the padding masked."""
+    """`H^-1` and `A = W^T diag(g) W` of one reader, on the columns of its blocks, while these go.
+
+    What removing a block costs is told by its own corners of both, which are exact after every step. The whole matrices lag
+    behind by a panel of removed columns: with `P = H^-1_S:`, `R = (H^-1_SS)^-1 P` and `F = A_S: - 1/2 A_SS R`, a step takes
+    `P^T R` from the one and `F^T R + R^T F` from the other, and many steps together are one product of matrices. Blocks of
+    unequal size are padded, and the padding masked.
+    """
 
     def __init__(self, reader: Reader):
-        self.w = reader.w.clone()
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(reader.gram))
-        self.fisher = reader.fisher
-        widest = max((len(block) for block in reader.blocks), default=0)
-        self.index = torch.tensor([[*block, *[0] * (widest - len(block))] for block in reader.blocks])
-        self.index = self.index.reshape(len(reader.blocks), widest).long()
-        sizes = torch.tensor([len(block) for block in reader.blocks])
-        self.real = torch.arange(widest) < sizes[:, None]
-        self.filler = torch.diag_embed((~self.real).to(self.w.dtype))
+        columns = torch.tensor([c for block in reader.blocks for c in block], dtype=torch.long)
+        w = reader.w[:, columns]
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(reader.gram))[columns][:, columns]
+        self.energy = (w * reader.fisher[:, None]).mT @ w
+        sizes = [len(block) for block in reader.blocks]
+        widest, ends = max(sizes, default=0), list(accumulate(sizes))
+        index = [[*range(end - size, end), *[0] * (widest - size)] for size, end in zip(sizes, ends, strict=True)]
+        self.index = torch.tensor(index, dtype=torch.long).reshape(len(sizes), widest)
+        self.real = torch.arange(widest) < torch.tensor(sizes, dtype=torch.long)[:, None]
+        self.blocks = torch.arange(len(sizes))  # the number of each row of `index`, `real` and both corners
+        self.row = {block: block for block in range(len(sizes))}
+        self.count, self.gone = len(sizes), torch.zeros(len(columns), dtype=torch.bool)
+        both = self.real[:, :, None] & self.real[:, None, :]
+        rows, cols = self.index[:, :, None], self.index[:, None, :]
+        filler = torch.diag_embed((~self.real).to(w.dtype))
+        self.corner = torch.where(both, self.inverse[rows, cols], 0.0) + filler
+        self.weighed = torch.where(both, self.energy[rows, cols], 0.0)
+        self.panel = [
+            w.new_empty(0, len(columns)) for _ in range(3)
+        ]  # P, R and F of the last steps, one below the other
 
     def scores(self) -> Tensor:
-        """(blocks,): the damage of removing each block next."""
-        columns = torch.where(self.real, self.w[:, self.index], 0.0)  # (r, blocks, size)
-        weighed = torch.einsum("rbk,rbl,r->bkl", columns, columns, self.fisher)
-        corner = self.inverse[self.index[:, :, None], self.index[:, None, :]]
-        corner = torch.where(self.real[:, :, None] & self.real[:, None, :], corner, 0.0) + self.filler
-        return 0.5 * torch.linalg.solve(corner, weighed).diagonal(dim1=1, dim2=2).sum(1)
+        """(blocks,): the damage of removing each block next; 0 for those that are gone."""
+        if self.corner.shape[-1] == 1:
+            known = 0.5 * (self.weighed / self.corner)[:, 0, 0]
+        else:
+            known = 0.5 * torch.linalg.solve(self.corner, self.weighed).diagonal(dim1=1, dim2=2).sum(1)
+        return known.new_zeros(self.count).index_copy(0, self.blocks, known)
 
     def remove(self, block: int) -> None:
-        columns = self.index[block][self.real[block]]
-        rows = torch.linalg.solve(self.inverse[columns][:, columns], self.inverse[columns])
-        self.w -= self.w[:, columns] @ rows
-        self.inverse -= self.inverse[:, columns] @ rows
-        self.w[:, columns] = 0.0
-        self.inverse[columns, :] = 0.0
-        self.inverse[:, columns] = 0.0
-        self.inverse[columns, columns] = 1.0  # keeps the removed corner invertible; its weights are zero
+        row = self.row[block]
+        columns = self.index[row][self.real[row]]
+        p, r, f = self.panel
+        inverse = self.inverse[columns] - p[:, columns].mT @ r
+        energy = self.energy[columns] - f[:, columns].mT @ r - r[:, columns].mT @ f
+        gain = torch.linalg.solve(inverse[:, columns], inverse)
+        half = energy - 0.5 * energy[:, columns] @ gain
+        own = [torch.where(self.real, each[:, self.index], 0.0).transpose(0, 1) for each in (inverse, gain, half)]
+        change = own[2].mT @ own[1]
+        self.corner -= own[0].mT @ own[1]
+        self.weighed -= change + change.mT
+        self.corner[row] = torch.eye(self.corner.shape[-1], dtype=gain.dtype)
+        self.weighed[row] = 0.0
+        self.gone[columns] = True
+        self.panel = [torch.cat(pair) for pair in zip(self.panel, (inverse, gain, half), strict=True)]
+        if len(self.panel[0]) >= PANEL:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        p, r, f = self.panel
+        self.inverse.addmm_(p.mT, r, alpha=-1.0)
+        self.energy.addmm_(f.mT, r, alpha=-1.0).addmm_(r.mT, f, alpha=-1.0)
+        if self.gone.sum() >= len(self.gone) / 8:
+            self._drop()
+        self.panel = [r.new_empty(0, len(self.gone)) for _ in range(3)]
+
+    def _drop(self) -> None:
+        """Forget the columns that went."""
+        stay, place = ~self.gone, (~self.gone).cumsum(0) - 1
+        self.inverse, self.energy = self.inverse[stay][:, stay], self.energy[stay][:, stay]
+        alive = ~(self.real & self.gone[self.index]).any(1)
+        self.index, self.real = place[self.index[alive]].clamp_min(0), self.real[alive]
+        self.blocks, self.corner, self.weighed = self.blocks[alive], self.corner[alive], self.weighed[alive]
+        self.row = {block: row for row, block in enumerate(self.blocks.tolist())}
+        self.gone = torch.zeros(int(stay.sum()), dtype=torch.bool)

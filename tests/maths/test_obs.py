@@ -89,6 +89,26 @@ def test_blocks_of_unequal_size():
         assert swept.damage[removed] == pytest.approx(lost(reader.w, v, reader), rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.parametrize("panel", [1, 5, 64])
+def test_many_blocks_are_as_exact_as_few(panel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tersor.maths.obs.PANEL", panel)
+    sizes = [1, 2, 0, 3, 1, 4] * 5
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    blocks = [tuple(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+    reader, _ = problem(11, rows=6, columns=sum(sizes), blocks=blocks)
+    swept = sweep([reader])
+    assert sorted(swept.order) == list(range(30))
+    for removed in range(0, 31, 3):
+        v = refit(reader.w, reader.gram, kept_columns(reader, swept.order[:removed]))
+        assert swept.damage[removed] == pytest.approx(lost(reader.w, v, reader), rel=1e-6, abs=1e-9)
+        if removed < 30:
+            rest = [
+                lost(reader.w, refit(reader.w, reader.gram, kept_columns(reader, [*swept.order[:removed], b])), reader)
+                for b in swept.order[removed:]
+            ]
+            assert swept.damage[removed + 1] == pytest.approx(min(rest), rel=1e-6, abs=1e-9)
+
+
 def test_two_readers_are_judged_together():
     one, two = problem(1)[0], problem(2, rows=5)[0]
     swept = sweep([one, two])
