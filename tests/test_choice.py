@@ -61,7 +61,7 @@ class Bench:
     def inside(self, name: str) -> bool:
         return self.judge(name).within(0.01)
 
-    def time(self, names: list[str], rounds: int, starts: int) -> Race:
+    def time(self, names: list[str], rounds: int, behind: float, starts: int) -> Race:
         rng = np.random.default_rng(0)
         seconds = {n: self.trials[n].seconds for n in names} | {names[0] + AGAIN: self.trials[names[0]].seconds}
         runs = {n: tuple(s * rng.normal(1, self.noise, rounds)) for n, s in seconds.items()}
@@ -150,7 +150,7 @@ def test_a_noisy_race_is_repeated_and_the_quietest_counts(monkeypatch: pytest.Mo
     job: Any = SimpleNamespace(model=MODEL, max_drop=0.01, deadline=Deadline())
     bench, found = Bench(0.0, plain=(1.0, 0.0, 1, 0.0)), iter([1.4, 1.2, 1.3])
 
-    def time(names: list[str], rounds: int, starts: int) -> Race:
+    def time(names: list[str], rounds: int, behind: float, starts: int) -> Race:
         return Race(
             {"plain": (1.0,) * 9, "plain" + AGAIN: (next(found),) * 9, ORIGINAL: (2.0,) * 9}, "plain", (3.0, 3.5), 1
         )
