@@ -111,7 +111,7 @@ class _State:
     def __init__(self, reader: Reader):
         columns = torch.tensor([c for block in reader.blocks for c in block], dtype=torch.long)
         w = reader.w[:, columns]
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(reader.gram))[columns][:, columns]
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(reader.gram))[columns[:, None], columns]
         self.energy = (w * reader.fisher[:, None]).mT @ w
         sizes = [len(block) for block in reader.blocks]
         widest, ends = max(sizes, default=0), list(accumulate(sizes))
