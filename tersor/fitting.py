@@ -270,8 +270,10 @@ class _Walk:
             weigh = self._profile.facts[matrix.name].fisher.reshape(w.shape[:2])
             ridge = best_ridge(w, fit, check, weigh, biased)
             w = w if ridge is None else optimum(w, fit, ridge, biased)
-        matching = self._match and biased and here.drifted and not here.joins
-        self._store(matrix, w, shrunk(fit.gram, seen), fit if matching else None)
+        matching = fit if self._match and biased and here.drifted and not here.joins else None
+        gram = shrunk(fit.gram, seen)
+        del fit, check  # each as large as the Gram matrix
+        self._store(matrix, w, gram, matching)
 
     def _store(self, matrix: Matrix, w: Tensor, gram: Tensor, match: Moments | None) -> None:
         """Choose the value of what stays of `matrix` near `w` (groups, r, c + 1) and put it into the changing model."""

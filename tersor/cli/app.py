@@ -262,6 +262,8 @@ def sensitivity(
         from tersor.cli.sensitivity import show
 
         show(found)
+        if out is not None:
+            print(f"written   {out}")
 
 
 @app.command(cls=Command)

@@ -123,8 +123,8 @@ TimeLimit = Annotated[
     str | None,
     typer.Option(
         metavar="TIME",
-        help="Maximum time for the whole command: 90s, 10m, 1.5h. The best result verified by then is delivered; if there is "
-        "none, the command fails. Default: no limit.",
+        help="Maximum time for the whole command: 90s, 10m, 1.5h. The best result verified by then is delivered, by commands "
+        "that have one before they end; else the command fails. Default: no limit.",
         show_default=False,
         rich_help_panel=RUN,
     ),

@@ -36,7 +36,9 @@ def show(found: Pruned, out: Path | None) -> None:
     say(output.words(found.metric) for output in found.outputs)
     if out is not None:
         print(f"\nwritten   {out}")
-        if out.suffix == ".pt2":
+        if found.densities and not found.widths and not found.dropped:
+            print("          (zeros are stored as other values are, and these runtimes take as long for them)")
+        elif out.suffix == ".pt2":
             print(f"next      tersor compress {out} --data ...   (finds the fastest runtime and precision for it)")
 
 

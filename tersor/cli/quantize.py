@@ -34,7 +34,13 @@ def show(found: Quantized | QuantizedFolder, out: Path | None) -> None:
         kind = "ONNX file" if out.suffix == ".onnx" else "archive  "
         if found.ratio is not None:
             print(f"Speed in ONNX Runtime, compared with the float model: {faster(found.ratio, found.verdict)}")
-        print(f"\n{kind} {out}   (computes in float; for int8 arithmetic use `tersor compress`)")
+        written = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) if out.is_dir() else out.stat().st_size
+        if written >= found.bytes[0]:
+            print(
+                "The file is not smaller than the original's parameters: it holds the graph as well, and in float what its "
+                "format has no fewer bits for."
+            )
+        print(f"\n{kind} {out}   ({size(written)}; computes in float; for int8 arithmetic use `tersor compress`)")
 
 
 def _show_folder(found: QuantizedFolder) -> None:

@@ -24,7 +24,7 @@ from tersor.shelf import Shelf
 
 _PASSING = (aten.dropout.default, aten.alias.default, aten.contiguous.default, aten.clone.default)
 
-RESIDENT = 256 << 20  # bytes of values in memory
+RESIDENT = 128 << 20  # bytes of values in memory
 
 Reading = Callable[[fx.Node, fx.Node, Sequence[Any]], "Sequence[Any] | None"]
 

@@ -65,7 +65,8 @@ def shrunk(gram: Tensor, seen: Scatter) -> Tensor:
     if n < 2 or gram.shape[-1] < 3:
         return gram
     mean = gram[:, :-1, -1]
-    covariance = gram[:, :-1, :-1] - mean[:, :, None] * mean[:, None, :]
+    covariance = mean[:, :, None] * mean[:, None, :]
+    torch.sub(gram[:, :-1, :-1], covariance, out=covariance)
     trace, square = covariance.diagonal(dim1=1, dim2=2).sum(1), covariance.square().sum((1, 2))
     off = (seen.squares - n * square).clamp_min(0) / (n * (n - 1))
     c = covariance.shape[1]
@@ -75,7 +76,7 @@ def shrunk(gram: Tensor, seen: Scatter) -> Tensor:
     share = torch.where((share < NEGLIGIBLE) | (trace <= 0) | enough, torch.zeros_like(share), share)
     if not bool(share.any()):
         return gram
-    out = gram.clone()
-    pull = torch.diag_embed((trace / c)[:, None].expand(-1, c)).sub_(covariance)
+    out, pull = gram.clone(), covariance.neg_()
+    pull.diagonal(dim1=1, dim2=2).add_((trace / c)[:, None])
     out[:, :-1, :-1] += pull.mul_(share[:, None, None])
     return out
